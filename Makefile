@@ -1,0 +1,40 @@
+# `make demo` and `make test` set up .venv by themselves; nothing outside this folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test slow check dev link clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "bieff needs Python 3.11 or newer, got " + sys.version'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## both stages and the zero-shot evaluation on clips made here, no download
+	$(BIN)/bieff demo
+
+test: $(READY)  ## the fast tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+slow: $(READY)  ## every test this machine can run
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(READY) link  ## linters, types and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+dev: $(READY) link  ## a working folder for developers
+
+link:  ## what type checkers and editors read as the package `bieff`
+	@mkdir -p .typing/bieff
+	@for f in extract features train apps cli.py clip.py; do ln -sfn ../../$$f .typing/bieff/$$f; done
+
+clean:  ## remove everything made here but data, features and runs
+	rm -rf .venv .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

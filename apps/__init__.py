@@ -1,0 +1,1 @@
+"""What needs both stages: the demo, and everything else that goes from a video to an answer."""

@@ -1,0 +1,1 @@
+"""Stage one: videos and a frozen CLIP in, a feature store out."""

@@ -1,0 +1,1 @@
+"""The feature store: schema, shards, ledger, reading at memory speed.  No torch, no CLIP."""
