@@ -1,0 +1,293 @@
+"""Which frames of a video, and which part of each: sampling grids, crops, training views.
+
+T frames a view, n frames in the video, V views.  A view says *what* is wanted; the frame
+numbers follow from n and the crop from the frame's height and width, both by integer
+arithmetic, so that every machine decodes the same frames:
+
+    grid     clip k of c: frame floor(n * i / T) + start_k, i = 0..T-1.  The starts are those of
+             the TSN family and of the authors, whole frames from `linspace(0, n / T - 1, c)`.
+    random   one random frame in each of the T segments, a random-resized-crop and a flip,
+             drawn from the video's id and the view's index alone.
+
+Grids nest: with the same start, the grid of T = 8 is every 4th frame of the grid of T = 32, for
+every n.  So one store of 32 frames serves 8 and 16 as well (`stride_frames`, `jitter`).  What
+does not nest is where the later clips start: the last one starts at n / 32 - 1 where a grid of
+8 frames would start at n / 8 - 1.  `stride_frames` makes up for it with another phase.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from bieff.features.errors import ConfigError
+
+CropName = Literal["left", "centre", "right"]
+CROPS: tuple[CropName, ...] = ("left", "centre", "right")
+
+MIN_AREA = 0.4
+"""Least share of the frame that a random view keeps.  The crops of the TSN family keep at least
+0.44 of a square; the 0.08 usual for images often cuts the action out of the picture."""
+
+RATIO = (3 / 4, 4 / 3)
+"""Width over height of a random view, least and most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """One way to look at a video: T frames and one crop, the same crop in every frame.
+
+    A "grid" view is clip `clip` of `clips` (from 0) at crop `crop`; "left" and "right" are the
+    two ends of the longer side, so top and bottom of an upright video.  A "random" view is the
+    `index`-th (from 0), keeping at least the share `min_area` of the frame and mirrored half of
+    the time unless `mirror` is off, as it must be where left and right are part of the class.
+    """
+
+    kind: Literal["grid", "random"] = "grid"
+    clip: int = 0
+    clips: int = 1
+    crop: CropName = "centre"
+    index: int = 0
+    min_area: float = MIN_AREA
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("grid", "random"):
+            raise ConfigError(f"view: expected kind 'grid' or 'random', got {self.kind!r}")
+        if not 0 <= self.clip < self.clips:
+            raise ConfigError(f"view: expected 0 <= clip < {self.clips}, got {self.clip}")
+        if self.crop not in CROPS:
+            raise ConfigError(f"view: expected a crop of {', '.join(CROPS)}, got {self.crop!r}")
+        if self.index < 0:
+            raise ConfigError(f"view: expected index >= 0, got {self.index}")
+        if not 0 < self.min_area <= 1:
+            raise ConfigError(f"view: expected min_area in (0, 1], got {self.min_area}")
+
+    def __str__(self) -> str:
+        if self.kind == "random":
+            return f"random {self.index}"
+        return f"clip {self.clip + 1} of {self.clips}, {self.crop}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the numbers, and nothing else, for a store's recipe."""
+        random, grid = ("index", "min_area", "mirror"), ("clip", "clips", "crop")
+        names = random if self.kind == "random" else grid
+        return {"kind": self.kind} | {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "View":
+        """The view that `to_json` wrote.
+
+        Raises:
+            ConfigError: If a field is unknown or out of range.
+        """
+        unknown = set(values) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ConfigError(f"view: unknown field {sorted(unknown)[0]!r}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crop:
+    """Pure geometry, in this order: cut `box`, resize it to `resized`, cut a square, mirror.
+
+    All in whole pixels, top-left corner first.  A grid view takes the whole frame as its box
+    and cuts the square out of the resized frame, as CLIP's own preprocessing does; a random
+    view resizes its box straight to the square.
+    """
+
+    box: tuple[int, int, int, int]
+    """Top, left, height, width in the source frame."""
+
+    resized: tuple[int, int]
+    """Height and width after resizing (antialiased bicubic)."""
+
+    corner: tuple[int, int]
+    """Top and left of the square in the resized box."""
+
+    size: int
+    """Side of the square."""
+
+    mirrored: bool = False
+    """Whether left and right are swapped, last."""
+
+
+def views_for(
+    train_views: int, clips: int, crops: int, *, mirror: bool = True
+) -> tuple[list[View], list[View]]:
+    """The views of a training and of an evaluation partition.
+
+    Training: the first centre grid, then `train_views` random views.  Evaluation: `clips`
+    temporal clips, each at `crops` crops, clip by clip.
+
+    Args:
+        train_views: Number of random views, 0 or more.
+        clips: Number of temporal clips, 1 or more; the paper's 3.
+        crops: 1 (centre) or 3 (left, centre, right).
+        mirror: Whether random views may be mirrored.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+    if train_views < 0:
+        raise ConfigError(f"train views: expected 0 or more, got {train_views}")
+    if clips < 1:
+        raise ConfigError(f"clips: expected 1 or more, got {clips}")
+    if crops not in (1, 3):
+        raise ConfigError(f"crops: expected 1 (centre) or 3 (left, centre, right), got {crops}")
+    where: tuple[CropName, ...] = ("centre",) if crops == 1 else CROPS
+    drawn = [View(kind="random", index=i, mirror=mirror) for i in range(train_views)]
+    return [View(), *drawn], [
+        View(clip=k, clips=clips, crop=crop) for k in range(clips) for crop in where
+    ]
+
+
+def frame_numbers(
+    view: View, num_frames: int, T: int, *, video_id: str = ""
+) -> Int64[np.ndarray, " T"]:
+    """Numbers of the frames that the view shows, from 0, never decreasing.
+
+    A video shorter than T repeats frames.
+
+    Args:
+        view: Which view.
+        num_frames: n, frames in the video, 1 or more.
+        T: Frames in the view, 1 or more.
+        video_id: Seeds a random view; a grid does not look at it.
+    """
+    if num_frames < 1 or T < 1:
+        raise ValueError(f"expected num_frames >= 1 and T >= 1, got {num_frames} and {T}")
+    grid = np.arange(T + 1, dtype=np.int64) * num_frames // T
+    if view.kind == "grid":
+        return grid[:T] + clip_start(view.clip, view.clips, num_frames, T)
+    length = np.maximum(grid[1:] - grid[:-1], 1)  # a short video has empty segments
+    draws = _draws(view, video_id, T + NUM_CROP_DRAWS)[NUM_CROP_DRAWS:]
+    chosen = [draw * int(count) >> 64 for draw, count in zip(draws, length, strict=True)]
+    return grid[:T] + np.array(chosen, dtype=np.int64)
+
+
+def all_frame_numbers(
+    views: Sequence[View], num_frames: int, T: int, *, video_id: str
+) -> Int64[np.ndarray, "V T"]:
+    """`frame_numbers` of every view: what one decode of the video has to bring.
+
+    `np.unique(numbers, return_inverse=True)` gives the frames to decode and where each goes.
+    """
+    return np.stack([frame_numbers(view, num_frames, T, video_id=video_id) for view in views])
+
+
+def clip_start(clip: int, clips: int, num_frames: int, T: int) -> int:
+    """First frame of a temporal clip: `int(linspace(0, n / T - 1, clips)[clip])`, exactly.
+
+    0 for a single clip, and for every clip of a video shorter than 2 T frames but the last.
+    """
+    if clips == 1:
+        return 0
+    return max(num_frames - T, 0) * clip // (T * (clips - 1))
+
+
+def crop_of(view: View, height: int, width: int, size: int, *, video_id: str = "") -> Crop:
+    """Where the view cuts a frame of height x width pixels for an input of size x size.
+
+    Grid views follow torchvision's Resize(size) and CenterCrop(size): the shorter side becomes
+    `size`, the longer `int(size * longer / shorter)`, and the square starts at
+    `int(round(margin / 2))`, with Python's rounding of halves to even.
+    """
+    if min(height, width, size) < 1:
+        raise ValueError(f"expected positive sizes, got {height} x {width} and {size}")
+    if view.kind == "random":
+        box, mirrored = _random_box(view, height, width, video_id)
+        return Crop(box=box, resized=(size, size), corner=(0, 0), size=size, mirrored=mirrored)
+    shorter = min(height, width)
+    resized = (size * height // shorter, size * width // shorter)
+    top, left = (_corner(view.crop, side - size) for side in resized)
+    return Crop(box=(0, 0, height, width), resized=resized, corner=(top, left), size=size)
+
+
+def stride_frames(
+    T_store: int, T: int, *, clip: int = 0, clips: int = 1
+) -> Int64[np.ndarray, " T"]:
+    """Which of a store's T_store frames make an evaluation view of T frames.
+
+    Clip 0 takes the first of each group of T_store / T: exactly the grid of T frames.  The
+    groups are n / T frames long, but the store's later clips start within the first
+    n / T_store frames, so a later clip takes a later frame of each group: the last clip the
+    last.  Its frames then lie where a store of T frames has them, within one frame for the
+    last clip and within half a step of the store, n / (2 T_store), for those between.
+
+    Raises:
+        ConfigError: If T does not divide T_store.
+    """
+    group = _group(T_store, T)
+    gaps = max(clips - 1, 1)
+    phase = (2 * (group - 1) * clip + gaps) // (2 * gaps)  # rounded to the nearest
+    return np.arange(T, dtype=np.int64) * group + phase
+
+
+def jitter(
+    T_store: int, T: int, generator: np.random.Generator, *, num_videos: int
+) -> Int64[np.ndarray, "B T"]:
+    """Which of a store's T_store frames make a training view: one at random from each group.
+
+    Raises:
+        ConfigError: If T does not divide T_store.
+    """
+    group = _group(T_store, T)
+    chosen = generator.integers(0, group, size=(num_videos, T), dtype=np.int64)
+    return np.arange(T, dtype=np.int64) * group + chosen
+
+
+NUM_CROP_DRAWS = 1 + 4 * 10
+"""Flip, then area, shape, top and left of ten tries at a box."""
+
+
+def _draws(view: View, video_id: str, count: int) -> list[int]:
+    """Uniform integers in [0, 2**64), from the video's id and the view's index alone.
+
+    Straight from SHAKE-256, whose output no library version can change.
+    """
+    stream = hashlib.shake_256(f"bieff view {view.index} of {video_id}".encode())
+    return [int(draw) for draw in np.frombuffer(stream.digest(8 * count), dtype="<u8")]
+
+
+def _random_box(
+    view: View, height: int, width: int, video_id: str
+) -> tuple[tuple[int, int, int, int], bool]:
+    """A box of random area and shape inside the frame, and whether to mirror it."""
+    flip, *tries = _draws(view, video_id, NUM_CROP_DRAWS)
+    mirrored = view.mirror and flip >> 63 == 1
+    for k in range(0, len(tries), 4):
+        area, shape, top, left = tries[k : k + 4]
+        pixels = height * width * (view.min_area + (1 - view.min_area) * area / 2**64)
+        ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** (shape / 2**64)
+        box_height, box_width = round((pixels / ratio) ** 0.5), round((pixels * ratio) ** 0.5)
+        if 1 <= box_height <= height and 1 <= box_width <= width:
+            corner = (
+                top * (height - box_height + 1) >> 64,
+                left * (width - box_width + 1) >> 64,
+            )
+            return (*corner, box_height, box_width), mirrored
+    # a very long frame: the largest box of an allowed shape, in the middle
+    box_height = max(1, min(height, round(width / RATIO[0])))
+    box_width = max(1, min(width, round(height * RATIO[1])))
+    corner = ((height - box_height) // 2, (width - box_width) // 2)
+    return (*corner, box_height, box_width), mirrored
+
+
+def _corner(crop: CropName, margin: int) -> int:
+    """Where a square starts along a side that is `margin` longer; halves round to even."""
+    if crop == "centre":
+        return round(margin / 2)
+    return 0 if crop == "left" else margin
+
+
+def _group(T_store: int, T: int) -> int:
+    if T < 1 or T_store % T:
+        raise ConfigError(
+            f"frames: expected a divisor of the store's {T_store}, got {T}; choose another "
+            "number, or extract a store that has it"
+        )
+    return T_store // T
