@@ -109,7 +109,7 @@ def load(name: ClipName, *, device: str | torch.device = "cpu") -> Clip:
     Raises:
         InputError: If the name is unknown, the weights do not fit, or cannot be downloaded.
     """
-    open_clip = _import_open_clip()
+    open_clip = import_open_clip()
     schema_name = (
         f"local-dir:{Path(__file__).parent / 'extract' / 'tinyclip' / 'model'}"
         if name.model == TINYCLIP
@@ -234,7 +234,7 @@ class _quiet(warnings.catch_warnings):
         super().__exit__(*exc_info)
 
 
-def _import_open_clip() -> Any:
+def import_open_clip() -> Any:
     """Import open_clip, also beside a CPU-only torch.
 
     open_clip imports torchvision, whose registry build is linked against CUDA.  Beside a

@@ -1,0 +1,1 @@
+"""`shapes`, the built-in data set: short clips of moving shapes, rendered and encoded here."""

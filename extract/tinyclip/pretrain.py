@@ -1,0 +1,279 @@
+"""Train tinyclip, as CLIP was trained: contrastively, on stills and their captions.
+
+    python -m bieff.extract.tinyclip.pretrain --out DIR
+
+A still is one moment of a scene of `shapes` (all shapes, seen or not: CLIP has seen
+everything once); its caption names the shape with some of its colour, size, place and
+motion.  A photograph of an action is taken at its height, so where the caption names a
+motion the still is a late one: what moves left is mostly on the left by then.  That ties
+the motion words to directions of the joint space without ever showing motion.
+
+Only the rows of the token table that captions use are trained.  The others stay zero, and
+16-bit floats on disk are plenty, so the model compresses to little.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.random import Generator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bieff.clip import import_open_clip
+from bieff.extract.preprocess import cut, normalise
+from bieff.extract.shapes.render import render
+from bieff.extract.shapes.world import (
+    COLOURS,
+    INVISIBLE,
+    MOTIONS,
+    SHAPES,
+    Scenes,
+    class_name,
+    draw_scenes,
+)
+from bieff.extract.views import View, crop_of
+
+SIZE = 48
+STILL = 64
+"""Side of a rendered still, pixels; the frames of a clip have this height too."""
+
+CONFIG = {
+    "model_cfg": {
+        "embed_dim": 128,
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": SIZE,
+            "patch_size": 8,
+            "width": 128,
+            "head_width": 32,
+            "layers": 4,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+        },
+    },
+    "preprocess_cfg": {
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
+}
+
+FRAMES_OF_SPEECH = (
+    "This is a video about {}",
+    "a photo of a {}",
+    "a video of a {}",
+    "a {}",
+    "a picture of a {}, taken today",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How long and how fast."""
+
+    steps: int = 1600
+    batch_size: int = 256
+    lr: float = 1e-3
+    warmup: float = 0.06
+    """Share of the steps in which the learning rate rises."""
+
+    weight_decay: float = 0.1
+    seed: int = 0
+
+
+def draw_stills(
+    rng: Generator, count: int
+) -> tuple[np.ndarray, list[str], Scenes]:
+    """Stills uint8 (count, STILL, STILL, 3), their captions, and the scenes behind both."""
+    pairs = [(s, m) for s in SHAPES for m in MOTIONS if (s, m) not in INVISIBLE]
+    chosen = [pairs[i] for i in rng.integers(len(pairs), size=count)]
+    scenes = draw_scenes(rng, [s for s, _ in chosen], [m for _, m in chosen])
+    names_motion = rng.random(count) < 0.65
+    times = np.where(names_motion, rng.uniform(0.6, 1, count), rng.uniform(0, 1, count))
+    # a shape that has just blinked out is no picture of anything: take it half dark
+    blinking = scenes.blinks > 0
+    times[blinking] = (np.rint(times * scenes.blinks)[blinking] + rng.uniform(-0.35, 0.35, blinking.sum())) / scenes.blinks[blinking]
+    stills = render(scenes, times[:, None], height=STILL, width=STILL, rng=rng)[:, 0]
+    captions = [
+        _caption(rng, scenes, i, float(times[i]), names_motion=bool(names_motion[i]))
+        for i in range(count)
+    ]
+    return stills, captions, scenes
+
+
+def _caption(
+    rng: Generator, scenes: Scenes, i: int, when: float, *, names_motion: bool
+) -> str:
+    shape, motion = SHAPES[scenes.shape[i]], MOTIONS[scenes.motion[i]]
+    colour = list(COLOURS)[scenes.colour[i]]
+    along = when - 0.5
+    x, y = scenes.centre[i] + scenes.travel[i] * along
+    radius = scenes.radius[i] * np.exp(scenes.growth[i] * along)
+    size = "small " if radius < 0.13 else "large " if radius > 0.19 else ""
+    if max(abs(x), abs(y)) < 0.08:
+        place = "in the middle"
+    elif abs(x) > abs(y):
+        place = "on the left" if x < 0 else "on the right"
+    else:
+        place = "at the top" if y < 0 else "at the bottom"
+    kind = rng.random()
+    if not names_motion:
+        if kind < 0.4:
+            return f"a {size}{colour} {shape} {place}"
+        if kind < 0.7:
+            return f"{colour} {shape}"
+        return f"a picture of a {size}{shape}, {colour}, standing {place} before a plain wall"
+    if kind < 0.5:
+        return class_name(shape, motion)
+    if kind < 0.75:
+        return str(rng.choice(FRAMES_OF_SPEECH)).format(class_name(shape, motion))
+    if kind < 0.9:
+        return f"a {colour} {shape} {motion}"
+    return f"here you can see that a {size}{colour} {shape} is {motion}, and by now it is {place}"
+
+
+class Captioner:
+    """Tokenises captions to rows of a compact token table, and knows the rows it has used."""
+
+    def __init__(self, rng: Generator) -> None:
+        self._tokenizer = import_open_clip().get_tokenizer("ViT-B-16")
+        seen = [caption for _ in range(40) for caption in draw_stills(rng, 100)[1]]
+        self.used = torch.unique(self._tokenizer(seen))
+        """Token ids, int64, sorted; the padding id 0 and EOT among them."""
+
+    def __call__(self, captions: list[str]) -> Int[Tensor, "B L"]:
+        """Indices into `used`, cut to the longest caption."""
+        tokens = self._tokenizer(captions)
+        length = int(tokens.argmax(-1).max()) + 1
+        return torch.searchsorted(self.used, tokens[:, :length].contiguous())
+
+
+def encode_captions(
+    model: nn.Module, table: Float[Tensor, "rows W"], tokens: Int[Tensor, "B L"]
+) -> Float[Tensor, "B D"]:
+    """The text tower on captions cut to L tokens; the mask is causal, so the cut is exact."""
+    length = tokens.shape[1]
+    x = table[tokens] + model.positional_embedding[:length]
+    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+    ends = tokens.argmax(-1)  # EOT has the largest id
+    x = model.ln_final(x[torch.arange(len(x)), ends])
+    projected: Tensor = x @ model.text_projection
+    return projected
+
+
+def contrastive_loss(
+    images: Float[Tensor, "B D"], texts: Float[Tensor, "B D"], same: Tensor, scale: Tensor
+) -> Tensor:
+    """CLIP's symmetric cross-entropy; rows that carry the same caption are all positives."""
+    logits = scale.clamp(max=100) * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    target = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def accuracy(model: nn.Module, table: Tensor, captioner: Captioner, rng: Generator) -> dict[str, float]:
+    """Share of 512 fresh stills whose shape, motion and both are named right by the model."""
+    stills, _, scenes = draw_stills(rng, 512)
+    names = [class_name(s, m) for s in SHAPES for m in MOTIONS]
+    with torch.no_grad():
+        texts = F.normalize(encode_captions(model, table, captioner(names)), dim=-1)
+        images = F.normalize(model.visual(_pixels(stills)), dim=-1)
+    guess = (images @ texts.T).argmax(1).numpy()
+    shape, motion = np.divmod(guess, len(MOTIONS))
+    return {
+        "shape": float((shape == scenes.shape).mean()),
+        "motion": float((motion == scenes.motion).mean()),
+    }
+
+
+def _pixels(stills: np.ndarray) -> Tensor:
+    config = CONFIG["preprocess_cfg"]
+    squares = cut(torch.from_numpy(stills), crop_of(View(), STILL, STILL, SIZE))
+    return normalise(squares, mean=config["mean"], std=config["std"])
+
+
+def pretrain(out: Path, recipe: Recipe) -> None:
+    """Train, and write the model folder `out` with its log."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
+    model = import_open_clip().model.CLIP(**CONFIG["model_cfg"])
+    captioner = Captioner(np.random.default_rng(recipe.seed + 1))
+    table = nn.Parameter(model.token_embedding.weight[captioner.used].detach().clone())
+    parameters = [p for n, p in model.named_parameters() if n != "token_embedding.weight"]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2] + [table], "weight_decay": 0.0},
+        ],
+        lr=recipe.lr,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=recipe.lr,
+        total_steps=recipe.steps,
+        pct_start=recipe.warmup,
+        cycle_momentum=False,
+    )
+    log = (out.parent / f"{out.name}.log.jsonl").open("w")
+    start = time.monotonic()
+    for step in range(recipe.steps):
+        stills, captions, _ = draw_stills(rng, recipe.batch_size)
+        _, same = np.unique(captions, return_inverse=True)
+        positives = torch.from_numpy(same[:, None] == same[None, :]).float()
+        loss = contrastive_loss(
+            model.visual(_pixels(stills)),
+            encode_captions(model, table, captioner(captions)),
+            positives,
+            model.logit_scale.exp(),
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step + 1 == recipe.steps:
+            model.eval()
+            figures = accuracy(model, table, captioner, np.random.default_rng(12345))
+            model.train()
+            line = {"step": step + 1, "loss": round(loss.item(), 4)} | figures
+            line["seconds"] = round(time.monotonic() - start)
+            print(json.dumps(line), file=log, flush=True)
+            click.echo(json.dumps(line))
+            save(out, model, table, captioner.used)
+    log.close()
+
+
+def save(out: Path, model: nn.Module, table: Tensor, used: Tensor) -> None:
+    """Write an open_clip local-dir model: configuration and 16-bit weights."""
+    weights = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
+    full = torch.zeros_like(weights["token_embedding.weight"])
+    full[used] = table.detach().half()
+    weights["token_embedding.weight"] = full
+    (out / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    save_file(weights, out / "open_clip_model.safetensors")
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--steps", default=Recipe().steps, show_default=True)
+@click.option("--seed", default=Recipe().seed, show_default=True)
+def main(out: Path, steps: int, seed: int) -> None:
+    """Train tinyclip and write it as an open_clip local-dir model."""
+    pretrain(out, Recipe(steps=steps, seed=seed))
+
+
+if __name__ == "__main__":
+    main()
