@@ -1,0 +1,71 @@
+"""The training loss: video and class embeddings of a pair are alike (paper Sec. 3.4).
+
+B videos, k categories, D joint width.  The categories of a batch are its distinct labels; the
+paper writes B for them too, as if no label came twice.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def cosine(
+    left: Float[Tensor, "#B R D"], right: Float[Tensor, "#B C D"]
+) -> Float[Tensor, "B R C"]:
+    """Cosine of every row with every row: s(., .) of Eq. 8 and 10.
+
+    In float32 at least, also under autocast: divided by tau, the error of a bfloat16 cosine
+    would be a third of a logit.
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        kind = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
+        left, right = F.normalize(left.to(kind), dim=-1), F.normalize(right.to(kind), dim=-1)
+        return left @ right.mT
+
+
+def positive_pairs(
+    labels: Int[Tensor, " B"], categories: Int[Tensor, " k"]
+) -> Bool[Tensor, "B k"]:
+    """True where the video is of the category."""
+    return labels[:, None] == categories[None, :]
+
+
+def symmetric_loss(
+    logits: Float[Tensor, "B k"],
+    positives: Bool[Tensor, "B k"],
+    *,
+    targets: Literal["uniform", "multi-hot"] = "uniform",
+) -> Float[Tensor, ""]:
+    """Mean of video-to-text and text-to-video cross-entropy, Eq. 10.
+
+    Entry (i, j) is s(v_hat_i, c_hat_ij) / tau: the class embedding is the video's own, so one
+    matrix serves both directions, the softmax running over categories or over videos.  The
+    paper leaves open what happens when a label comes twice.  Here its videos share a column,
+    and a row of either direction has the uniform distribution over its positives as target.
+    With `targets="multi-hot"` the loss is the release's: one column a *video*, so that a label
+    that comes twice has two, and a target of 1 at every positive, not normalised.
+
+    Args:
+        logits: Cosines divided by tau.
+        positives: Each video has exactly one, each category at least one.
+        targets: How positives of a repeated label count.
+    """
+    if targets == "multi-hot":
+        column = positives.int().argmax(dim=1)  # of each video's own category
+        logits, positives = logits[:, column], positives[:, column]  # (B, B)
+    video_to_text = _cross_entropy(logits, positives, normalise=targets == "uniform")
+    text_to_video = _cross_entropy(logits.mT, positives.mT, normalise=targets == "uniform")
+    return (video_to_text + text_to_video) / 2
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "R C"], positives: Bool[Tensor, "R C"], *, normalise: bool
+) -> Float[Tensor, ""]:
+    """Mean over rows of the cross-entropy to the row's positives."""
+    target = positives.to(logits.dtype)
+    if normalise:
+        target = target / target.sum(dim=1, keepdim=True)
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
