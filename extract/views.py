@@ -215,8 +215,8 @@ def stride_frames(
     Clip 0 takes the first of each group of T_store / T: exactly the grid of T frames.  The
     groups are n / T frames long, but the store's later clips start within the first
     n / T_store frames, so a later clip takes a later frame of each group: the last clip the
-    last.  Its frames then lie where a store of T frames has them, within one frame for the
-    last clip and within half a step of the store, n / (2 T_store), for those between.
+    last.  Its frames then lie where a store of T frames has them: within two frames for the last
+    clip, within half a step of the store, n / (2 T_store), and two frames for those between.
 
     Raises:
         ConfigError: If T does not divide T_store.

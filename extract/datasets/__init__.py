@@ -1,0 +1,118 @@
+"""Which videos there are, what each shows, and which split uses it: `load` and `check`.
+
+ucf101, hmdb51   three official splits that overlap      three_splits.py
+k400, k600       Kinetics as people have it              kinetics.py
+folder           class folders, or a flat folder         folder.py
+list             list files and a label file             list_file.py
+shapes...        made by the project itself              bieff.extract.shapes
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bieff.extract.datasets.dataset import DataSet, Mislabelled, refuse_mislabelled
+from bieff.extract.datasets.folder import load_folder
+from bieff.extract.datasets.kinetics import load_kinetics
+from bieff.extract.datasets.labels import read_class_names
+from bieff.extract.datasets.list_file import load_lists
+from bieff.extract.datasets.report import Report
+from bieff.extract.datasets.three_splits import load_three_splits
+from bieff.features.errors import InputError
+
+__all__ = ["DataSet", "Mislabelled", "Report", "check", "load", "names"]
+
+BUILT_IN: dict[str, Callable[[Path], DataSet]] = {}
+"""Data sets that the project makes itself: name -> function of their videos' folder.
+
+Import inside the function: the makers import `DataSet` from this package.
+"""
+
+OFFICIAL: dict[str, Callable[[str, Path], DataSet]] = {
+    "k400": load_kinetics,
+    "k600": load_kinetics,
+    "ucf101": load_three_splits,
+    "hmdb51": load_three_splits,
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `load` takes."""
+    return (*BUILT_IN, *OFFICIAL, "folder", "list")
+
+
+def load(
+    name: str,
+    *,
+    videos: Path | None = None,
+    lists: Mapping[str, Path] | None = None,
+    labels: Path | None = None,
+    first_label: int | None = None,
+    trust_labels: bool = False,
+) -> DataSet:
+    """Find the videos of a data set, with labels and splits; nothing is decoded.
+
+    Args:
+        name: One of `names()`.
+        videos: Folder of the videos; None is `data/<name>`.
+        lists: Of "list": partition ("train", "val", "all") -> list file.
+        labels: Of "list" and "folder": the label file.
+        first_label: Of "list": whether labels count from 0 or from 1; None finds out.
+        trust_labels: Accept videos that lie in the folder of another class than their label.
+
+    Raises:
+        InputError: If the name is unknown, an option does not fit it, the folder is missing or
+            holds none of the videos, a list or label file cannot be read, or labels and class
+            folders disagree.
+    """
+    _check_options(name, lists=lists, labels=labels, first_label=first_label)
+    folder = videos or Path("data") / name
+    if name in BUILT_IN:
+        return BUILT_IN[name](folder)
+    if name == "folder":
+        classes = read_class_names(labels) if labels else None
+        return load_folder(folder, classes=classes)
+    if name == "list":
+        data = load_lists(lists or {}, videos=videos, labels=labels, first_label=first_label)
+    else:
+        data = OFFICIAL[name](name, folder)
+    return data if trust_labels else refuse_mislabelled(data)
+
+
+def check(
+    name: str,
+    *,
+    videos: Path | None = None,
+    lists: Mapping[str, Path] | None = None,
+    labels: Path | None = None,
+    first_label: int | None = None,
+) -> Report:
+    """What is listed, found, missing, unlisted and mislabelled, before any decoding.
+
+    Arguments and errors as for `load`, but mislabelled videos are reported.
+    """
+    data = load(
+        name,
+        videos=videos,
+        lists=lists,
+        labels=labels,
+        first_label=first_label,
+        trust_labels=True,
+    )
+    return Report(data)
+
+
+def _check_options(
+    name: str, *, lists: object | None, labels: object | None, first_label: int | None
+) -> None:
+    if name not in names():
+        raise InputError(f"unknown data set {name!r}: expected one of {', '.join(names())}")
+    if lists and name != "list":
+        raise InputError(f"data set {name!r} has its own lists; use --dataset list with yours")
+    if labels and name not in ("list", "folder"):
+        raise InputError(
+            f"data set {name!r} has its own class names; use --dataset list or folder"
+        )
+    if first_label is not None and name != "list":
+        raise InputError(f"data set {name!r} has its own labels, got first_label={first_label}")
+    if first_label not in (None, 0, 1):
+        raise InputError(f"first label: expected 0 or 1, got {first_label}")

@@ -1,0 +1,99 @@
+"""A data set: which videos there are, what each shows, and which split uses it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bieff.extract.datasets.names import has_sides
+from bieff.features.errors import InputError
+from bieff.features.schema import Video
+
+UNLABELLED = -1
+"""Label of a video whose class nobody said."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mislabelled:
+    """A video that lies in the folder of another class than its label says."""
+
+    partition: str
+    path: str
+    label: str
+    """Readable name of the class that the label says."""
+
+    folder: str
+    """Readable name of the class whose folder it lies in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSet:
+    """What stage one extracts.  A row of a partition is a video, in this order for ever."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """Readable, by label; empty where nothing is labelled."""
+
+    partitions: Mapping[str, Sequence[Video]]
+    """"train" and "val" where they are fixed, otherwise "all".  Videos that were listed but
+    not found are there too, with size 0."""
+
+    root: Path
+    """The videos' paths are relative to it."""
+
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the lists came about, a sentence each."""
+
+    class_subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Official subsets of the classes by name, such as the zero-shot splits of k600."""
+
+    default_clip: str | None = None
+    """The CLIP to take if the user names none; None for the usual one."""
+
+    missing: frozenset[str] = frozenset()
+    """Ids of the videos that were not found."""
+
+    unlisted: tuple[str, ...] = ()
+    """Paths of videos that are there but in no list."""
+
+    mislabelled: tuple[Mislabelled, ...] = ()
+
+    @property
+    def mirror(self) -> bool:
+        """Whether a mirrored video keeps its class: no class name tells left from right."""
+        return not has_sides(self.class_names)
+
+    @property
+    def num_videos(self) -> int:
+        """Videos listed, found or not."""
+        return sum(len(videos) for videos in self.partitions.values())
+
+
+def refuse_mislabelled(data: DataSet) -> DataSet:
+    """Return the data set if its labels agree with its class folders.
+
+    Raises:
+        InputError: If a video lies in the folder of another class.
+    """
+    if not data.mislabelled:
+        return data
+    first = data.mislabelled[0]
+    raise InputError(
+        f"{data.name}: {len(data.mislabelled):,} of {data.num_videos:,} videos lie in the "
+        f"folder of another class than their label says, the first is {first.path!r} labelled "
+        f"{first.label!r}; often the label file is in another order than the list: look with "
+        "--check, or say --trust-labels if the labels are right"
+    )
+
+
+def require_found(data: DataSet, *, layout: str) -> DataSet:
+    """Return the data set if at least one of its videos was found.
+
+    Raises:
+        InputError: If none was.
+    """
+    if data.num_videos > len(data.missing):
+        return data
+    raise InputError(
+        f"{data.name}: none of the {len(data.unlisted):,} videos in {data.root} is one of the "
+        f"{data.num_videos:,} listed; expected {layout}"
+    )

@@ -1,0 +1,158 @@
+"""Label files, in every form people have them: which number is which class.
+
+0,abseiling                    csv, with a header such as `id,name` or not, either order,
+                               with a third column `readable` or not
+1 ApplyEyeMakeup               numbers from 0 or from 1, before or behind the name
+abseiling                      one name a line
+["abseiling", ...]             json: a list, {"name": id}, {"id": "name"}, or a list of
+                               {"id": ..., "name": ...}
+"""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bieff.extract.datasets.names import label_of_key, readable
+from bieff.features.errors import InputError
+
+_ID_FIRST = re.compile(r"(\d+)\s*[,;\t ]\s*(.*\S)")
+_ID_LAST = re.compile(r"(.*\S)\s*[,;\t ]\s*(\d+)")
+_ID_COLUMNS = ("id", "label", "label_id", "class_id", "index", "idx")
+_NAME_COLUMNS = ("name", "class", "class_name", "category", "label_name", "label")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassNames:
+    """The classes in the order of their labels."""
+
+    names: tuple[str, ...]
+    """As written, which is how folders and lists spell them."""
+
+    readable: tuple[str, ...]
+
+    first_id: int | None
+    """The number the file gives to its first class, 0 or 1; None if it gives none."""
+
+
+def read_class_names(path: Path) -> ClassNames:
+    """Read a label file of any form.
+
+    Raises:
+        InputError: If the file cannot be read, its numbers are not 0..K-1 or 1..K, or two
+            classes have the same name.
+    """
+    text = read_text(path)
+    if path.suffix.lower() == ".json":
+        pairs = _from_json(text, path)
+    else:
+        pairs = _from_lines([line.strip() for line in text.splitlines() if line.strip()])
+    if not pairs:
+        raise InputError(f"label file {path}: expected a class a line, got an empty file")
+    first_id, entries = _in_order(pairs, path)
+    names = tuple(name for name, _ in entries)
+    label_of_key(names, source=f"label file {path}")
+    return ClassNames(
+        names, tuple(words or readable(name) for name, words in entries), first_id
+    )
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with a byte order mark or not.
+
+    Raises:
+        InputError: If it is missing or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot read {path}: {reason.lower()}; check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"cannot read {path}: expected UTF-8, got byte {error.object[error.start]:#x} at "
+            f"{error.start}; convert the file"
+        ) from None
+
+
+_Pair = tuple[int | None, str, str | None]
+"""Number if there is one, name, readable name if there is one."""
+
+
+def _from_lines(lines: Sequence[str]) -> list[_Pair]:
+    header = [field.strip().casefold() for field in lines[0].split(",")] if lines else []
+    has_header = len(header) > 1 and not any(field.isdecimal() for field in header)
+    name_column = next((c for c in _NAME_COLUMNS if c in header and _other_id(header, c)), None)
+    if has_header and name_column:
+        id_column = _other_id(header, name_column)
+        rows = csv.DictReader(lines, fieldnames=header)
+        next(rows)
+        return [
+            (int(row[id_column]), _clean(row[name_column]), row.get("readable")) for row in rows
+        ]
+    for pattern, name_group in ((_ID_FIRST, 2), (_ID_LAST, 1)):
+        matches = [pattern.fullmatch(line) for line in lines]
+        if all(matches):
+            found = [m for m in matches if m]
+            return [(int(m[3 - name_group]), _clean(m[name_group]), None) for m in found]
+    return [(None, _clean(line), None) for line in lines]
+
+
+def _other_id(header: Sequence[str], name_column: str) -> str | None:
+    return next((c for c in _ID_COLUMNS if c in header and c != name_column), None)
+
+
+def _from_json(text: str, path: Path) -> list[_Pair]:
+    try:
+        value: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"label file {path}: not json: {error}") from None
+    match value:
+        case [str(), *_]:
+            return [(None, _clean(str(name)), None) for name in value]
+        case [dict(), *_]:
+            return _from_lines(["id,name", *(f'{row["id"]},"{row["name"]}"' for row in value)])
+        case dict():
+            return [_json_pair(one, other, path) for one, other in value.items()]
+    raise InputError(
+        f"label file {path}: expected a list of names or an object of names and numbers, "
+        f"got {type(value).__name__}"
+    )
+
+
+def _json_pair(one: str, other: Any, path: Path) -> _Pair:
+    """Names to numbers, or numbers to names."""
+    if isinstance(other, int):
+        return other, _clean(one), None
+    if one.isdecimal() and isinstance(other, str):
+        return int(one), _clean(other), None
+    raise InputError(f"label file {path}: expected a name and a number, got {one!r}: {other!r}")
+
+
+def _in_order(
+    pairs: Sequence[_Pair], path: Path
+) -> tuple[int | None, list[tuple[str, str | None]]]:
+    """First number, and (name, readable name) by number."""
+    numbers = [number for number, _, _ in pairs]
+    if None in numbers:
+        return None, [(name, words) for _, name, words in pairs]
+    ordered = sorted((number or 0, name, words) for number, name, words in pairs)
+    first = ordered[0][0]
+    for expected, (number, name, _) in enumerate(ordered, start=first):
+        if number != expected or first > 1:
+            raise InputError(
+                f"label file {path}: expected numbers 0..{len(pairs) - 1} or 1..{len(pairs)}, "
+                f"got {number} for {name!r}"
+            )
+    return first, [(name, words) for _, name, words in ordered]
+
+
+def _clean(name: str) -> str:
+    """Without the quotes that some files put around a name."""
+    name = name.strip()
+    if len(name) > 1 and name[0] == name[-1] == '"':
+        name = name[1:-1].strip()
+    return name

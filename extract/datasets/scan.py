@@ -1,0 +1,150 @@
+"""What lies in a videos' folder: one walk, then dictionary look-ups."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from bieff.extract.datasets.names import key
+from bieff.features.errors import InputError
+
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+    | {".mts", ".ogv", ".ts", ".webm", ".wmv"}
+)
+
+_PARTITION = re.compile(
+    r"(?:.*[_-])?(train|val|valid|validate|validation|test)(?:[_-].*)?", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The videos under a folder, and the tables (.csv) beside them."""
+
+    root: Path
+    videos: dict[str, int]
+    """Path relative to `root`, with forward slashes, sorted -> bytes."""
+
+    tables: tuple[str, ...] = ()
+    """Relative paths of the csv files, sorted."""
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        """File name without suffix, in small letters -> the paths that have it."""
+        found: dict[str, list[str]] = {}
+        for path in self.videos:
+            found.setdefault(stem(path).casefold(), []).append(path)
+        return found
+
+    def find(self, listed: str) -> str | None:
+        """The video that a list means by a path, or None.
+
+        Lists come from other machines: the suffix may differ, folders may be missing in front
+        or be too many.  File name and parent folder have to agree, as far as both have one;
+        of several videos the one that agrees furthest up wins, then the first.
+        """
+        if listed in self.videos:
+            return listed
+        wanted = _parts(listed)
+        best, best_agreement = None, 0
+        for path in self.by_stem.get(stem(listed).casefold(), ()):
+            agreement = _agreement(wanted, _parts(path))
+            if agreement > best_agreement:
+                best, best_agreement = path, agreement
+        return best
+
+
+def scan(root: Path, *, layout: str) -> Folder:
+    """List the videos under `root`, following links; hidden files and folders are left out.
+
+    Args:
+        root: The videos' folder.
+        layout: One clause that says what is expected there, for the error message.
+
+    Raises:
+        InputError: If the folder is missing or holds no video.
+    """
+    if not root.is_dir():
+        raise InputError(
+            f"no videos' folder at {root}: expected {layout}; put the videos there or give "
+            "their folder with --videos"
+        )
+    videos: dict[str, int] = {}
+    tables: list[str] = []
+    seen: set[str] = set()
+    pending = [(str(root), "")]
+    while pending:
+        folder, prefix = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith((".", "__MACOSX")):
+                    continue
+                path = prefix + entry.name
+                if entry.is_dir():
+                    if not entry.is_symlink() or _is_new(entry.path, seen):
+                        pending.append((entry.path, path + "/"))
+                elif suffix(path) in VIDEO_SUFFIXES:
+                    videos[path] = entry.stat().st_size if entry.is_file() else 0
+                elif suffix(path) == ".csv":
+                    tables.append(path)
+    if not videos:
+        raise InputError(
+            f"no videos in {root}: expected {layout}; the suffixes looked for are "
+            f"{' '.join(sorted(VIDEO_SUFFIXES))}"
+        )
+    return Folder(root, dict(sorted(videos.items())), tuple(sorted(tables)))
+
+
+def suffix(path: str) -> str:
+    """The file's suffix in small letters, with its dot; empty if there is none."""
+    name = path.rpartition("/")[2]
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
+
+
+def stem(path: str) -> str:
+    """The file's name without folders and without a video's suffix."""
+    name = path.rpartition("/")[2]
+    return name[: -len(end)] if (end := suffix(name)) in VIDEO_SUFFIXES else name
+
+
+def without_suffix(path: str) -> str:
+    """The path without a video's suffix."""
+    return path[: -len(end)] if (end := suffix(path)) in VIDEO_SUFFIXES else path
+
+
+def partition_of(folders: Iterable[str]) -> str | None:
+    """Which of "train", "val", "test" a folder is called (`train`, `val_256`, `k400-test`)."""
+    for folder in folders:
+        match = _PARTITION.fullmatch(folder)
+        if match:
+            role = match[1].lower()
+            return "val" if role.startswith("val") else role
+    return None
+
+
+def _parts(path: str) -> list[str]:
+    """File name first, then the folders upwards, each by its key."""
+    parents = PurePosixPath(path.replace("\\", "/")).parent.parts
+    return [stem(path).casefold(), *(key(part) for part in reversed(parents))]
+
+
+def _agreement(one: list[str], other: list[str]) -> int:
+    """How many parts agree from the file name upwards; 0 unless two do, or all there are."""
+    agreement = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        agreement += 1
+    return agreement if agreement >= min(2, len(one), len(other)) else 0
+
+
+def _is_new(path: str, seen: set[str]) -> bool:
+    """Whether a linked folder is visited for the first time; a link may point upwards."""
+    real = os.path.realpath(path)
+    is_new = real not in seen
+    seen.add(real)
+    return is_new
