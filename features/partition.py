@@ -1,0 +1,325 @@
+"""A partition of a store: the rows of one list of videos, written by shards, read by rows.
+
+Letters as in `schema`: N videos, n of them asked for, V views, T frames, D width.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import zarr
+from jaxtyping import Bool, Float16, Int32, Int64, Shaped, UInt8
+
+from bieff.features import shard as shard_files
+from bieff.features.durable import disk_errors
+from bieff.features.error_log import read_errors, write_errors
+from bieff.features.errors import StoreError
+from bieff.features.layout import CRC_BYTES, Geometry
+from bieff.features.ledger import Ledger, Marker
+from bieff.features.mapped import MappedArray
+from bieff.features.schema import ShardData, Status, Video, VideoError
+from bieff.features.video_table import VideoTable
+
+Rows = Sequence[int] | np.ndarray | slice
+"""Row numbers from 0, in any order, or a slice of all rows."""
+
+
+class Partition:
+    """The rows of one list of videos.
+
+    Two tasks must never write one shard at the same time: `FeatureStore.exclusive` keeps
+    other runs out, and a run gives each shard to one task.
+    """
+
+    def __init__(self, store: Path, name: str, geometry: Geometry, recipe_hash: str) -> None:
+        self.name = name
+        self.path = store / name
+        self.recipe_hash = recipe_hash
+        self.geometry = geometry
+        self.num_videos = geometry.num_videos
+        self.num_rows = geometry.num_rows
+        """Videos and padding."""
+        self.num_shards = geometry.num_shards
+        self.rows_per_shard = geometry.rows_per_shard
+        self.num_views = geometry.num_views
+        self.num_frames = geometry.num_frames
+        self.dim = geometry.dim
+        self._errors = store / "errors"
+        self._ledger = Ledger(store / "ledger")
+        self._table = VideoTable(store / "videos" / f"{name}.jsonl")
+        self._mapped: dict[str, MappedArray] = {}
+
+    @cached_property
+    def videos(self) -> list[Video]:
+        """All videos, by row; read when first asked for, some 400 bytes of memory each."""
+        return self._table.read(0, self.num_videos)
+
+    def shard_videos(self, shard: int) -> list[Video]:
+        """The videos of one shard, without reading the others."""
+        rows = self.geometry.rows(shard)
+        return self._table.read(rows.start, rows.stop)
+
+    @cached_property
+    def labels(self) -> Int64[np.ndarray, " N"]:
+        """Index into the class names, by row."""
+        labels = zarr.open_array(self.path / "labels", mode="r", zarr_format=3)
+        return np.asarray(labels[: self.num_videos]).astype(np.int64)
+
+    # --- writing
+
+    def write_shard(
+        self,
+        shard: int,
+        data: ShardData,
+        *,
+        errors: Sequence[VideoError],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Write a shard, or write it again; its marker comes last.
+
+        Whatever happens on the way, the shard is either finished or has no marker.
+
+        Args:
+            shard: Number of the shard.
+            data: The rows of its videos, without padding.
+            errors: At least one for every video without embeddings.
+            seconds: Where the time went, for the marker.
+
+        Raises:
+            ValueError: If the data do not fit the store, or an error is missing.
+            StoreError: If the disk is full, or did not keep what was written.
+        """
+        rows = self.geometry.rows(shard)
+        shard_files.check(data, self.geometry, shard)
+        _check_errors(data.status, errors, rows)
+        with disk_errors(self.path):
+            self._ledger.remove(self.name, shard)
+            files = {}
+            for name, array in self.geometry.arrays.items():
+                self.mapped(name).forget(shard)
+                shard_files.remove(self.path, array, shard)
+                whole = shard_files.padded(
+                    getattr(data, name), data, array, self.rows_per_shard
+                )
+                files[name] = shard_files.write(self.path, array, shard, whole)
+            write_errors(self._error_file(shard), errors)
+            counts = Counter(Status(value).name.lower() for value in data.status.tolist())
+            marker = Marker(
+                partition=self.name,
+                shard=shard,
+                start=rows.start,
+                stop=rows.stop,
+                recipe_hash=self.recipe_hash,
+                files=files,
+                counts=dict(counts),
+                seconds=dict(seconds),
+            )
+            self._ledger.write(marker)
+
+    def drop(self, shard: int) -> bool:
+        """Remove a shard's marker, so that the next `bieff extract` writes it again.
+
+        Returns:
+            Whether there was one.
+        """
+        for mapped in self._mapped.values():
+            mapped.forget(shard)
+        return self._ledger.remove(self.name, shard)
+
+    # --- what is done
+
+    def marker(self, shard: int) -> Marker | None:
+        """The marker of a finished shard, None otherwise.
+
+        Finished: the marker is of this recipe and the files have its sizes.  Checksums are
+        for `bieff store verify`.
+        """
+        marker = self._ledger.read(self.name, shard)
+        if marker is None or marker.recipe_hash != self.recipe_hash:
+            return None
+        for name, array in self.geometry.arrays.items():
+            size = array.file_bytes(self.rows_per_shard)
+            file = array.file(self.path, shard)
+            known = marker.files.get(name)
+            if known is None or known.size != size or not file.is_file():
+                return None
+            if file.stat().st_size != size:
+                return None
+        return marker
+
+    def done(self) -> Bool[np.ndarray, " shards"]:
+        """Which shards are finished."""
+        finished = [self.marker(shard) is not None for shard in range(self.num_shards)]
+        return np.array(finished, dtype=bool)
+
+    def pending(self, *, retry_failed: bool = False) -> list[int]:
+        """Shards to be written, in order.
+
+        Args:
+            retry_failed: Also the finished ones that hold a failed video (`Status.failed`,
+                which includes missing files).
+        """
+        pending = []
+        for shard in range(self.num_shards):
+            marker = self.marker(shard)
+            if marker is None or (retry_failed and _has_failed(marker)):
+                pending.append(shard)
+        return pending
+
+    def status(self) -> UInt8[np.ndarray, " N"]:
+        """Status of each video; `Status.PENDING` in shards that are not finished."""
+        status = np.full(self.num_videos, int(Status.PENDING), np.uint8)
+        array = self.geometry.arrays["status"]
+        for shard in np.flatnonzero(self.done()).tolist():
+            rows = self.geometry.rows(shard)
+            file = array.file(self.path, shard)
+            status[rows.start : rows.stop] = np.fromfile(file, np.uint8)[:-CRC_BYTES][
+                : len(rows)
+            ]
+        return status
+
+    def errors(self) -> list[VideoError]:
+        """What went wrong in the finished shards, by row."""
+        found = []
+        for shard in np.flatnonzero(self.done()).tolist():
+            found += read_errors(self._error_file(shard))
+        return found
+
+    # --- reading
+
+    def read(
+        self,
+        rows: Rows,
+        views: slice | None = None,
+        *,
+        frames: slice | None = None,
+        out: Float16[np.ndarray, "n V T D"] | None = None,
+    ) -> Float16[np.ndarray, "n V T D"]:
+        """Embeddings of some rows, through the map; NaN where a video is not usable.
+
+        Args:
+            rows: Which videos.
+            views: Which views; None takes all.
+            frames: Which frames, such as `slice(None, None, 4)`; None takes all.
+            out: Where to put them; None makes an array.
+
+        Raises:
+            StoreError: If a row's shard is not finished.
+        """
+        return self._take("embeddings", rows, (views, frames), out)
+
+    def read_plain(
+        self, rows: Rows, views: slice | None = None, *, frames: slice | None = None
+    ) -> Float16[np.ndarray, "n V T D"]:
+        """What `read` gives, through zarr: slow, and every row's checksum is looked at."""
+        numbers = self._numbers(rows)
+        for shard in np.unique(numbers // self.rows_per_shard).tolist():
+            self._require(shard)
+        array = zarr.open_array(self.path / "embeddings", mode="r", zarr_format=3)
+        selection = (numbers, views or slice(None), frames or slice(None), slice(None))
+        return np.asarray(array.get_orthogonal_selection(selection))
+
+    def read_patches(
+        self, rows: Rows, views: slice | None = None
+    ) -> Float16[np.ndarray, "n V P W"]:
+        """Patch tokens of some rows, averaged over time, through the map.
+
+        Raises:
+            StoreError: If the store has none, or a row's shard is not finished.
+        """
+        if self.geometry.patches is None:
+            raise StoreError(
+                f"{self.path} has no patches; extract again with `--context patches`"
+            )
+        return self._take("patches", rows, (views,), None)
+
+    def frames(self, rows: Rows) -> Int32[np.ndarray, "n V T"]:
+        """Numbers of the frames really decoded; -1 where a video is not usable."""
+        return self._take("frames", rows, (), None)
+
+    def read_shard(self, shard: int) -> ShardData:
+        """All rows of a finished shard, to be written again with some of them redone."""
+        rows = self.geometry.rows(shard)
+        everything = slice(rows.start, rows.stop)
+        has_patches = self.geometry.patches is not None
+        return ShardData(
+            embeddings=self.read(everything),
+            frames=self.frames(everything),
+            status=self._take("status", everything, (), None),
+            patches=self.read_patches(everything) if has_patches else None,
+        )
+
+    def mapped(self, array: str) -> MappedArray:
+        """The map of one array, made when first asked for."""
+        if array not in self._mapped:
+            self._mapped[array] = MappedArray(
+                self.path,
+                self.geometry.arrays[array],
+                num_shards=self.num_shards,
+                rows_per_shard=self.rows_per_shard,
+                check=self._require,
+            )
+        return self._mapped[array]
+
+    def _take(
+        self,
+        name: str,
+        rows: Rows,
+        slices: tuple[slice | None, ...],
+        out: np.ndarray | None,
+    ) -> Shaped[np.ndarray, "n ..."]:
+        mapped = self.mapped(name)
+        numbers = self._numbers(rows)
+        inner = tuple(part or slice(None) for part in slices)
+        sizes = mapped.array.row_shape
+        shape = tuple(len(range(size)[part]) for size, part in zip(sizes, inner, strict=False))
+        shape = (len(numbers), *shape, *sizes[len(inner) :])
+        if out is None:
+            out = np.empty(shape, mapped.array.dtype)
+        elif out.shape != shape or out.dtype != mapped.array.dtype:
+            raise ValueError(
+                f"out: expected {mapped.array.dtype} {shape}, got {out.dtype} {out.shape}"
+            )
+        mapped.take(numbers, inner, out)
+        return out
+
+    def _numbers(self, rows: Rows) -> Int64[np.ndarray, " n"]:
+        if isinstance(rows, slice):
+            return np.arange(self.num_videos, dtype=np.int64)[rows]
+        numbers = np.asarray(rows, dtype=np.int64)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < self.num_videos:
+            raise IndexError(
+                f"{self.name}: expected rows in 0..{self.num_videos - 1}, "
+                f"got {numbers.min()}..{numbers.max()}"
+            )
+        return numbers
+
+    def _require(self, shard: int) -> None:
+        if self.marker(shard) is None:
+            rows = self.geometry.rows(shard)
+            raise StoreError(
+                f"{self.path}: rows {rows.start} to {rows.stop - 1} are not extracted; run "
+                "`bieff extract` again to finish"
+            )
+
+    def _error_file(self, shard: int) -> Path:
+        return self._errors / f"{self.name}-{shard:05d}.jsonl"
+
+
+def _has_failed(marker: Marker) -> bool:
+    return any(Status[name.upper()].failed for name, count in marker.counts.items() if count)
+
+
+def _check_errors(
+    status: UInt8[np.ndarray, " n"], errors: Sequence[VideoError], rows: range
+) -> None:
+    explained = {error.row for error in errors}
+    if strange := explained - set(rows):
+        raise ValueError(
+            f"errors: expected rows {rows.start} to {rows.stop - 1}, got {min(strange)}"
+        )
+    for row in (np.flatnonzero(~shard_files.usable(status)) + rows.start).tolist():
+        if row not in explained:
+            raise ValueError(f"row {row}: not usable, and no error says why")
