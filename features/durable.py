@@ -64,7 +64,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            free = shutil.disk_usage(path).free
+            there = next(folder for folder in (path, *path.parents) if folder.exists())
+            free = shutil.disk_usage(there).free
             raise StoreError(
                 f"no space to write {path}: {error.strerror}, {free:,} bytes are free; make "
                 "room and run the same command again, finished shards are kept"

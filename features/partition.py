@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from jaxtyping import Bool, Float16, Int32, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float16, Int32, Int64, UInt8
 
 from bieff.features import shard as shard_files
 from bieff.features.durable import disk_errors
@@ -18,12 +18,9 @@ from bieff.features.error_log import read_errors, write_errors
 from bieff.features.errors import StoreError
 from bieff.features.layout import CRC_BYTES, Geometry
 from bieff.features.ledger import Ledger, Marker
-from bieff.features.mapped import MappedArray
+from bieff.features.reading import RowReader, Rows
 from bieff.features.schema import ShardData, Status, Video, VideoError
 from bieff.features.video_table import VideoTable
-
-Rows = Sequence[int] | np.ndarray | slice
-"""Row numbers from 0, in any order, or a slice of all rows."""
 
 
 class Partition:
@@ -49,7 +46,7 @@ class Partition:
         self._errors = store / "errors"
         self._ledger = Ledger(store / "ledger")
         self._table = VideoTable(store / "videos" / f"{name}.jsonl")
-        self._mapped: dict[str, MappedArray] = {}
+        self._reader = RowReader(self.path, geometry, check=self._require_done)
 
     @cached_property
     def videos(self) -> list[Video]:
@@ -96,9 +93,9 @@ class Partition:
         _check_errors(data.status, errors, rows)
         with disk_errors(self.path):
             self._ledger.remove(self.name, shard)
+            self._reader.forget(shard)
             files = {}
             for name, array in self.geometry.arrays.items():
-                self.mapped(name).forget(shard)
                 shard_files.remove(self.path, array, shard)
                 whole = shard_files.padded(
                     getattr(data, name), data, array, self.rows_per_shard
@@ -124,8 +121,7 @@ class Partition:
         Returns:
             Whether there was one.
         """
-        for mapped in self._mapped.values():
-            mapped.forget(shard)
+        self._reader.forget(shard)
         return self._ledger.remove(self.name, shard)
 
     # --- what is done
@@ -208,18 +204,13 @@ class Partition:
         Raises:
             StoreError: If a row's shard is not finished.
         """
-        return self._take("embeddings", rows, (views, frames), out)
+        return self._reader.take("embeddings", rows, (views, frames), out)
 
     def read_plain(
         self, rows: Rows, views: slice | None = None, *, frames: slice | None = None
     ) -> Float16[np.ndarray, "n V T D"]:
         """What `read` gives, through zarr: slow, and every row's checksum is looked at."""
-        numbers = self._numbers(rows)
-        for shard in np.unique(numbers // self.rows_per_shard).tolist():
-            self._require(shard)
-        array = zarr.open_array(self.path / "embeddings", mode="r", zarr_format=3)
-        selection = (numbers, views or slice(None), frames or slice(None), slice(None))
-        return np.asarray(array.get_orthogonal_selection(selection))
+        return self._reader.take_plain("embeddings", rows, (views, frames))
 
     def read_patches(
         self, rows: Rows, views: slice | None = None
@@ -233,70 +224,19 @@ class Partition:
             raise StoreError(
                 f"{self.path} has no patches; extract again with `--context patches`"
             )
-        return self._take("patches", rows, (views,), None)
+        return self._reader.take("patches", rows, (views,))
 
     def frames(self, rows: Rows) -> Int32[np.ndarray, "n V T"]:
         """Numbers of the frames really decoded; -1 where a video is not usable."""
-        return self._take("frames", rows, (), None)
+        return self._reader.take("frames", rows)
 
     def read_shard(self, shard: int) -> ShardData:
         """All rows of a finished shard, to be written again with some of them redone."""
         rows = self.geometry.rows(shard)
-        everything = slice(rows.start, rows.stop)
-        has_patches = self.geometry.patches is not None
-        return ShardData(
-            embeddings=self.read(everything),
-            frames=self.frames(everything),
-            status=self._take("status", everything, (), None),
-            patches=self.read_patches(everything) if has_patches else None,
-        )
+        arrays = {name: self._reader.take(name, rows) for name in self.geometry.arrays}
+        return ShardData(**arrays)
 
-    def mapped(self, array: str) -> MappedArray:
-        """The map of one array, made when first asked for."""
-        if array not in self._mapped:
-            self._mapped[array] = MappedArray(
-                self.path,
-                self.geometry.arrays[array],
-                num_shards=self.num_shards,
-                rows_per_shard=self.rows_per_shard,
-                check=self._require,
-            )
-        return self._mapped[array]
-
-    def _take(
-        self,
-        name: str,
-        rows: Rows,
-        slices: tuple[slice | None, ...],
-        out: np.ndarray | None,
-    ) -> Shaped[np.ndarray, "n ..."]:
-        mapped = self.mapped(name)
-        numbers = self._numbers(rows)
-        inner = tuple(part or slice(None) for part in slices)
-        sizes = mapped.array.row_shape
-        shape = tuple(len(range(size)[part]) for size, part in zip(sizes, inner, strict=False))
-        shape = (len(numbers), *shape, *sizes[len(inner) :])
-        if out is None:
-            out = np.empty(shape, mapped.array.dtype)
-        elif out.shape != shape or out.dtype != mapped.array.dtype:
-            raise ValueError(
-                f"out: expected {mapped.array.dtype} {shape}, got {out.dtype} {out.shape}"
-            )
-        mapped.take(numbers, inner, out)
-        return out
-
-    def _numbers(self, rows: Rows) -> Int64[np.ndarray, " n"]:
-        if isinstance(rows, slice):
-            return np.arange(self.num_videos, dtype=np.int64)[rows]
-        numbers = np.asarray(rows, dtype=np.int64)
-        if numbers.size and not 0 <= numbers.min() <= numbers.max() < self.num_videos:
-            raise IndexError(
-                f"{self.name}: expected rows in 0..{self.num_videos - 1}, "
-                f"got {numbers.min()}..{numbers.max()}"
-            )
-        return numbers
-
-    def _require(self, shard: int) -> None:
+    def _require_done(self, shard: int) -> None:
         if self.marker(shard) is None:
             rows = self.geometry.rows(shard)
             raise StoreError(

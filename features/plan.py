@@ -1,0 +1,234 @@
+"""Planning a store: what its attributes say, writing it once, and planning the same again."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bieff.features.durable import PARTIAL, disk_errors
+from bieff.features.errors import InputError, StoreError, StoreMismatchError, StoreMissingError
+from bieff.features.group import METADATA_NAME, create_arrays, write_root
+from bieff.features.layout import Geometry, rows_per_shard
+from bieff.features.lock import LOCK_NAME, exclusive
+from bieff.features.recipe import canonical, differences, recipe_hash
+from bieff.features.schema import SCHEMA_VERSION, PartitionPlan
+from bieff.features.video_table import (
+    VideoTable,
+    first_difference,
+    identity,
+    is_up_to_date,
+    write_videos,
+)
+
+FOLDERS = ("videos", "ledger", "errors")
+"""Of a store, beside its partitions."""
+
+Plans = Mapping[str, PartitionPlan]
+
+
+def plan_attributes(
+    *,
+    recipe: Mapping[str, Any],
+    class_names: Sequence[str],
+    partitions: Plans,
+    versions: Mapping[str, str],
+    root: str,
+) -> dict[str, Any]:
+    """The attributes of a new store.
+
+    Raises:
+        InputError: If a partition is empty or a label has no class name.
+    """
+    recipe = canonical(recipe)
+    for key in ("frames", "dim"):
+        if not isinstance(recipe.get(key), int) or recipe[key] < 1:
+            raise ValueError(f"recipe: expected a positive {key!r}, got {recipe.get(key)!r}")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": recipe,
+        "recipe_hash": recipe_hash(recipe),
+        "class_names": list(class_names),
+        "versions": dict(versions),
+        "root": root,
+        "partitions": {
+            name: _sizes(name, plan, recipe, len(class_names))
+            for name, plan in partitions.items()
+        },
+    }
+
+
+def _sizes(
+    name: str, plan: PartitionPlan, recipe: Mapping[str, Any], num_classes: int
+) -> dict[str, Any]:
+    if not re.fullmatch(r"[a-z0-9_]+", name) or name in FOLDERS:
+        raise ValueError(
+            f"partition name: expected lower-case letters and digits, got {name!r}"
+        )
+    if not plan.videos:
+        raise InputError(f"partition {name!r} has no videos; check the list and the folder")
+    for video in plan.videos:
+        if not 0 <= video.label < num_classes:
+            raise InputError(
+                f"label of video {video.id!r}: expected 0 to {num_classes - 1}, as there are "
+                f"{num_classes} class names, got {video.label}"
+            )
+    row_bytes = 2 * plan.num_views * recipe["frames"] * recipe["dim"]
+    if recipe.get("patches") is not None:
+        row_bytes = max(row_bytes, 2 * plan.num_views * math.prod(recipe["patches"]))
+    return {
+        "num_videos": len(plan.videos),
+        "num_views": plan.num_views,
+        "rows_per_shard": plan.rows_per_shard or rows_per_shard(len(plan.videos), row_bytes),
+        "videos": identity(plan.videos),
+    }
+
+
+def geometry(attributes: Mapping[str, Any], partition: str) -> Geometry:
+    """Sizes of one partition of a store with these attributes."""
+    recipe, sizes = attributes["recipe"], attributes["partitions"][partition]
+    patches = recipe.get("patches")
+    return Geometry(
+        num_videos=sizes["num_videos"],
+        num_views=sizes["num_views"],
+        num_frames=recipe["frames"],
+        dim=recipe["dim"],
+        patches=None if patches is None else (patches[0], patches[1]),
+        rows_per_shard=sizes["rows_per_shard"],
+    )
+
+
+def is_planned(path: Path) -> bool:
+    """Whether a store, or another zarr group, lies at `path`."""
+    return (path / METADATA_NAME).is_file()
+
+
+def require_vacant(path: Path, partitions: Sequence[str]) -> None:
+    """Refuse a folder that holds anything but the rest of a planning that was killed.
+
+    Raises:
+        StoreError: Naming what is there.
+    """
+    known = {*FOLDERS, *partitions, LOCK_NAME, METADATA_NAME + PARTIAL}
+    strange = sorted(entry.name for entry in path.iterdir() if entry.name not in known)
+    if strange or any((path / "ledger").glob("*")):
+        found = strange[0] if strange else "a ledger without zarr.json"
+        raise StoreError(
+            f"{path} is not a feature store and not empty, it has {found}; choose another --out"
+        )
+
+
+def write_plan(path: Path, attributes: Mapping[str, Any], partitions: Plans) -> None:
+    """Write everything but shards; the root's metadata last, so that it is all or nothing."""
+    require_vacant(path, list(partitions))
+    for folder in FOLDERS:
+        (path / folder).mkdir(exist_ok=True)
+    for name, plan in partitions.items():
+        labels = np.array([video.label for video in plan.videos], np.int64)
+        create_arrays(path / name, geometry(attributes, name), labels)
+        write_videos(_table(path, name), plan.videos)
+    write_root(path, attributes, partitions)
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of the store at `path`.
+
+    Raises:
+        StoreMissingError: If there is none.
+        StoreMismatchError: If it is something else, or of another schema version.
+    """
+    try:
+        metadata = json.loads((path / METADATA_NAME).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreMissingError(
+            f"no feature store at {path}; make one with `bieff extract`"
+        ) from None
+    except ValueError as error:
+        raise StoreMismatchError(f"{path / METADATA_NAME} is not JSON: {error}") from None
+    attributes: dict[str, Any] = metadata.get("attributes", {})
+    version = attributes.get("schema_version")
+    if version != SCHEMA_VERSION:
+        got = "no feature store" if version is None else f"schema version {version}"
+        raise StoreMismatchError(
+            f"{path}: expected a feature store of schema version {SCHEMA_VERSION}, got {got}"
+        )
+    return attributes
+
+
+def require_recipe(
+    path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], *, only_asked: bool = False
+) -> None:
+    """Compare recipes, or only the keys that are asked for.
+
+    Raises:
+        StoreMismatchError: With a line for each key that differs.
+    """
+    lines = differences(stored, asked, only_asked=only_asked)
+    if lines:
+        raise StoreMismatchError(
+            f"{path} was written with another recipe; choose another --out, or ask for the "
+            "same:\n" + "\n".join(f"  {line}" for line in lines)
+        )
+
+
+def require_same_plan(
+    path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], partitions: Plans
+) -> None:
+    """Compare what the attributes say of recipe, class names, views and videos.
+
+    Raises:
+        StoreMismatchError: Saying what differs.
+    """
+    require_recipe(path, stored["recipe"], asked["recipe"])
+    if stored["class_names"] != asked["class_names"]:
+        line = differences(_numbered(stored), _numbered(asked))[0]
+        raise StoreMismatchError(
+            f"{path} has other class names; choose another --out:\n  {line}"
+        )
+    if set(stored["partitions"]) != set(partitions):
+        raise StoreMismatchError(
+            f"{path} has partitions {sorted(stored['partitions'])}, asked for "
+            f"{sorted(partitions)}; choose another --out"
+        )
+    for name, sizes in asked["partitions"].items():
+        held = stored["partitions"][name]
+        if held["num_views"] != sizes["num_views"]:
+            raise StoreMismatchError(
+                f"{path / name} has {held['num_views']} views a video, asked for "
+                f"{sizes['num_views']}; choose another --out"
+            )
+        if held["videos"] != sizes["videos"]:
+            table = VideoTable(_table(path, name))
+            where = first_difference(table, held["num_videos"], partitions[name].videos)
+            raise StoreMismatchError(
+                f"{path / name} was planned for other videos; choose another --out, or give "
+                f"the list it was planned with:\n  {where}"
+            )
+
+
+def bring_up_to_date(
+    path: Path, stored: Mapping[str, Any], partitions: Plans, *, root: str
+) -> None:
+    """Where the videos lie is no part of the plan; files may have moved or come since."""
+    stale = [
+        name
+        for name, plan in partitions.items()
+        if not is_up_to_date(_table(path, name), plan.videos)
+    ]
+    if not stale and root == stored["root"]:
+        return
+    with exclusive(path), disk_errors(path):
+        for name in stale:
+            write_videos(_table(path, name), partitions[name].videos)
+        write_root(path, {**stored, "root": root}, stored["partitions"])
+
+
+def _table(path: Path, partition: str) -> Path:
+    return path / "videos" / f"{partition}.jsonl"
+
+
+def _numbered(attributes: Mapping[str, Any]) -> dict[str, str]:
+    return {f"class_names.{i:05d}": name for i, name in enumerate(attributes["class_names"])}
