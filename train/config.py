@@ -5,6 +5,7 @@ one before.  File and overrides are both TOML, so there is one parser and one se
 """
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -116,10 +117,6 @@ class TrainConfig:
     """Of the first weights and of the order of the videos."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(
-                self, field.name, _checked(field.name, getattr(self, field.name))
-            )
         for name in ("num_context", "post_layers", "frames", "epochs", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -155,9 +152,8 @@ class TrainConfig:
         Raises:
             ConfigError: If a name is unknown or a value does not fit.
         """
-        for name in values:
-            _field_type(name)
-        return replace(base or cls(), **values)
+        checked = {name: _checked(name, value) for name, value in values.items()}
+        return replace(base or cls(), **checked)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, ready for JSON; `from_dict` gives the same config back."""
@@ -247,7 +243,7 @@ def _parse(text: str) -> Any:
 def _field_type(name: str) -> Any:
     types = {field.name: field.type for field in fields(TrainConfig)}
     if name not in types:
-        close = difflib.get_close_matches(name, types, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(name, types, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(types)}"
         raise ConfigError(f"unknown setting {name!r}; {hint}")
     return types[name]
@@ -266,7 +262,7 @@ def _checked(name: str, value: Any) -> Any:
         return None
     if float in kinds and type(value) is int:
         value = float(value)
-    if type(value) not in kinds:
+    if type(value) not in kinds or (kinds[0] is float and not math.isfinite(value)):
         names = {bool: "true or false", int: "a whole number", float: "a number"}
         raise ConfigError(f"{name} must be {names[kinds[0]]}, got {value!r}")
     return value

@@ -169,10 +169,11 @@ class BiEfficient(nn.Module):
             temporal = F.normalize(temporal, dim=-1)
         video, picked, weights = temporal.mean(dim=1), None, None
         if self.word_guided is not None:
-            if self.config.word_source == "words":
-                picked = prompted.word_similarity(video).argmax(dim=-1)
-            else:
-                picked = pick(video, classes, norms=self.config.word_norms)
+            with torch.no_grad():
+                if self.config.word_source == "words":
+                    picked = prompted.word_similarity(video).argmax(dim=-1)
+                else:
+                    picked = pick(video, classes, norms=self.config.word_norms)
             video, weights = self.word_guided(temporal, *prompted.words(picked))
 
         similarity = cosine(video[:, None], classes)[:, 0]  # (B, k)

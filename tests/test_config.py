@@ -1,0 +1,156 @@
+import dataclasses
+import json
+
+import pytest
+
+from bieff.features.errors import ConfigError
+from bieff.train.config import TrainConfig, load, preset
+
+# Sec. 4.1 and the default ("marked in gray") rows of Tables 4 to 10
+PAPER = {
+    "epochs": 50,
+    "warmup_epochs": 5,
+    "batch_size": 32,
+    "lr": 5e-4,
+    "weight_decay": 0.2,
+    "temperature": 0.01,
+    "num_context": 16,
+    "temporal_layers": 3,
+    "prompt": "pre-prompt",
+    "design": "paper",
+    "post_prompt": True,
+    "word_guided": True,
+    "mean_pool": True,
+    "word_source": "classes",
+    "alpha": 0.1,
+    "beta": 0.1,
+    "word_temperature": 1.0,
+    "clip_grad": 0.0,
+}
+
+
+def test_defaults_are_the_papers():
+    values = TrainConfig().to_dict()
+    assert {name: values[name] for name in PAPER} == PAPER
+    assert preset("paper") == TrainConfig() == load()
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("batch_size=8", "batch_size", 8),
+        ("lr=1e-3", "lr", 1e-3),
+        ("lr = 1", "lr", 1.0),
+        ("post_prompt=false", "post_prompt", False),
+        ("design=a1", "design", "a1"),
+        ('design="a1"', "design", "a1"),
+        ("prompt=pre-prompt", "prompt", "pre-prompt"),
+        ("frames=8", "frames", 8),
+        ("frames=none", "frames", None),
+        ("word_source=words", "word_source", "words"),
+    ],
+)
+def test_an_override_takes_the_type_of_its_setting(text, name, value):
+    got = getattr(load(overrides=[text]), name)
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_file_goes_over_preset_and_override_over_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('epochs = 10\nword_source = "words"\nalpha = 1\n')
+    config = load(path, ["epochs=7", "seed=3", "seed=4"], base="released")
+    assert config == dataclasses.replace(
+        preset("released"), epochs=7, word_source="words", alpha=1.0, seed=4
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize=8", "unknown setting 'batchsize'; did you mean 'batch_size'?"),
+        ("tau=1", "unknown setting 'tau'; expected one of temporal_layers, "),
+        ("epochs", "expected name=value, got 'epochs'"),
+        ("epochs=2.5", "epochs must be a whole number, got 2.5"),
+        ("epochs=true", "epochs must be a whole number, got True"),
+        ("epochs=many", "epochs must be a whole number, got 'many'"),
+        ("epochs=", "epochs must be a whole number, got ''"),
+        ("epochs=1\nseed=2", r"epochs must be a whole number, got '1\nseed=2'"),
+        ("epochs=0", "epochs must be at least 1, got 0"),
+        ("lr=fast", "lr must be a number, got 'fast'"),
+        ("lr=nan", "lr must be a number, got nan"),
+        ("lr=0", "lr must be positive, got 0.0"),
+        ("temperature=inf", "temperature must be a number, got inf"),
+        ("weight_decay=-0.1", "weight_decay must not be negative, got -0.1"),
+        ("frames=0", "frames must be at least 1, got 0"),
+        ("post_prompt=1", "post_prompt must be true or false, got 1"),
+        ("post_prompt=True", "post_prompt must be true or false, got 'True'"),
+        ("design=a4", "design must be one of 'paper', 'a1', 'a2', 'a3', got 'a4'"),
+        ("design=[1]", "design must be one of 'paper', 'a1', 'a2', 'a3', got [1]"),
+        ("warmup_epochs=50", "warmup_epochs must be in [0, epochs), got 50 with epochs=50"),
+    ],
+)
+def test_a_setting_that_cannot_be_says_what_is_expected(text, message):
+    with pytest.raises(ConfigError) as caught:
+        load(overrides=[text])
+    assert str(caught.value).startswith(message)
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"design 'a1' is one of the Pre-Prompt, got prompt='n"
+    ):
+        load(overrides=["design=a1", "prompt=none"])
+    with pytest.raises(ConfigError, match="mean_pool=false leaves no video embedding"):
+        load(overrides=["mean_pool=false"], base="baseline")
+
+
+def test_a_file_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read settings '.*none.toml': No such file"):
+        load(tmp_path / "none.toml")
+    path = tmp_path / "bad.toml"
+    path.write_text("epochs: 10\n")
+    with pytest.raises(ConfigError, match=r"settings '.*bad.toml' are not TOML: "):
+        load(path)
+    path.write_text("[train]\nepochs = 10\n")
+    with pytest.raises(ConfigError, match="unknown setting 'train'"):
+        load(path)
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(
+        ConfigError, match="no preset 'tiny'; expected 'paper', 'baseline' or 're"
+    ):
+        load(base="tiny")
+
+
+@pytest.mark.parametrize("name", ["paper", "baseline", "released"])
+def test_a_config_survives_json(name):
+    config = dataclasses.replace(preset(name), frames=13)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_released_differs_where_the_method_page_says():
+    paper, released = preset("paper").to_dict(), preset("released").to_dict()
+    changed = {name: value for name, value in released.items() if value != paper[name]}
+    assert changed == {
+        "temporal_layers": 2,
+        "temporal_residual": False,
+        "num_context": 12,
+        "meta_attention": "bare",
+        "adapter": "residual",
+        "post_layers": 2,
+        "beta": 0.01,
+        "word_temperature": 0.01,
+        "word_norms": True,
+        "vector_gates": True,
+        "normalise": "frames",
+        "learn_temperature": True,
+        "targets": "multi-hot",
+        "weight_decay": 0.05,
+    }
+
+
+def test_a_config_does_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().epochs = 3  # type: ignore[misc]

@@ -1,0 +1,378 @@
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bieff.clip import Clip, ClipName, Preprocessing, import_open_clip
+from bieff.features.errors import ConfigError
+from bieff.train.config import TrainConfig, load, preset
+from bieff.train.loss import positive_pairs, symmetric_loss
+from bieff.train.model import BiEfficient
+from bieff.train.pre_prompt import hand_crafted_context
+from bieff.train.text import TextTower
+
+B, T, P, D, W = 5, 3, 7, 13, 11
+PATCH_WIDTH = 17
+NAMES = ["playing guitar", "archery", "playing squash or racquetball", "tai chi"]
+
+# what makes each row of Tables 4 to 10 out of the default, and every other option once
+TABLES = {
+    "4 baseline": ["prompt=none", "post_prompt=false", "word_guided=false"],
+    "4 + pre-prompt": ["post_prompt=false", "word_guided=false"],
+    "4 + post-prompt": ["word_guided=false"],
+    "4 + word-guided": [],
+    "5 none": ["prompt=none", "post_prompt=false"],
+    "5 hand-crafted": ["prompt=hand-crafted", "post_prompt=false"],
+    "5 learnable": ["prompt=learnable", "post_prompt=false"],
+    "5 pre": ["post_prompt=false"],
+    "5 post": ["prompt=none"],
+    "6 a1": ["design=a1"],
+    "6 a2": ["design=a2"],
+    "6 a3": ["design=a3"],
+    "7 without mean pooling": ["mean_pool=false"],
+    "8 words": ["word_source=words"],
+    "9 alpha 1": ["alpha=1"],
+    "9 alpha 0.01": ["alpha=0.01"],
+    "10 beta 1": ["beta=1"],
+    "10 beta 0.01": ["beta=0.01"],
+    "no temporal transformer": ["temporal_layers=0"],
+    "no temporal residual": ["temporal_residual=false"],
+    "prompts see temporal": ["prompts_see=temporal"],
+    "prompts see patches": ["prompts_see=patches"],
+    "word temperature": ["word_temperature=0.01"],
+    "context 5": ["num_context=5"],
+    "bare meta attention": ["meta_attention=bare"],
+    "residual adapter": ["adapter=residual"],
+    "post layers": ["post_layers=2"],
+    "word norms": ["word_norms=true"],
+    "vector gates": ["vector_gates=true"],
+    "normalise frames": ["normalise=frames"],
+    "learn temperature": ["learn_temperature=true"],
+    "multi-hot": ["targets=multi-hot"],
+}
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A CLIP of open_clip's own making, tiny, with the standard tokenizer."""
+    open_clip = import_open_clip()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(
+            embed_dim=D,
+            vision_cfg={
+                "image_size": 8,
+                "patch_size": 8,
+                "width": 8,
+                "layers": 1,
+                "head_width": 8,
+            },
+            text_cfg={"width": W, "heads": 1, "layers": 3},
+        )
+        # at open_clip's start the three blocks hardly change their input
+        for name, parameter in model.transformer.named_parameters():
+            if name.endswith("weight") and parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.5)
+        torch.nn.init.normal_(model.positional_embedding, std=0.2)
+        torch.nn.init.normal_(model.token_embedding.weight, std=0.2)
+    model.eval().requires_grad_(False)
+    return Clip(
+        name=ClipName(model="tiny", pretrained=None),
+        model=model,
+        preprocessing=Preprocessing(size=8, mean=(0, 0, 0), std=(1, 1, 1)),
+        fingerprint="",
+        dim=D,
+        _tokenizer=open_clip.get_tokenizer("ViT-B-32"),
+    )
+
+
+@pytest.fixture(scope="module")
+def text(clip):
+    return TextTower(clip.model, clip.tokenize(NAMES))
+
+
+@pytest.fixture(scope="module")
+def build(clip):
+    def build(config, *, shaken=True):
+        model = BiEfficient(
+            config,
+            dim=D,
+            text_width=W,
+            num_frames=T,
+            patches=(P, PATCH_WIDTH),
+            hand_crafted=hand_crafted_context(clip)
+            if config.prompt == "hand-crafted"
+            else None,
+        )
+        if shaken:  # zeros at the start would hide mistakes
+            draw = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim:
+                        parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.2)
+        return model
+
+    return build
+
+
+def make(seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(B, T, D, generator=draw),
+        torch.randn(B, P, PATCH_WIDTH, generator=draw),
+    )
+
+
+def naive_text(clip, prompts):
+    """open_clip's text tower on whole prompts (b, rows, W): all rows, projected."""
+    model = clip.model
+    x = prompts + model.positional_embedding[: prompts.shape[1]]
+    x = model.transformer(x, attn_mask=model.attn_mask[: x.shape[1], : x.shape[1]])
+    return model.ln_final(x) @ model.text_projection
+
+
+@pytest.mark.parametrize("see", ["frames", "temporal", "patches"])
+def test_the_pieces_are_wired_as_the_method_says(clip, text, build, see):
+    """One video and one category at a time, through open_clip's own tower."""
+    model = build(load(overrides=[f"prompts_see={see}"]))
+    frames, patches = make()
+    got = model(frames, text, patches=patches)
+    temporal = model.temporal(frames)
+    visual = {"frames": frames, "temporal": temporal}.get(see)
+    if see == "patches":
+        projector = model.patch_context
+        visual = (patches * projector.scale + projector.offset) @ projector.projection.weight.T
+    tokens = clip.tokenize(NAMES)
+    for b in range(B):
+        v, mean = visual[b : b + 1], temporal[b].mean(0)
+        c_v = model.prompt(v).video[0]  # (1, W)
+        classes, words = [], []
+        for row in tokens:
+            name = clip.model.token_embedding(row[: int(row.argmax()) + 1])
+            prompt = torch.cat([name[:1], model.prompt.context, c_v, name[1:]])
+            rows = naive_text(clip, prompt[None])[0]
+            classes.append(model.post_prompt(rows[None, -1:], v)[0, 0])
+            words.append(rows[-len(name) + 1 : -1])
+        likeness = torch.stack([F.cosine_similarity(mean, c, dim=0) for c in classes])
+        picked = int(likeness.argmax())
+        assert got.picked[b] == picked
+        frame_word = F.cosine_similarity(temporal[b][:, None], words[picked][None], dim=-1)
+        weights = frame_word.softmax(0).mean(1)  # (T,)
+        video = mean + model.word_guided.beta * weights @ temporal[b]
+        cosine = torch.stack([F.cosine_similarity(video, c, dim=0) for c in classes])
+        # two ways through three layers of the text tower, in float32
+        near = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(got.frame_weights[b], weights, **near)
+        torch.testing.assert_close(got.video[b], video, **near)
+        torch.testing.assert_close(got.classes[b], torch.stack(classes), **near)
+        torch.testing.assert_close(got.cosine[b], cosine, **near)
+        torch.testing.assert_close(got.logits[b], cosine / 0.01, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("row", TABLES)
+def test_every_part_of_every_row_learns(text, build, row):
+    model = build(load(overrides=TABLES[row]))
+    frames, patches = make()
+    scores = model(frames, text, categories=torch.tensor([0, 2, 3]), patches=patches)
+    assert scores.cosine.shape == (B, 3)
+    assert scores.video.shape == (B, D)
+    scores.logits.square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", TABLES)
+def test_every_row_of_the_tables_trains(text, build, row):
+    config = load(overrides=TABLES[row])
+    model = build(config, shaken=False)
+    frames, patches = make()
+    labels, categories = torch.tensor([2, 0, 2, 3, 0]), torch.tensor([0, 2, 3])
+    positives = positive_pairs(labels, categories)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        scores = model(frames, text, categories=categories, patches=patches)
+        loss = symmetric_loss(scores.logits, positives, targets=config.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_released_preset_trains_on_patches_too(text, build):
+    for see in ("frames", "patches"):
+        config = dataclasses.replace(preset("released"), prompts_see=see)
+        model = build(config, shaken=False)
+        frames, patches = make()
+        scores = model(frames, text, patches=patches)
+        scores.logits.square().sum().backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("row", TABLES)
+def test_an_option_leaves_the_other_parts_weights_alone(build, row):
+    paper = build(TrainConfig(), shaken=False).state_dict()
+    other = build(load(overrides=TABLES[row]), shaken=False).state_dict()
+    changes = {
+        "context 5": {"prompt.context"},
+        "6 a2": {"prompt.context"},
+        "9 alpha 1": {"post_prompt.alpha"},
+        "9 alpha 0.01": {"post_prompt.alpha"},
+        "10 beta 1": {"word_guided.beta"},
+        "10 beta 0.01": {"word_guided.beta"},
+        "vector gates": {"post_prompt.alpha", "word_guided.beta"},
+        "bare meta attention": {"prompt.attention.attention.value.weight"},
+    }
+    shared = paper.keys() & other.keys()
+    differing = {n for n in shared if not torch.equal(paper[n], other[n])}
+    assert {n for n in differing if not n.startswith("prompt.")} == {
+        n for n in changes.get(row, set()) if not n.startswith("prompt.")
+    }
+    if row not in (
+        "6 a1",
+        "6 a2",
+        "6 a3",
+        "context 5",
+        "bare meta attention",
+        "residual adapter",
+    ):
+        assert not any(n.startswith("prompt.") for n in differing)
+
+
+def test_the_seed_fixes_the_weights_and_the_callers_state_is_kept(build):
+    state = torch.get_rng_state()
+    first = build(TrainConfig(seed=3), shaken=False).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    again = build(TrainConfig(seed=3), shaken=False).state_dict()
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    other = build(TrainConfig(seed=4), shaken=False).state_dict()
+    for name in ("temporal.positions", "prompt.context", "post_prompt.blocks.0.widen.weight"):
+        assert not torch.equal(first[name], other[name])
+
+
+def test_untrained_it_is_close_to_frozen_clip(clip, text, build):
+    frames = make()[0][:, :1] + 0.3 * make(1)[0]  # frames of a video are alike
+    frozen = (
+        F.normalize(frames.mean(1), dim=-1)
+        @ F.normalize(clip.model.encode_text(clip.tokenize(NAMES)), dim=-1).T
+    )
+    baseline = build(preset("baseline"), shaken=False)(frames, text).cosine
+    # only the frame positions, of spread 0.01, are between the two
+    torch.testing.assert_close(baseline, frozen, rtol=0, atol=0.02)
+    both = build(TrainConfig(prompt="none"), shaken=False)(frames, text).cosine
+    torch.testing.assert_close(both, frozen, rtol=0, atol=0.02)
+    assert torch.equal(both.argmax(1), frozen.argmax(1))
+
+
+def test_hand_crafted_is_the_template_filled_in(clip, text, build):
+    model = build(load(overrides=["prompt=hand-crafted"], base="baseline"))
+    got = model(make()[0], text).classes
+    filled = clip.tokenize([f"This is a video about {name}" for name in NAMES])
+    torch.testing.assert_close(got[0], clip.model.encode_text(filled), rtol=1e-4, atol=1e-5)
+    assert model.parameter_counts()["pre_prompt"] == 0
+
+
+def test_videos_do_not_see_each_other(text, build):
+    model = build(TrainConfig())
+    frames, _ = make()
+    whole = model(frames, text)
+    alone = model(frames[2:3], text)
+    torch.testing.assert_close(alone.cosine, whole.cosine[2:3])
+    torch.testing.assert_close(alone.video, whole.video[2:3])
+
+
+def test_categories_come_in_the_order_asked_for(text, build):
+    model = build(TrainConfig())
+    frames, _ = make()
+    whole = model(frames, text)
+    order = torch.tensor([2, 0, 3, 1])
+    turned = model(frames, text, categories=order)
+    torch.testing.assert_close(turned.cosine, whole.cosine[:, order])
+    assert torch.equal(order[turned.picked], whole.picked)
+
+
+def test_the_pick_by_words_sums_over_the_words(clip, text, build):
+    model = build(load(overrides=["word_source=words", "prompt=none", "post_prompt=false"]))
+    frames, _ = make()
+    mean = model.temporal(frames).mean(1)
+    likeness = []
+    for row in clip.tokenize(NAMES):
+        name = clip.model.token_embedding(row[: int(row.argmax()) + 1])
+        words = naive_text(clip, name[None])[0, 1:-1]
+        likeness.append(F.cosine_similarity(mean[:, None], words[None], dim=-1).sum(1))
+    assert torch.equal(model(frames, text).picked, torch.stack(likeness, 1).argmax(1))
+
+
+def test_frames_on_the_sphere_and_a_video_that_is_not(text, build):
+    frames, _ = make()
+    model = build(load(overrides=["normalise=frames"], base="baseline"))
+    scores = model(frames, text)
+    unit = F.normalize(model.temporal(frames), dim=-1)
+    torch.testing.assert_close(scores.video, unit.mean(1))
+    want = unit.mean(1) @ F.normalize(scores.classes[0], dim=-1).T
+    torch.testing.assert_close(scores.cosine, want)
+
+
+def test_a_learned_temperature_starts_at_the_setting(text, build):
+    frames, _ = make()
+    fixed = build(TrainConfig(temperature=0.07), shaken=False)(frames, text).logits
+    learned = build(TrainConfig(temperature=0.07, learn_temperature=True), shaken=False)
+    torch.testing.assert_close(learned(frames, text).logits, fixed, rtol=1e-4, atol=1e-4)
+    assert learned.parameter_counts()["temperature"] == 1
+
+
+def test_autocast_changes_little_and_keeps_cosines_float32(text, build):
+    frames, _ = make()
+    model = build(TrainConfig(), shaken=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(frames, text)
+    assert half.cosine.dtype == torch.float32
+    torch.testing.assert_close(half.cosine, model(frames, text).cosine, rtol=0, atol=0.05)
+
+
+COUNTS = {
+    "4 baseline": (9_461_248, 9_461_248),
+    "4 + pre-prompt": (3_293_824, 12_755_072),
+    "4 + post-prompt": (3_153_409, 15_908_481),
+    "4 + word-guided": (1, 15_908_482),
+}
+
+
+def test_parameters_at_clips_size_are_table_4s():
+    parts = ["temporal", "pre_prompt", "post_prompt", "word_guided"]
+    for (row, (part, total)), name in zip(COUNTS.items(), parts, strict=True):
+        with torch.device("meta"):
+            model = BiEfficient(
+                load(overrides=TABLES[row]), dim=512, text_width=512, num_frames=8
+            )
+        counts = model.parameter_counts()
+        assert counts[name] == part
+        assert counts["total"] == total == sum(p.numel() for p in model.parameters())
+    millions = [total // 10**6 for _, total in COUNTS.values()]
+    assert millions == [9, 12, 15, 15]
+
+
+def test_patches_that_are_not_there_are_asked_for(text, build):
+    with pytest.raises(
+        ConfigError, match="prompts_see='patches' needs a store with patch tokens"
+    ):
+        BiEfficient(TrainConfig(prompts_see="patches"), dim=D, text_width=W, num_frames=T)
+    model = build(TrainConfig(prompts_see="patches"))
+    with pytest.raises(ValueError, match="expected patches, got none"):
+        model(make()[0], text)
+
+
+def test_a_template_and_its_setting_go_together():
+    with pytest.raises(ValueError, match="prompt='hand-crafted' and hand_crafted do not go"):
+        BiEfficient(TrainConfig(prompt="hand-crafted"), dim=D, text_width=W, num_frames=T)
+
+
+def test_a_state_goes_from_one_model_to_another(text, build):
+    model = build(TrainConfig())
+    other = build(TrainConfig(seed=5), shaken=False)
+    other.load_state_dict(model.state_dict())
+    frames, _ = make()
+    assert torch.equal(other(frames, text).logits, model(frames, text).logits)

@@ -1,0 +1,189 @@
+import math
+
+import pytest
+import torch
+
+from bieff.train.pre_prompt import (
+    ConcatenatedPrompt,
+    LearnablePrompt,
+    PrePrompt,
+    QueryingPrompt,
+)
+
+B, C, M, D, W = 3, 5, 7, 11, 13
+DESIGNS = {
+    "paper": lambda: PrePrompt(D, W, num_context=M),
+    "a1": lambda: ConcatenatedPrompt(D, W, num_context=M),
+    "a2": lambda: QueryingPrompt(D, W, num_context=M),
+    "a3": lambda: PrePrompt(D, W, num_context=M, adapter=None),
+    "residual": lambda: PrePrompt(D, W, num_context=M, adapter="residual"),
+    "bare": lambda: PrePrompt(D, W, num_context=M, bare_attention=True),
+}
+
+
+def make(design, *, shaken=True):
+    torch.manual_seed(0)
+    module = DESIGNS[design]()
+    draw = torch.Generator().manual_seed(1)
+    if shaken:  # zeros at the start would hide mistakes
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.5)
+    return module, torch.randn(B, C, D, generator=draw)
+
+
+def affine(layer, row):
+    """A Linear layer on one row, in Python floats."""
+    return [
+        sum(w * x for w, x in zip(weights, row, strict=True)) + bias
+        for weights, bias in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+    ]
+
+
+def norm(layer, row):
+    """A LayerNorm on one row, in Python floats."""
+    mean = sum(row) / len(row)
+    spread = math.sqrt(sum((x - mean) ** 2 for x in row) / len(row) + layer.eps)
+    triples = zip(row, layer.weight.tolist(), layer.bias.tolist(), strict=True)
+    return [(x - mean) / spread * w + b for x, w, b in triples]
+
+
+def reference_meta_net(module, visual):
+    """Eq. 6 for one video: meta-token, attention, feed-forward, Adapter, in Python floats."""
+    block, attention = module.attention, module.attention.attention
+    meta = module.meta_token.tolist()
+    source = [norm(block.source_norm, row) for row in visual]
+    query = affine(attention.query, norm(block.norm, meta))
+    keys = [affine(attention.key, row) for row in source]
+    values = [affine(attention.value, row) for row in source]
+    exps = [
+        math.exp(sum(q * k for q, k in zip(query, key, strict=True)) / math.sqrt(D))
+        for key in keys
+    ]
+    mixed = [
+        sum(e * v[i] for e, v in zip(exps, values, strict=True)) / sum(exps) for i in range(D)
+    ]
+    found = [x + y for x, y in zip(meta, affine(attention.out, mixed), strict=True)]
+    hidden = affine(block.widen, norm(block.feed_norm, found))
+    hidden = [x / (1 + math.exp(-1.702 * x)) for x in hidden]  # QuickGELU
+    found = [x + y for x, y in zip(found, affine(block.narrow, hidden), strict=True)]
+    squeezed = affine(module.adapter.narrow, found)
+    squeezed = [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in squeezed]  # GELU
+    return affine(module.adapter.widen, squeezed)
+
+
+def test_meta_net_matches_the_reference():
+    module, visual = make("paper")
+    prompt = module(visual)
+    want = torch.tensor([[reference_meta_net(module, video)] for video in visual.tolist()])
+    # a chain of six sums in float32 against Python's double precision
+    torch.testing.assert_close(prompt.video, want, rtol=1e-4, atol=1e-5)
+    assert torch.equal(prompt.context, module.context)
+
+
+def test_meta_net_by_hand_with_attention_shut():
+    """The block at its start passes the meta-token on; one channel through the Adapter."""
+    module, visual = make("paper", shaken=False)
+    with torch.no_grad():
+        module.meta_token.zero_()[0] = 2.0
+        for layer in (module.adapter.narrow, module.adapter.widen):
+            layer.weight.zero_()
+        module.adapter.narrow.weight[0, 0] = 0.5  # hidden 1
+        module.adapter.widen.weight[3, 0] = 10.0
+    want = torch.zeros(B, 1, W)
+    want[..., 3] = 8.413447  # 10 * GELU(1), GELU(1) = normal distribution function at 1
+    torch.testing.assert_close(module(visual).video, want)
+
+
+@pytest.mark.parametrize(
+    ("design", "has_context", "num_rows"),
+    [
+        ("paper", True, 1),
+        ("a1", True, C),
+        ("a2", False, M),
+        ("a3", True, 1),
+        ("residual", True, 1),
+        ("bare", True, 1),
+    ],
+)
+def test_a_design_puts_its_rows_where_table_6_says(design, has_context, num_rows):
+    module, visual = make(design)
+    context, video = module(visual)
+    assert (context is not None) == has_context
+    assert not has_context or context.shape == (M, W)
+    assert video.shape == (B, num_rows, W)
+    loss = video.square().sum() + (context.sum() if has_context else 0)
+    loss.backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_videos_rows_depend_on_that_video_alone(design):
+    module, visual = make(design)
+    changed = visual.clone()
+    changed[1] *= -1
+    moved = (module(changed).video - module(visual).video).abs().amax((1, 2))
+    assert moved[1] > 1e-3
+    assert moved[[0, 2]].max() == 0
+
+
+@pytest.mark.parametrize("design", ["paper", "a2", "a3", "residual", "bare"])
+def test_what_queries_the_video_ignores_the_order_of_its_rows(design):
+    module, visual = make(design)
+    torch.testing.assert_close(module(visual.flip(1)).video, module(visual).video)
+
+
+def test_a1_is_the_visual_rows_themselves_where_the_widths_agree():
+    visual = make("a1")[1]
+    module = ConcatenatedPrompt(D, D, num_context=M)
+    assert module(visual).video is visual
+    assert sum(p.numel() for p in module.parameters()) == M * D
+
+
+def test_a2_starts_as_a_learnable_prompt():
+    _, visual = make("a2")
+    module = QueryingPrompt(D, D, num_context=M)
+    assert torch.equal(module(visual).video, module.context.expand(B, -1, -1))
+
+
+def test_a3_is_the_paper_without_the_adapter():
+    module, visual = make("a3")
+    found = module.attention(module.meta_token[None, None], visual)
+    torch.testing.assert_close(module(visual).video, found @ module.adapter.weight.T)
+
+
+def test_the_residual_adapter_starts_as_the_identity():
+    _, visual = make("residual")
+    module = PrePrompt(D, D, num_context=M, adapter="residual")
+    found = module.attention(module.meta_token[None, None], visual)
+    assert torch.equal(module(visual).video, found)
+
+
+def test_the_bare_attention_has_no_output_projection():
+    sizes = {d: sum(p.numel() for p in make(d)[0].parameters()) for d in ("paper", "bare")}
+    assert sizes["paper"] - sizes["bare"] == D * D + D
+
+
+def test_a_learnable_prompt_does_not_see_the_video():
+    torch.manual_seed(0)
+    module = LearnablePrompt(W, num_context=M)
+    prompt = module(torch.zeros(B, C, D))
+    assert prompt.video is None
+    assert prompt.context is module.context
+    assert prompt.context.shape == (M, W)
+
+
+@pytest.mark.parametrize("design", ["paper", "a2", "a3", "residual", "bare"])
+def test_rows_start_no_longer_than_clips_tokens(design):
+    """CLIP's token rows have entries of about 0.02; rows of size 1 would drown the name."""
+    torch.manual_seed(0)
+    make_wide = {
+        "a2": lambda: QueryingPrompt(512, 512),
+        "a3": lambda: PrePrompt(512, 512, adapter=None),
+        "residual": lambda: PrePrompt(512, 512, adapter="residual"),
+        "bare": lambda: PrePrompt(512, 512, bare_attention=True),
+        "paper": lambda: PrePrompt(512, 512),
+    }
+    module = make_wide[design]()
+    video = module(torch.randn(2, 8, 512) * 0.44).video  # CLIP's frames have length 10
+    assert 0.001 < video.std() < 0.04
