@@ -10,23 +10,23 @@ arithmetic, so that every machine decodes the same frames:
              drawn from the video's id and the view's index alone.
 
 Grids nest: with the same start, the grid of T = 8 is every 4th frame of the grid of T = 32, for
-every n.  So one store of 32 frames serves 8 and 16 as well (`stride_frames`, `jitter`).  What
-does not nest is where the later clips start: the last one starts at n / 32 - 1 where a grid of
-8 frames would start at n / 8 - 1.  `stride_frames` makes up for it with another phase.
+every n.  So one store of 32 frames serves 8 and 16 as well; `bieff.train` takes the stride.
+What does not nest is where later clips start: the last clip of 32 frames at n / 32 - 1, that of
+8 frames at n / 8 - 1.  The stride makes up for it with another phase, the last of each group of
+frames for the last clip, and so comes within two frames of the last clip of 8.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from bieff.features.errors import ConfigError
 
-CropName = Literal["left", "centre", "right"]
-CROPS: tuple[CropName, ...] = ("left", "centre", "right")
+CROPS = ("left", "centre", "right")
 
 MIN_AREA = 0.4
 """Least share of the frame that a random view keeps.  The crops of the TSN family keep at least
@@ -46,10 +46,10 @@ class View:
     the time unless `mirror` is off, as it must be where left and right are part of the class.
     """
 
-    kind: Literal["grid", "random"] = "grid"
+    kind: str = "grid"
     clip: int = 0
     clips: int = 1
-    crop: CropName = "centre"
+    crop: str = "centre"
     index: int = 0
     min_area: float = MIN_AREA
     mirror: bool = True
@@ -138,7 +138,7 @@ def views_for(
         raise ConfigError(f"clips: expected 1 or more, got {clips}")
     if crops not in (1, 3):
         raise ConfigError(f"crops: expected 1 (centre) or 3 (left, centre, right), got {crops}")
-    where: tuple[CropName, ...] = ("centre",) if crops == 1 else CROPS
+    where = ("centre",) if crops == 1 else CROPS
     drawn = [View(kind="random", index=i, mirror=mirror) for i in range(train_views)]
     return [View(), *drawn], [
         View(clip=k, clips=clips, crop=crop) for k in range(clips) for crop in where
@@ -182,7 +182,7 @@ def all_frame_numbers(
 def clip_start(clip: int, clips: int, num_frames: int, T: int) -> int:
     """First frame of a temporal clip: `int(linspace(0, n / T - 1, clips)[clip])`, exactly.
 
-    0 for a single clip, and for every clip of a video shorter than 2 T frames but the last.
+    0 for a single clip, and for every clip of a video shorter than 2 T frames.
     """
     if clips == 1:
         return 0
@@ -205,39 +205,6 @@ def crop_of(view: View, height: int, width: int, size: int, *, video_id: str = "
     resized = (size * height // shorter, size * width // shorter)
     top, left = (_corner(view.crop, side - size) for side in resized)
     return Crop(box=(0, 0, height, width), resized=resized, corner=(top, left), size=size)
-
-
-def stride_frames(
-    T_store: int, T: int, *, clip: int = 0, clips: int = 1
-) -> Int64[np.ndarray, " T"]:
-    """Which of a store's T_store frames make an evaluation view of T frames.
-
-    Clip 0 takes the first of each group of T_store / T: exactly the grid of T frames.  The
-    groups are n / T frames long, but the store's later clips start within the first
-    n / T_store frames, so a later clip takes a later frame of each group: the last clip the
-    last.  Its frames then lie where a store of T frames has them: within two frames for the last
-    clip, within half a step of the store, n / (2 T_store), and two frames for those between.
-
-    Raises:
-        ConfigError: If T does not divide T_store.
-    """
-    group = _group(T_store, T)
-    gaps = max(clips - 1, 1)
-    phase = (2 * (group - 1) * clip + gaps) // (2 * gaps)  # rounded to the nearest
-    return np.arange(T, dtype=np.int64) * group + phase
-
-
-def jitter(
-    T_store: int, T: int, generator: np.random.Generator, *, num_videos: int
-) -> Int64[np.ndarray, "B T"]:
-    """Which of a store's T_store frames make a training view: one at random from each group.
-
-    Raises:
-        ConfigError: If T does not divide T_store.
-    """
-    group = _group(T_store, T)
-    chosen = generator.integers(0, group, size=(num_videos, T), dtype=np.int64)
-    return np.arange(T, dtype=np.int64) * group + chosen
 
 
 NUM_CROP_DRAWS = 1 + 4 * 10
@@ -277,17 +244,8 @@ def _random_box(
     return (*corner, box_height, box_width), mirrored
 
 
-def _corner(crop: CropName, margin: int) -> int:
+def _corner(crop: str, margin: int) -> int:
     """Where a square starts along a side that is `margin` longer; halves round to even."""
     if crop == "centre":
         return round(margin / 2)
     return 0 if crop == "left" else margin
-
-
-def _group(T_store: int, T: int) -> int:
-    if T < 1 or T_store % T:
-        raise ConfigError(
-            f"frames: expected a divisor of the store's {T_store}, got {T}; choose another "
-            "number, or extract a store that has it"
-        )
-    return T_store // T
