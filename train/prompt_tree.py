@@ -1,0 +1,231 @@
+"""Which row of the text tower is which token: the tree that prompts with a common start form.
+
+    [SOT] c_1..c_M              once                     the prefix, P = 1 + M rows
+        video_b                 once per video           Q rows
+            name_k [EOT]        once per video and name  R rows
+
+The names' rows are the distinct beginnings of the names, each once ("playing" serves "playing
+guitar" and "playing drums"), and an EOT row for every name.  The rows of one video, L = Q + R,
+look the same for every video, so that a tree depends on the categories, M and Q alone.
+
+k categories, N words (tokens) of a name, padded, M context tokens, Q rows of a video.
+"""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bieff.features.errors import InputError
+
+GROUP_ROWS = 128
+"""Names' rows that attend to one another under one mask; more names are divided into groups."""
+
+REMEMBERED = 16
+"""Trees kept, the latest used."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Some names as the rows `start` to `stop` of L: distinct beginnings, then EOT rows.
+
+    The Q rows of the video stand before the first group's and count as its own.
+    """
+
+    start: int
+    stop: int
+    num_names: int
+
+    mask: Float[Tensor, "rows keys"]
+    """0 where a row attends, else -inf.  Keys: prefix, the video's rows, the names' rows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """The rows of one prefix and of one video with its names."""
+
+    num_prefix: int
+    """P = 1 + M, SOT and the context."""
+
+    num_video_rows: int
+    """Q."""
+
+    tokens: Int[Tensor, " R"]
+    """Of the names' rows, as indices into `Names.vocabulary`."""
+
+    positions: Int[Tensor, " R"]
+    """Of the names' rows, in the prompt."""
+
+    groups: tuple[Group, ...]
+
+    order: Int[Tensor, " k"] | None
+    """Where the EOT row of a category stands among all EOT rows; None: in the given order."""
+
+    words: Int[Tensor, "k N"]
+    """Of a category, as rows of L; 0 at padding."""
+
+    word_mask: Bool[Tensor, "k N"]
+
+    @property
+    def num_rows(self) -> int:
+        """L, rows of a video with its names."""
+        return self.groups[-1].stop
+
+
+class Names:
+    """The names of a data set, tokenised; makes the tree of any choice of them.
+
+    Args:
+        tokens: SOT, the name's own tokens, EOT, padding.
+        end: Id of EOT.
+        context_length: Positions that the tower has.
+    """
+
+    def __init__(
+        self, tokens: Int[Tensor, "K length"], *, end: int, context_length: int
+    ) -> None:
+        tokens = tokens.cpu()
+        ends = tokens == end
+        if not ends.any(dim=1).all() or not (tokens[:, 0] == tokens[0, 0]).all():
+            raise InputError(
+                f"class names: expected every name tokenised between one start token and the "
+                f"end token {end}, got another form; use the tokenizer of the same CLIP"
+            )
+        self.context_length = context_length
+        self.lengths = ends.int().argmax(dim=1) - 1
+        """Tokens of each name, without SOT and EOT, (K,)."""
+
+        words = tokens[:, 1 : 1 + int(self.lengths.max())]
+        self.beginnings, beginning_tokens, self.depths = _distinct_beginnings(words)
+        start_and_end = torch.tensor([int(tokens[0, 0]), end])
+        self.vocabulary, index = torch.cat([start_and_end, beginning_tokens]).unique(
+            return_inverse=True
+        )
+        """Ids of all tokens that occur, sorted."""
+        self.start, self.end = index[:2].tolist()
+        self.beginning_tokens = index[2:]
+        self._trees: OrderedDict[tuple[object, ...], Tree] = OrderedDict()
+
+    def tree(
+        self,
+        categories: Int[Tensor, " k"],
+        *,
+        num_context: int,
+        num_video_rows: int,
+        device: torch.device,
+    ) -> Tree:
+        """Lay the prompts of some categories out; the latest trees are remembered.
+
+        Raises:
+            InputError: If the longest prompt does not fit the tower.
+        """
+        key = (tuple(categories.tolist()), num_context, num_video_rows, device)
+        if key not in self._trees:
+            self._trees[key] = self._make(categories.cpu(), num_context, num_video_rows, device)
+            if len(self._trees) > REMEMBERED:
+                self._trees.popitem(last=False)
+        self._trees.move_to_end(key)
+        return self._trees[key]
+
+    def _make(self, categories: Tensor, context: int, video: int, device: torch.device) -> Tree:
+        lengths = self.lengths[categories]
+        longest = int(lengths.max())
+        if 2 + context + video + longest > self.context_length:
+            raise InputError(
+                f"a prompt of {context} context tokens, {video} video rows and a name of "
+                f"{longest} tokens with start and end: expected at most {self.context_length} "
+                f"tokens, got {2 + context + video + longest}; use a smaller context, fewer "
+                "frames in the prompt, or shorter names"
+            )
+        order, sizes = self._divide(categories, lengths)
+        groups, tokens, depths, words = [], [], [], []
+        start = 0
+        for chosen in order.split(sizes):
+            inner, path, mask = _one_group(self.beginnings[categories[chosen]], lengths[chosen])
+            own = video if start == 0 else 0  # the video's rows go with the first group
+            rows = torch.cat(
+                [self.beginning_tokens[inner], path.new_full(chosen.shape, self.end)]
+            )
+            groups.append(
+                Group(
+                    start=start,
+                    stop=start + own + len(rows),
+                    num_names=len(chosen),
+                    mask=_with_ancestors(mask, 1 + context, video, own).to(device),
+                )
+            )
+            tokens.append(rows)
+            depths += [self.depths[inner], lengths[chosen]]
+            words.append(path[:, :longest] + start + own)
+            start = groups[-1].stop
+        place = order.argsort()
+        word_mask = torch.arange(longest) < lengths[:, None]
+        return Tree(
+            num_prefix=1 + context,
+            num_video_rows=video,
+            tokens=torch.cat(tokens).to(device),
+            positions=(torch.cat(depths) + 1 + context + video).to(device),
+            groups=tuple(groups),
+            order=place.to(device) if len(groups) > 1 else None,
+            words=torch.cat(words)[place].where(word_mask, 0).to(device),
+            word_mask=word_mask.to(device),
+        )
+
+    def _divide(self, categories: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
+        """Order the names so that those which begin alike are neighbours, and cut."""
+        num_groups = math.ceil((int(lengths.sum()) + len(lengths)) / GROUP_ROWS)
+        order = torch.arange(len(categories))
+        if num_groups > 1:
+            for column in self.beginnings[categories].T.flip(0):
+                order = order[column[order].argsort(stable=True)]
+        return order, [len(part) for part in order.tensor_split(num_groups) if len(part)]
+
+
+def _distinct_beginnings(
+    words: Int[Tensor, "K N"],
+) -> tuple[Int[Tensor, "K N"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Number the distinct beginnings of the names; give the last token and depth of each."""
+    numbers = torch.empty_like(words)
+    tokens: list[Tensor] = []
+    depths: list[Tensor] = []
+    parent = torch.zeros_like(words[:, 0])
+    count = 0
+    base = int(words.max()) + 1
+    for depth in range(words.shape[1]):
+        distinct, parent = (parent * base + words[:, depth]).unique(return_inverse=True)
+        numbers[:, depth] = count + parent
+        tokens.append(distinct % base)
+        depths.append(torch.full_like(distinct, depth))
+        count += len(distinct)
+    return numbers, torch.cat(tokens), torch.cat(depths)
+
+
+def _one_group(
+    beginnings: Int[Tensor, "k N"], lengths: Int[Tensor, " k"]
+) -> tuple[Int[Tensor, " inner"], Int[Tensor, "k path"], Bool[Tensor, "rows rows"]]:
+    """Rows of some names: distinct beginnings, each name's path with EOT, who sees whom."""
+    column = torch.arange(beginnings.shape[1] + 1)
+    is_word = column[:-1] < lengths[:, None]
+    inner, inverse = beginnings[is_word].unique(return_inverse=True)
+    path = torch.zeros(len(lengths), len(column), dtype=torch.int64)
+    path[:, :-1][is_word] = inverse
+    path[torch.arange(len(lengths)), lengths] = len(inner) + torch.arange(len(lengths))
+    name, row, key = (
+        (column <= lengths[:, None])[:, :, None] & (column <= column[:, None])
+    ).nonzero(as_tuple=True)
+    mask = torch.zeros(len(inner) + len(lengths), len(inner) + len(lengths), dtype=torch.bool)
+    mask[path[name, row], path[name, key]] = True
+    return inner, path, mask
+
+
+def _with_ancestors(
+    mask: Bool[Tensor, "rows rows"], prefix: int, video: int, own: int
+) -> Float[Tensor, "own_and_rows keys"]:
+    """Add the keys that all names share, and the video's `own` rows; as 0 and -inf."""
+    full = torch.ones(own + len(mask), prefix + video + len(mask), dtype=torch.bool)
+    full[own:, prefix + video :] = mask
+    full[:own, prefix:] = full[:own, prefix:].tril()
+    return torch.zeros(full.shape).masked_fill(~full, float("-inf"))

@@ -1,0 +1,93 @@
+"""One frozen block of CLIP's text transformer over the rows of a prompt tree.
+
+A block is open_clip's `ResidualAttentionBlock`; its steps stand apart here because not every
+row takes every step.  Rows are packed, P of the prefix and then L of each video; only attention
+looks at the tree.
+
+B videos, P rows of the prefix, Q rows of a video, R rows of the names, L = Q + R, W width of
+the tower; `qkv` and `kv` are queries, keys and values side by side, 3 W and 2 W wide.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from bieff.train.prompt_tree import Tree
+
+
+def pack(
+    prefix: Float[Tensor, "P width"],
+    video: Float[Tensor, "B Q width"],
+    names: Float[Tensor, "R width"],
+) -> Float[Tensor, "rows width"]:
+    """Put the rows of the prefix and of B videos together; the names' are the same for all."""
+    per_video = torch.cat([video, names.expand(len(video), -1, -1)], dim=1)
+    return torch.cat([prefix, per_video.flatten(0, 1)])
+
+
+def in_projection(
+    block: Any, x: Float[Tensor, "*rows W"], part: slice = slice(None)
+) -> Float[Tensor, "*rows width"]:
+    """Queries, keys and values side by side, or the part of them that is asked for."""
+    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+    return F.linear(block.ln_1(x), weight[part], bias[part])
+
+
+def attend_all(
+    block: Any, qkv: Float[Tensor, "rows qkv"], tree: Tree
+) -> Float[Tensor, "rows W"]:
+    """Let every row attend to its beginning: the prefix within itself, then video by video."""
+    width = qkv.shape[1] // 3
+    prefix, own = qkv.split([tree.num_prefix, len(qkv) - tree.num_prefix])
+    own = own.view(-1, tree.num_rows, 3 * width)
+    (prefix_q, prefix_kv), (own_q, own_kv) = (
+        x.split([width, 2 * width], -1) for x in (prefix, own)
+    )
+    queries = own_q.split([group.stop - group.start for group in tree.groups], dim=1)
+    keys = keys_of_groups(tree, prefix_kv, own_kv)
+    attended = [
+        attend(block, q, kv, group.mask)
+        for q, kv, group in zip(queries, keys, tree.groups, strict=True)
+    ]
+    first = attend(block, prefix_q[None], prefix_kv[None], None)
+    return torch.cat([first[0], torch.cat(attended, dim=1).flatten(0, 1)])
+
+
+def keys_of_groups(
+    tree: Tree, prefix: Float[Tensor, "P kv"], own: Float[Tensor, "B L kv"]
+) -> Iterator[Float[Tensor, "B keys kv"]]:
+    """What the rows of each group may look at: the prefix, the video's rows, the group's."""
+    shared = prefix.expand(len(own), -1, -1)
+    parts = own.split([group.stop - group.start for group in tree.groups], dim=1)
+    yield torch.cat([shared, parts[0]], dim=1)  # holds the video's rows already
+    for part in parts[1:]:
+        yield torch.cat([shared, own[:, : tree.num_video_rows], part], dim=1)
+
+
+def attend(
+    block: Any,
+    q: Float[Tensor, "B rows W"],
+    kv: Float[Tensor, "B keys kv"],
+    mask: Float[Tensor, "rows keys"] | None,
+) -> Float[Tensor, "B rows W"]:
+    """Multi-head attention before its output projection; causal if there is no mask."""
+    q, k, v = (
+        part.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2)
+        for part in (q, *kv.chunk(2, dim=2))
+    )
+    mask = None if mask is None else mask.to(q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    return out.transpose(1, 2).flatten(2)
+
+
+def finish(
+    block: Any, x: Float[Tensor, "*rows W"], attended: Float[Tensor, "*rows W"]
+) -> Float[Tensor, "*rows W"]:
+    """The rest of a transformer block, after its attention."""
+    x = x + block.ls_1(block.attn.out_proj(attended))
+    out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return out
