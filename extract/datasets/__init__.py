@@ -10,6 +10,7 @@ shapes...        made by the project itself              bieff.extract.shapes
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bieff.extract.datasets.catalogue import table
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, refuse_mislabelled
 from bieff.extract.datasets.folder import load_folder
 from bieff.extract.datasets.kinetics import load_kinetics
@@ -19,25 +20,30 @@ from bieff.extract.datasets.report import Report
 from bieff.extract.datasets.three_splits import load_three_splits
 from bieff.features.errors import InputError
 
-__all__ = ["DataSet", "Mislabelled", "Report", "check", "load", "names"]
+__all__ = ["DataSet", "Mislabelled", "Report", "check", "load", "names", "table"]
 
-BUILT_IN: dict[str, Callable[[Path], DataSet]] = {}
-"""Data sets that the project makes itself: name -> function of their videos' folder.
 
-Import inside the function: the makers import `DataSet` from this package.
-"""
+def _load_shapes(name: str, videos: Path) -> DataSet:
+    from bieff.extract.shapes.sets import load_shapes  # which imports this package
 
-OFFICIAL: dict[str, Callable[[str, Path], DataSet]] = {
+    return load_shapes(name, videos)
+
+
+NAMED: dict[str, Callable[[str, Path], DataSet]] = {
     "k400": load_kinetics,
     "k600": load_kinetics,
     "ucf101": load_three_splits,
     "hmdb51": load_three_splits,
+    "shapes": _load_shapes,
+    "shapes-combinations": _load_shapes,
+    "shapes-unseen": _load_shapes,
 }
+"""Data sets that need no more than a folder: name -> function of the name and the folder."""
 
 
 def names() -> tuple[str, ...]:
     """Every name that `load` takes."""
-    return (*BUILT_IN, *OFFICIAL, "folder", "list")
+    return (*NAMED, "folder", "list")
 
 
 def load(
@@ -57,25 +63,23 @@ def load(
         lists: Of "list": partition ("train", "val", "all") -> list file.
         labels: Of "list" and "folder": the label file.
         first_label: Of "list": whether labels count from 0 or from 1; None finds out.
-        trust_labels: Accept videos that lie in the folder of another class than their label.
+        trust_labels: Of "list": accept videos that lie in the folder of another class than
+            their label says.  Official labels are always kept, and `notes` counts the videos.
 
     Raises:
         InputError: If the name is unknown, an option does not fit it, the folder is missing or
-            holds none of the videos, a list or label file cannot be read, or labels and class
-            folders disagree.
+            holds none of the videos, a list or label file cannot be read, or the labels of a
+            list and the class folders disagree.
     """
     _check_options(name, lists=lists, labels=labels, first_label=first_label)
     folder = videos or Path("data") / name
-    if name in BUILT_IN:
-        return BUILT_IN[name](folder)
     if name == "folder":
         classes = read_class_names(labels) if labels else None
         return load_folder(folder, classes=classes)
     if name == "list":
         data = load_lists(lists or {}, videos=videos, labels=labels, first_label=first_label)
-    else:
-        data = OFFICIAL[name](name, folder)
-    return data if trust_labels else refuse_mislabelled(data)
+        return data if trust_labels else refuse_mislabelled(data)
+    return NAMED[name](name, folder)
 
 
 def check(

@@ -68,6 +68,16 @@ class DataSet:
         return sum(len(videos) for videos in self.partitions.values())
 
 
+def note_mislabelled(mislabelled: Sequence[Mislabelled]) -> tuple[str, ...]:
+    """The note on videos whose official label differs from their folder, if there are any."""
+    if not mislabelled:
+        return ()
+    return (
+        f"{len(mislabelled):,} videos lie in the folder of another class than the official "
+        f"list says, the first is {mislabelled[0].path!r}; the list's label is kept",
+    )
+
+
 def refuse_mislabelled(data: DataSet) -> DataSet:
     """Return the data set if its labels agree with its class folders.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from bieff.extract.datasets.dataset import UNLABELLED, DataSet
 from bieff.extract.datasets.labels import ClassNames
 from bieff.extract.datasets.names import key, label_of_key, readable
-from bieff.extract.datasets.scan import partition_of, scan, without_suffix
+from bieff.extract.datasets.scan import ids_of, partition_of, scan
 from bieff.features.errors import InputError
 from bieff.features.schema import Video
 
@@ -40,7 +40,7 @@ def load_folder(videos: Path, *, classes: ClassNames | None = None) -> DataSet:
         words = tuple(readable(name) for name in class_folders)
         classes = ClassNames(tuple(class_folders), words, first_id=None)
     labels = _labels(class_folders, classes)
-    ids = _ids(list(places))
+    ids = ids_of(places)
     partitions: dict[str, list[Video]] = {}
     for path, (partition, inside) in places.items():
         if inside is None and class_folders:
@@ -91,7 +91,8 @@ def _places(paths: list[str]) -> tuple[dict[str, tuple[str, str | None]], list[s
 
 def _labels(class_folders: list[str], classes: ClassNames) -> Mapping[str, int]:
     by_key = label_of_key(classes.names, source="classes")
-    by_key |= {key(words): by_key[key(name)] for name, words in _spellings(classes)}
+    for label, words in enumerate(classes.readable):
+        by_key.setdefault(key(words), label)
     unknown = [name for name in class_folders if key(name) not in by_key]
     if unknown:
         raise InputError(
@@ -99,16 +100,3 @@ def _labels(class_folders: list[str], classes: ClassNames) -> Mapping[str, int]:
             f"{unknown[0]!r}; add them to it, or leave --labels out"
         )
     return {name: by_key[key(name)] for name in class_folders}
-
-
-def _spellings(classes: ClassNames) -> list[tuple[str, str]]:
-    return list(zip(classes.names, classes.readable, strict=True))
-
-
-def _ids(paths: list[str]) -> dict[str, str]:
-    """Each path's id: without its suffix, unless two files differ in nothing else."""
-    count: dict[str, int] = {}
-    for path in paths:
-        bare = without_suffix(path)
-        count[bare] = count.get(bare, 0) + 1
-    return {path: bare if count[bare := without_suffix(path)] == 1 else path for path in paths}

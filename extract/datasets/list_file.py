@@ -13,7 +13,7 @@ from bieff.extract.datasets.dataset import UNLABELLED, DataSet, Mislabelled, req
 from bieff.extract.datasets.labels import ClassNames, read_class_names
 from bieff.extract.datasets.lists import Listed, read_list
 from bieff.extract.datasets.names import key, label_of_key, readable
-from bieff.extract.datasets.scan import Folder, scan, without_suffix
+from bieff.extract.datasets.scan import Folder, ids_of, scan
 from bieff.features.errors import InputError
 from bieff.features.schema import Video
 
@@ -80,6 +80,9 @@ def load_lists(
         partitions[part] = [video for video, _ in found]
         missing |= {video.id for video, is_there in found if not is_there}
         mislabelled += wrong
+    unlabelled = sum(v.label == UNLABELLED for part in partitions.values() for v in part)
+    if unlabelled and names.names:
+        notes.append(f"{unlabelled:,} videos have no label")
     if {"train", "val"} <= set(partitions):
         both = {v.id for v in partitions["train"]} & {v.id for v in partitions["val"]}
         if both:
@@ -102,18 +105,21 @@ def _videos(
     part: str, listed: Sequence[Listed], classes: Classes, folder: Folder, *, source: Path
 ) -> tuple[list[tuple[Video, bool]], list[Mislabelled]]:
     """The partition's videos, whether each was found, and those in a wrong class's folder."""
+    called = classes.names.readable
+    ids = ids_of(row.path for row in listed)
     videos: dict[str, tuple[Video, bool]] = {}
     wrong = []
     for row in listed:
         label = classes.label(row)
+        where = f"list {source}, line {row.line}"
         if label is None and row.label is not None:
             raise InputError(
-                f"list {source}, line {row.line}: label {row.label!r} has no name among the "
-                f"{len(classes.names.names)} classes; is it the right label file?"
+                f"{where}: label {row.label!r} has no name among the {len(called)} classes; is "
+                "it the right label file?"
             )
         path, size = _locate(row.path, folder)
         video = Video(
-            id=without_suffix(row.path),
+            id=ids[row.path],
             path=path or row.path,
             label=UNLABELLED if label is None else label,
             size=size,
@@ -121,13 +127,9 @@ def _videos(
         )
         before, _ = videos.setdefault(video.id, (video, path is not None))
         if before.label != video.label:
-            raise InputError(
-                f"list {source}, line {row.line}: {row.path!r} is listed twice with different "
-                "labels; a video has one"
-            )
+            raise InputError(f"{where}: {row.path!r} was listed before with another label")
         lies_in = classes.of_folder(path or row.path)
-        if before is video and label is not None and lies_in not in (None, label):
-            called = classes.names.readable
+        if before is video and label is not None and lies_in is not None and lies_in != label:
             wrong.append(
                 Mislabelled(
                     partition=part, path=video.path, label=called[label], folder=called[lies_in]

@@ -1,8 +1,11 @@
 """The official class names and lists that are shipped in `data/`; SOURCES.md says whose."""
 
 import csv
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+
+from bieff.extract.datasets.kinetics_files import Row, parse_row
 
 DATA = Path(__file__).parent / "data"
 
@@ -33,9 +36,10 @@ def splits(name: str) -> tuple[tuple[str, dict[str, str]], ...]:
     return tuple(videos)
 
 
-def kinetics_val() -> list[dict[str, str]]:
-    """Rows of the official validation list of Kinetics-400."""
-    return list(csv.DictReader(_lines("k400_val.csv")))
+def kinetics_val(labels: Mapping[str, int]) -> list[Row]:
+    """The official validation list of Kinetics-400; `labels` is by `names.key`."""
+    rows = csv.DictReader(_lines("k400_val.csv"))
+    return [parse_row(row, labels, "k400_val.csv") for row in rows]
 
 
 @cache

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -58,7 +59,7 @@ class Folder:
 
 
 def scan(root: Path, *, layout: str) -> Folder:
-    """List the videos under `root`, following links; hidden files and folders are left out.
+    """List the videos under `root`, at any depth.
 
     Args:
         root: The videos' folder.
@@ -74,6 +75,27 @@ def scan(root: Path, *, layout: str) -> Folder:
         )
     videos: dict[str, int] = {}
     tables: list[str] = []
+    try:
+        for path, entry in _walk(root):
+            end = suffix(path)
+            if end in VIDEO_SUFFIXES and entry.is_file():  # and no link that leads nowhere
+                videos[path] = entry.stat().st_size
+            elif end == ".csv":
+                tables.append(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot read the videos' folder {root}: {error}; check its permissions"
+        ) from None
+    if not videos:
+        raise InputError(
+            f"no videos in {root}: expected {layout}; the suffixes looked for are "
+            f"{' '.join(sorted(VIDEO_SUFFIXES))}"
+        )
+    return Folder(root, dict(sorted(videos.items())), tuple(sorted(tables)))
+
+
+def _walk(root: Path) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Relative path and entry of every file; links are followed, hidden names left out."""
     seen: set[str] = set()
     pending = [(str(root), "")]
     while pending:
@@ -83,19 +105,10 @@ def scan(root: Path, *, layout: str) -> Folder:
                 if entry.name.startswith((".", "__MACOSX")):
                     continue
                 path = prefix + entry.name
-                if entry.is_dir():
-                    if not entry.is_symlink() or _is_new(entry.path, seen):
-                        pending.append((entry.path, path + "/"))
-                elif suffix(path) in VIDEO_SUFFIXES:
-                    videos[path] = entry.stat().st_size if entry.is_file() else 0
-                elif suffix(path) == ".csv":
-                    tables.append(path)
-    if not videos:
-        raise InputError(
-            f"no videos in {root}: expected {layout}; the suffixes looked for are "
-            f"{' '.join(sorted(VIDEO_SUFFIXES))}"
-        )
-    return Folder(root, dict(sorted(videos.items())), tuple(sorted(tables)))
+                if not entry.is_dir():
+                    yield path, entry
+                elif not entry.is_symlink() or _is_new(entry.path, seen):
+                    pending.append((entry.path, path + "/"))
 
 
 def suffix(path: str) -> str:
@@ -114,6 +127,13 @@ def stem(path: str) -> str:
 def without_suffix(path: str) -> str:
     """The path without a video's suffix."""
     return path[: -len(end)] if (end := suffix(path)) in VIDEO_SUFFIXES else path
+
+
+def ids_of(paths: Iterable[str]) -> dict[str, str]:
+    """Each path's id: the path without suffix, unless two videos differ in nothing else."""
+    bare = {path: without_suffix(path) for path in paths}
+    count = Counter(bare.values())
+    return {path: short if count[short] == 1 else path for path, short in bare.items()}
 
 
 def partition_of(folders: Iterable[str]) -> str | None:

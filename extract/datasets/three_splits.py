@@ -9,7 +9,12 @@ and the class is that of the official list: never of the file name, as UCF-101 k
 from pathlib import Path, PurePosixPath
 
 from bieff.extract.datasets import official
-from bieff.extract.datasets.dataset import DataSet, Mislabelled, require_found
+from bieff.extract.datasets.dataset import (
+    DataSet,
+    Mislabelled,
+    note_mislabelled,
+    require_found,
+)
 from bieff.extract.datasets.names import key, label_of_key
 from bieff.extract.datasets.scan import Folder, scan
 from bieff.features.schema import Video
@@ -59,6 +64,7 @@ def load_three_splits(name: str, videos: Path) -> DataSet:
         class_names=tuple(words for _, words in classes),
         partitions={"all": rows},
         root=videos,
+        notes=note_mislabelled(mislabelled),
         missing=frozenset(missing),
         unlisted=tuple(sorted(left)),
         mislabelled=tuple(mislabelled),
