@@ -159,9 +159,7 @@ def _videos(name: str, part: _Part, folder: Folder, names: Sequence[str]) -> lis
         path = file.path if file else f"{part.name}/{clip}.mp4"
         videos.append(
             Video(
-                id=row.youtube_id
-                if is_alone
-                else f"{names[row.label]}/{row.youtube_id}_{times}",
+                id=row.youtube_id if count[row.youtube_id] == 1 else clip,
                 path=path,
                 label=row.label,
                 size=folder.videos[path] if file else 0,
