@@ -5,13 +5,19 @@ the memory gives.  Checksums are not looked at here; `bieff store verify` does.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 
+from bieff.features.address_range import AddressRange
 from bieff.features.errors import StoreError
 from bieff.features.layout import CRC_BYTES, ArrayLayout
+
+_BLOCK = 64
+"""Rows copied at a time into a given array, by way of one that the cache holds."""
 
 
 def map_shard(file: Path, array: ArrayLayout, rows: int) -> Shaped[np.ndarray, "rows ..."]:
@@ -32,10 +38,7 @@ def map_shard(file: Path, array: ArrayLayout, rows: int) -> Shaped[np.ndarray, "
         )
     if array.is_sharded:
         _check_index(file, array, data[rows * array.stride : -CRC_BYTES])
-    inner = np.empty(array.row_shape, array.dtype).strides
-    return np.ndarray(
-        (rows, *array.row_shape), array.dtype, buffer=data, strides=(array.stride, *inner)
-    )
+    return np.ndarray((rows, *array.row_shape), array.dtype, data, 0, _strides(array))
 
 
 def _check_index(file: Path, array: ArrayLayout, index: np.ndarray) -> None:
@@ -49,7 +52,7 @@ def _check_index(file: Path, array: ArrayLayout, index: np.ndarray) -> None:
 
 
 class MappedArray:
-    """One array of a partition, mapped shard by shard as rows are asked for."""
+    """One array of a partition, its shards mapped as rows are asked for."""
 
     def __init__(
         self,
@@ -73,40 +76,63 @@ class MappedArray:
         self._partition = partition
         self._rows_per_shard = rows_per_shard
         self._check = check
-        self._views: list[np.ndarray | None] = [None] * num_shards
+        self._is_open = np.zeros(num_shards, dtype=bool)
 
-    def shard(self, shard: int) -> Shaped[np.ndarray, "rows ..."]:
-        """A read-only view of one shard, padding included."""
-        view = self._views[shard]
-        if view is None:
-            self._check(shard)
-            file = self.array.file(self._partition, shard)
-            view = self._views[shard] = map_shard(file, self.array, self._rows_per_shard)
-        return view
+    @cached_property
+    def _range(self) -> AddressRange:
+        return AddressRange(len(self._is_open), self.array.file_bytes(self._rows_per_shard))
+
+    @cached_property
+    def _rows(self) -> Shaped[np.ndarray, "shards rows ..."]:
+        """All shards; rows of those that are not open must not be touched."""
+        strides = (self._range.slot_bytes, *_strides(self.array))
+        shape = (len(self._is_open), self._rows_per_shard, *self.array.row_shape)
+        rows: np.ndarray = np.ndarray(shape, self.array.dtype, self._range.buffer(), 0, strides)
+        rows.flags.writeable = False
+        return rows
 
     def forget(self, shard: int) -> None:
         """Map the shard anew at the next read; its file has changed."""
-        self._views[shard] = None
+        self._is_open[shard] = False
 
     def take(
         self,
-        rows: np.ndarray,
+        rows: Int64[np.ndarray, " n"],
         inner: tuple[slice, ...],
-        out: np.ndarray,
-    ) -> None:
-        """Copy rows to `out`.
+        out: np.ndarray | None = None,
+    ) -> Shaped[np.ndarray, "n ..."]:
+        """Copy rows.
 
         Args:
             rows: Row numbers of the partition, in any order.
             inner: What to take of each row, a slice for each leading dimension.
-            out: As many rows, of the shape that `inner` leaves.
+            out: Where to put them; None makes an array.
         """
         shards, places = np.divmod(rows, self._rows_per_shard)
-        views = self._views
-        pairs = zip(shards.tolist(), places.tolist(), strict=True)
-        whole = all(part == slice(None) for part in inner)
-        for i, (shard, place) in enumerate(pairs):
-            view = views[shard]
-            if view is None:
-                view = self.shard(shard)
-            out[i] = view[place] if whole else view[place][inner]
+        if not self._is_open[shards].all():
+            for shard in np.unique(shards[~self._is_open[shards]]).tolist():
+                self._open(shard)
+        if out is None:
+            return self._pick(shards, places, inner)
+        for start in range(0, len(rows), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            out[block] = self._pick(shards[block], places[block], inner)
+        return out
+
+    def _pick(
+        self, shards: np.ndarray, places: np.ndarray, inner: tuple[slice, ...]
+    ) -> np.ndarray:
+        index: Any = (shards, places, *inner)
+        picked: np.ndarray = self._rows[index]
+        return picked
+
+    def _open(self, shard: int) -> None:
+        self._check(shard)
+        file = self.array.file(self._partition, shard)
+        map_shard(file, self.array, self._rows_per_shard)  # looks at its size and index
+        self._range.map_file(shard, file)
+        self._is_open[shard] = True
+
+
+def _strides(array: ArrayLayout) -> tuple[int, ...]:
+    return (array.stride, *np.empty(array.row_shape, array.dtype).strides)

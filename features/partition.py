@@ -48,6 +48,10 @@ class Partition:
         self._table = VideoTable(store / "videos" / f"{name}.jsonl")
         self._reader = RowReader(self.path, geometry, check=self._require_done)
 
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """A copy in another process opens its own map."""
+        return (Partition, (self.path.parent, self.name, self.geometry, self.recipe_hash))
+
     @cached_property
     def videos(self) -> list[Video]:
         """All videos, by row; read when first asked for, some 400 bytes of memory each."""
@@ -132,17 +136,24 @@ class Partition:
         Finished: the marker is of this recipe and the files have its sizes.  Checksums are
         for `bieff store verify`.
         """
-        marker = self._ledger.read(self.name, shard)
-        if marker is None or marker.recipe_hash != self.recipe_hash:
+        marker = self.claim(shard)
+        if marker is None:
             return None
         for name, array in self.geometry.arrays.items():
             size = array.file_bytes(self.rows_per_shard)
             file = array.file(self.path, shard)
             known = marker.files.get(name)
-            if known is None or known.size != size or not file.is_file():
+            if known is None or known.size != size:
                 return None
-            if file.stat().st_size != size:
+            if not file.is_file() or file.stat().st_size != size:
                 return None
+        return marker
+
+    def claim(self, shard: int) -> Marker | None:
+        """The marker of this recipe, whatever became of the files."""
+        marker = self._ledger.read(self.name, shard)
+        if marker is None or marker.recipe_hash != self.recipe_hash:
+            return None
         return marker
 
     def done(self) -> Bool[np.ndarray, " shards"]:

@@ -50,17 +50,15 @@ class RowReader:
         mapped = self._mapped[name]
         numbers = self._numbers(rows)
         inner = tuple(part or slice(None) for part in slices)
-        sizes = mapped.array.row_shape
-        cut = (len(range(size)[part]) for size, part in zip(sizes, inner, strict=False))
-        shape = (len(numbers), *cut, *sizes[len(inner) :])
-        if out is None:
-            out = np.empty(shape, mapped.array.dtype)
-        elif out.shape != shape or out.dtype != mapped.array.dtype:
-            raise ValueError(
-                f"out: expected {mapped.array.dtype} {shape}, got {out.dtype} {out.shape}"
-            )
-        mapped.take(numbers, inner, out)
-        return out
+        if out is not None:
+            sizes = mapped.array.row_shape
+            cut = (len(range(size)[part]) for size, part in zip(sizes, inner, strict=False))
+            shape = (len(numbers), *cut, *sizes[len(inner) :])
+            if out.shape != shape or out.dtype != mapped.array.dtype:
+                raise ValueError(
+                    f"out: expected {mapped.array.dtype} {shape}, got {out.dtype} {out.shape}"
+                )
+        return mapped.take(numbers, inner, out)
 
     def take_plain(
         self, name: str, rows: Rows, slices: Slices = ()

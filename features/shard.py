@@ -8,7 +8,7 @@ import numpy as np
 import zarr
 from jaxtyping import Shaped
 
-from bieff.features.durable import PARTIAL, sync_file, sync_folder
+from bieff.features.durable import PARTIAL, sync_file
 from bieff.features.errors import StoreError
 from bieff.features.layout import ArrayLayout, Geometry
 from bieff.features.ledger import FileSum
@@ -98,9 +98,9 @@ def write(
     target = target.with_config({"write_empty_chunks": True})
     target[shard * rows : (shard + 1) * rows] = values
     file = array.file(partition, shard)
+    # the bytes must be there before the marker; should a power cut take the folder's entry,
+    # the file is missing and the shard is not finished
     sync_file(file)
-    for folder in file.relative_to(partition / array.name).parents:
-        sync_folder(partition / array.name / folder)
     if not _same_bytes(map_shard(file, array, rows), values):
         raise StoreError(f"{file} is not what was written; check the disk and run again")
     return file_sum(file)
