@@ -49,7 +49,7 @@ def read_class_names(path: Path) -> ClassNames:
     if path.suffix.lower() == ".json":
         pairs = _from_json(text, path)
     else:
-        pairs = _from_lines([line.strip() for line in text.splitlines() if line.strip()])
+        pairs = _from_lines([line.strip() for line in text.splitlines() if line.strip()], path)
     if not pairs:
         raise InputError(f"label file {path}: expected a class a line, got an empty file")
     first_id, entries = _in_order(pairs, path)
@@ -82,23 +82,35 @@ _Pair = tuple[int | None, str, str | None]
 """Number if there is one, name, readable name if there is one."""
 
 
-def _from_lines(lines: Sequence[str]) -> list[_Pair]:
-    header = [field.strip().casefold() for field in lines[0].split(",")] if lines else []
-    has_header = len(header) > 1 and not any(field.isdecimal() for field in header)
+def _from_lines(lines: Sequence[str], path: Path) -> list[_Pair]:
+    header = (
+        [field.strip().strip('"').casefold() for field in lines[0].split(",")] if lines else []
+    )
     name_column = next((c for c in _NAME_COLUMNS if c in header and _other_id(header, c)), None)
-    if has_header and name_column:
-        id_column = _other_id(header, name_column)
-        rows = csv.DictReader(lines, fieldnames=header)
-        next(rows)
-        return [
-            (int(row[id_column]), _clean(row[name_column]), row.get("readable")) for row in rows
-        ]
+    if name_column:
+        return _from_table(lines[1:], header, name_column, path)
     for pattern, name_group in ((_ID_FIRST, 2), (_ID_LAST, 1)):
         matches = [pattern.fullmatch(line) for line in lines]
         if all(matches):
             found = [m for m in matches if m]
             return [(int(m[3 - name_group]), _clean(m[name_group]), None) for m in found]
     return [(None, _clean(line), None) for line in lines]
+
+
+def _from_table(
+    lines: Sequence[str], header: Sequence[str], name_column: str, path: Path
+) -> list[_Pair]:
+    id_column = _other_id(header, name_column)
+    pairs: list[_Pair] = []
+    for line, row in enumerate(csv.DictReader(lines, fieldnames=header), start=2):
+        number, name = row[id_column], row[name_column]
+        if not (number or "").strip().isdecimal() or not name:
+            raise InputError(
+                f"label file {path}, line {line}: expected a number and a name, got {number!r} "
+                f"and {name!r}"
+            )
+        pairs.append((int(number), _clean(name), row.get("readable")))
+    return pairs
 
 
 def _other_id(header: Sequence[str], name_column: str) -> str | None:
@@ -110,24 +122,27 @@ def _from_json(text: str, path: Path) -> list[_Pair]:
         value: Any = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"label file {path}: not json: {error}") from None
-    match value:
-        case [str(), *_]:
-            return [(None, _clean(str(name)), None) for name in value]
-        case [dict(), *_]:
-            return _from_lines(["id,name", *(f'{row["id"]},"{row["name"]}"' for row in value)])
-        case dict():
-            return [_json_pair(one, other, path) for one, other in value.items()]
-    raise InputError(
-        f"label file {path}: expected a list of names or an object of names and numbers, "
-        f"got {type(value).__name__}"
-    )
+    if isinstance(value, dict):
+        return [_json_pair(one, other, path) for one, other in value.items()]
+    if not isinstance(value, list):
+        raise InputError(
+            f"label file {path}: expected a list of names or an object of names and numbers, "
+            f"got {type(value).__name__}"
+        )
+    if all(isinstance(entry, str) for entry in value):
+        return [(None, _clean(entry), None) for entry in value]
+    if not all(isinstance(entry, dict) and {"id", "name"} <= set(entry) for entry in value):
+        raise InputError(
+            f"label file {path}: expected a list of names, or of objects with id and name"
+        )
+    return [_json_pair(entry["name"], entry["id"], path) for entry in value]
 
 
-def _json_pair(one: str, other: Any, path: Path) -> _Pair:
+def _json_pair(one: Any, other: Any, path: Path) -> _Pair:
     """Names to numbers, or numbers to names."""
-    if isinstance(other, int):
+    if isinstance(one, str) and isinstance(other, int):
         return other, _clean(one), None
-    if one.isdecimal() and isinstance(other, str):
+    if isinstance(one, str) and one.isdecimal() and isinstance(other, str):
         return int(one), _clean(other), None
     raise InputError(f"label file {path}: expected a name and a number, got {one!r}: {other!r}")
 
