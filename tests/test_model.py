@@ -11,6 +11,7 @@ from bieff.train.loss import positive_pairs, symmetric_loss
 from bieff.train.model import BiEfficient
 from bieff.train.pre_prompt import hand_crafted_context
 from bieff.train.text import TextTower
+from bieff.train.word_guided import pick
 
 B, T, P, D, W = 5, 3, 7, 13, 11
 PATCH_WIDTH = 17
@@ -108,8 +109,8 @@ def build(clip):
         if shaken:  # zeros at the start would hide mistakes
             draw = torch.Generator().manual_seed(1)
             with torch.no_grad():
-                for parameter in model.parameters():
-                    if parameter.ndim:
+                for name, parameter in model.named_parameters():
+                    if not name.endswith(("alpha", "beta", "log_scale")):
                         parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.2)
         return model
 
@@ -239,6 +240,95 @@ def test_an_option_leaves_the_other_parts_weights_alone(build, row):
         "residual adapter",
     ):
         assert not any(n.startswith("prompt.") for n in differing)
+
+
+# what an option moves and what it leaves alone, all other weights being equal; the rest
+# depends on whether the pick moves
+MOVES = {
+    "4 baseline": ("classes video", ""),
+    "4 + pre-prompt": ("classes video", ""),
+    "4 + post-prompt": ("video", "classes"),
+    "5 none": ("classes", ""),
+    "5 hand-crafted": ("classes", ""),
+    "5 learnable": ("classes", ""),
+    "5 pre": ("classes", ""),
+    "5 post": ("classes weights video", ""),
+    "6 a1": ("classes weights video", ""),
+    "6 a2": ("classes weights video", ""),
+    "6 a3": ("classes weights video", ""),
+    "7 without mean pooling": ("video", "classes weights"),
+    "8 words": ("", "classes"),
+    "9 alpha 1": ("classes", ""),
+    "10 beta 1": ("video", "classes weights"),
+    "no temporal transformer": ("weights video", "classes"),
+    "no temporal residual": ("weights video", "classes"),
+    "prompts see temporal": ("classes weights video", ""),
+    "prompts see patches": ("classes weights video", ""),
+    "word temperature": ("weights video", "classes"),
+    "context 5": ("classes weights video", ""),
+    "bare meta attention": ("classes weights video", ""),
+    "residual adapter": ("classes weights video", ""),
+    "post layers": ("classes", ""),
+    "word norms": ("weights video", "classes"),
+    "vector gates": ("", "classes weights video logits"),
+    "normalise frames": ("video", "classes"),
+    "learn temperature": ("", "classes weights video logits"),
+    "multi-hot": ("", "classes weights video logits"),
+}
+
+
+@pytest.mark.parametrize("row", MOVES)
+def test_an_option_moves_what_it_should_and_nothing_else(text, build, row):
+    paper, other = build(TrainConfig()), build(load(overrides=TABLES[row]))
+    shared, own = paper.state_dict(), other.state_dict()
+    gates = {"post_prompt.alpha", "word_guided.beta"}
+    fitting = {n: v for n, v in shared.items() if n in own and own[n].shape == v.shape}
+    other.load_state_dict({n: v for n, v in fitting.items() if n not in gates}, strict=False)
+    frames, patches = make()
+
+    def results(model):
+        scores = model(frames, text, patches=patches)
+        weights = torch.zeros(B, T) if scores.frame_weights is None else scores.frame_weights
+        return {
+            "classes": scores.classes.expand(B, -1, -1),
+            "weights": weights,
+            "video": scores.video,
+            "logits": scores.logits,
+        }
+
+    before, after = results(paper), results(other)
+    moved, kept = MOVES[row]
+    for name in moved.split():
+        assert (after[name] - before[name]).abs().max() > 1e-3, name
+    for name in kept.split():
+        # 1 / tau and the exponential of its logarithm differ in the last place
+        torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-4)
+
+
+def test_options_that_move_nothing_at_the_start_are_there(build):
+    model = build(load(overrides=["vector_gates=true"]))
+    assert model.post_prompt.alpha.shape == model.word_guided.beta.shape == (D,)
+    assert build(load(overrides=["mean_pool=false"])).word_guided.beta is None
+
+
+def test_the_pick_of_the_release_standardises_the_classes(text, build):
+    model = build(load(overrides=["word_norms=true"]))
+    plain, normed, got = [], [], []
+    for seed in range(13):
+        frames, _ = make(seed)
+        scores = model(frames, text)
+        mean = model.temporal(frames).mean(1)
+        got.append(scores.picked)
+        plain.append(pick(mean, scores.classes))
+        normed.append(pick(mean, scores.classes, norms=True))
+    assert torch.equal(torch.cat(got), torch.cat(normed))
+    assert not torch.equal(torch.cat(got), torch.cat(plain))
+
+
+def test_parts_start_from_streams_of_their_own(build):
+    model = build(TrainConfig(), shaken=False)
+    first = model.temporal.positions.flatten()[:3] / 0.01
+    assert (first - model.prompt.context.flatten()[:3] / 0.02).abs().min() > 1e-3
 
 
 def test_the_seed_fixes_the_weights_and_the_callers_state_is_kept(build):

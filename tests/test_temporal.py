@@ -26,7 +26,7 @@ def test_the_residual_adds_the_stored_frames():
 
 
 def test_by_hand_with_branches_shut():
-    """Blocks at their start pass on: with the residual 2 v + positions, without v + positions."""
+    """Blocks at their start pass on: 2 v + positions, or v + positions without it."""
     module, frames = make(shaken=False)
     torch.testing.assert_close(module(frames), 2 * frames + module.positions)
     module.residual = False

@@ -15,8 +15,11 @@ from typing import Any, Literal, get_args
 
 from bieff.features.errors import ConfigError
 
-HAND_CRAFTED = "This is a video about {}"
-"""The template of Table 5's second row."""
+_POSITIVE = (
+    *("num_context", "post_layers", "frames", "epochs", "batch_size"),
+    *("word_temperature", "temperature", "lr"),
+)
+_NOT_NEGATIVE = ("temporal_layers", "weight_decay", "clip_grad", "seed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +53,10 @@ class TrainConfig:
     store's patch tokens averaged over time."""
 
     meta_attention: Literal["standard", "bare"] = "standard"
-    """Bare: no output projection and no 1/sqrt(d) in the Meta-Net (authors' release)."""
+    """Bare: no output projection, no 1/sqrt(d) in the Meta-Net (authors' release)."""
 
     adapter: Literal["bottleneck", "residual"] = "bottleneck"
-    """Adapter of Eq. 6.  Residual: a skip around it, its second layer starting at zero, and
-    QuickGELU (authors' release)."""
+    """Residual: a skip, a second layer that starts at zero, QuickGELU (authors' release)."""
 
     post_prompt: bool = True
     """Eq. 7 on the class embeddings (Table 4)."""
@@ -81,25 +83,23 @@ class TrainConfig:
     """Divides the similarities of Eq. 8; the paper has none."""
 
     word_norms: bool = False
-    """A learned LayerNorm on the words of Eq. 8, and a plain one on the classes in the pick,
-    where no gradient reaches the release's either (authors' release)."""
+    """LayerNorm on the words of Eq. 8 and on the classes of the pick (authors' release)."""
 
     vector_gates: bool = False
     """Let alpha and beta be D-vectors (authors' release) instead of numbers."""
 
     normalise: Literal["video", "frames"] = "video"
-    """Where the video meets the unit sphere: after Eq. 9, as the cosine of Eq. 10 says, or
-    each frame before pooling and the video not again (authors' release)."""
+    """What is scaled to length 1: the video, as the cosine of Eq. 10 says, or each frame
+    before pooling and the video not again (authors' release)."""
 
     temperature: float = 0.01
     """tau of Eq. 10."""
 
     learn_temperature: bool = False
-    """Train the logarithm of 1 / tau, from `temperature` on (authors' release)."""
+    """Train log(1 / tau), from `temperature` on (authors' release)."""
 
     targets: Literal["uniform", "multi-hot"] = "uniform"
-    """Videos of one label in a batch share their weight in Eq. 10, or each counts whole
-    (authors' release)."""
+    """Videos of one label share a weight of 1 in Eq. 10, or have 1 each (authors' release)."""
 
     frames: int | None = None
     """T, frames a video; none takes what the store holds."""
@@ -117,16 +117,12 @@ class TrainConfig:
     """Of the first weights and of the order of the videos."""
 
     def __post_init__(self) -> None:
-        for name in ("num_context", "post_layers", "frames", "epochs", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name in ("word_temperature", "temperature", "lr"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("temporal_layers", "weight_decay", "clip_grad", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in _POSITIVE and value is not None and not value > 0:
+                raise ConfigError(f"{field.name} must be positive, got {value}")
+            if field.name in _NOT_NEGATIVE and not value >= 0:
+                raise ConfigError(f"{field.name} must not be negative, got {value}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 f"warmup_epochs must be in [0, epochs), got {self.warmup_epochs} "
@@ -160,17 +156,38 @@ class TrainConfig:
         return asdict(self)
 
 
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "baseline": {"prompt": "none", "post_prompt": False, "word_guided": False},
+    "released": {
+        "temporal_layers": 2,
+        "temporal_residual": False,
+        "num_context": 12,
+        "meta_attention": "bare",
+        "adapter": "residual",
+        "post_layers": 2,
+        "beta": 0.01,
+        "word_temperature": 0.01,
+        "word_norms": True,
+        "vector_gates": True,
+        "normalise": "frames",
+        "learn_temperature": True,
+        "targets": "multi-hot",
+        "weight_decay": 0.05,
+    },
+}
+
+
 def preset(name: str) -> TrainConfig:
     """One of the named starting points.
 
     `paper` is the default.  `baseline` is Table 4's first row: temporal transformer and
     nothing else.  `released` is what the authors' code does where it differs from the paper,
-    in its own settings, on the stored frames; the release itself takes the patch tokens, which
-    is `prompts_see = "patches"` on a store that has them.  Not in it, because the cached
-    pipeline computes only what the paper uses:
+    on the stored frames; the release itself takes the patch tokens, which is
+    `prompts_see = "patches"` on a store that has them.  Not in it:
 
-    - The words of Eq. 8 are the name's tokens here.  In the release they are all 77 positions,
-      with the prompt and the padding, of a prompt that is the video's own.
+    - The words of Eq. 8 are the name's tokens.  The release takes all 77 positions, with
+      prompt and padding, which the text tower here never computes.
     - The release applies its LayerNorm to each patch token after CLIP's; here CLIP's
       normalisation is done before the mean over time, and one learned affine follows it.
     - A second softmax at test time, which changes no ranking.
@@ -178,28 +195,10 @@ def preset(name: str) -> TrainConfig:
     Raises:
         ConfigError: If there is no such preset.
     """
-    if name == "paper":
-        return TrainConfig()
-    if name == "baseline":
-        return TrainConfig(prompt="none", post_prompt=False, word_guided=False)
-    if name == "released":
-        return TrainConfig(
-            temporal_layers=2,
-            temporal_residual=False,
-            num_context=12,
-            meta_attention="bare",
-            adapter="residual",
-            post_layers=2,
-            beta=0.01,
-            word_temperature=0.01,
-            word_norms=True,
-            vector_gates=True,
-            normalise="frames",
-            learn_temperature=True,
-            targets="multi-hot",
-            weight_decay=0.05,
-        )
-    raise ConfigError(f"no preset {name!r}; expected 'paper', 'baseline' or 'released'")
+    if name not in PRESETS:
+        listed = ", ".join(map(repr, PRESETS))
+        raise ConfigError(f"no preset {name!r}; expected one of {listed}")
+    return TrainConfig(**PRESETS[name])
 
 
 def load(

@@ -5,9 +5,9 @@ B videos, T frames, k categories, M context tokens, P patches, D joint width, W 
 
 import math
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,13 @@ from bieff.features.errors import ConfigError
 from bieff.train.config import TrainConfig
 from bieff.train.loss import cosine
 from bieff.train.post_prompt import PostPrompt
-from bieff.train.pre_prompt import (
-    ConcatenatedPrompt,
-    LearnablePrompt,
-    PrePrompt,
-    Prompt,
-    QueryingPrompt,
-)
+from bieff.train.pre_prompt import Prompt, learned_prompt
 from bieff.train.temporal import TemporalTransformer
 from bieff.train.text import TextTower
 from bieff.train.visual_context import PatchContext
 from bieff.train.word_guided import WordGuidedPool, pick
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,40 +96,21 @@ class BiEfficient(nn.Module):
             raise ValueError(f"prompt={config.prompt!r} and hand_crafted do not go together")
         self.config = config
         self.register_buffer("hand_crafted", hand_crafted, persistent=False)
-        self.temporal = self.patch_context = self.prompt = None
-        self.post_prompt = self.word_guided = self.log_scale = None
+        self.temporal = self.patch_context = self.post_prompt = self.word_guided = None
         if config.temporal_layers:
-            with _seeded(config.seed, "temporal"):
-                self.temporal = TemporalTransformer(
-                    dim,
-                    num_frames,
-                    num_layers=config.temporal_layers,
-                    residual=config.temporal_residual,
-                )
-        if config.prompts_see == "patches" and patches is not None and _uses_video(config):
-            with _seeded(config.seed, "patches"):
-                self.patch_context = PatchContext(patches[1], dim)
-        with _seeded(config.seed, "prompt"):
-            self.prompt = _prompt(config, dim, text_width)
-        if config.post_prompt:
-            with _seeded(config.seed, "post_prompt"):
-                self.post_prompt = PostPrompt(
-                    dim,
-                    alpha=config.alpha,
-                    num_layers=config.post_layers,
-                    vector=config.vector_gates,
-                )
-        if config.word_guided:
-            self.word_guided = WordGuidedPool(
-                dim,
-                beta=config.beta,
-                vector=config.vector_gates,
-                mean_pool=config.mean_pool,
-                temperature=config.word_temperature,
-                norms=config.word_norms,
+            self.temporal = _seeded(
+                config, "temporal", lambda: _temporal(config, dim, num_frames)
             )
-        if config.learn_temperature:
-            self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+        if config.prompts_see == "patches" and patches and _looks_at_video(config):
+            width = patches[1]
+            self.patch_context = _seeded(config, "patches", lambda: PatchContext(width, dim))
+        self.prompt = _seeded(config, "prompt", lambda: learned_prompt(config, dim, text_width))
+        if config.post_prompt:
+            self.post_prompt = _seeded(config, "post_prompt", lambda: _post_prompt(config, dim))
+        if config.word_guided:
+            self.word_guided = _word_guided(config, dim)
+        log_scale = torch.tensor(-math.log(config.temperature))
+        self.log_scale = nn.Parameter(log_scale) if config.learn_temperature else None
 
     def forward(
         self,
@@ -225,34 +202,38 @@ class BiEfficient(nn.Module):
         return counts
 
 
-def _prompt(config: TrainConfig, dim: int, text_width: int) -> nn.Module | None:
-    """The module that makes what stands before the name; None where nothing is learned."""
-    num_context = config.num_context
-    if config.prompt == "learnable":
-        return LearnablePrompt(text_width, num_context=num_context)
-    if config.prompt != "pre-prompt":
-        return None
-    if config.design == "a1":
-        return ConcatenatedPrompt(dim, text_width, num_context=num_context)
-    if config.design == "a2":
-        return QueryingPrompt(dim, text_width, num_context=num_context)
-    return PrePrompt(
+def _temporal(config: TrainConfig, dim: int, num_frames: int) -> TemporalTransformer:
+    return TemporalTransformer(
         dim,
-        text_width,
-        num_context=num_context,
-        adapter=None if config.design == "a3" else config.adapter,
-        bare_attention=config.meta_attention == "bare",
+        num_frames,
+        num_layers=config.temporal_layers,
+        residual=config.temporal_residual,
     )
 
 
-def _uses_video(config: TrainConfig) -> bool:
-    """Whether a prompt looks at the visual context at all."""
+def _post_prompt(config: TrainConfig, dim: int) -> PostPrompt:
+    return PostPrompt(
+        dim, alpha=config.alpha, num_layers=config.post_layers, vector=config.vector_gates
+    )
+
+
+def _word_guided(config: TrainConfig, dim: int) -> WordGuidedPool:
+    return WordGuidedPool(
+        dim,
+        beta=config.beta,
+        vector=config.vector_gates,
+        mean_pool=config.mean_pool,
+        temperature=config.word_temperature,
+        norms=config.word_norms,
+    )
+
+
+def _looks_at_video(config: TrainConfig) -> bool:
     return config.prompt == "pre-prompt" or config.post_prompt
 
 
-@contextmanager
-def _seeded(seed: int, part: str) -> Iterator[None]:
+def _seeded(config: TrainConfig, part: str, make: Callable[[], Part]) -> Part:
     """Draw a part's first weights from its own stream, and give the caller's back."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(f"{seed} {part}".encode()))
-        yield
+        torch.manual_seed(zlib.crc32(f"{config.seed} {part}".encode()))
+        return make()

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from bieff.clip import Clip
 from bieff.train.attention import TOKEN_STD, AttentionBlock, linear, quick_gelu
-from bieff.train.config import HAND_CRAFTED
+from bieff.train.config import TrainConfig
+
+HAND_CRAFTED = "This is a video about {}"
+"""The template of Table 5's second row."""
 
 
 class Prompt(NamedTuple):
@@ -131,6 +134,26 @@ class ResidualAdapter(nn.Module):
         """Return the rows, adapted, in their own width."""
         widened: Tensor = self.widen(quick_gelu(self.narrow(rows)))
         return rows + widened
+
+
+def learned_prompt(config: TrainConfig, dim: int, text_width: int) -> nn.Module | None:
+    """The module that makes what stands before the name; None where nothing is learned."""
+    num_context = config.num_context
+    if config.prompt == "learnable":
+        return LearnablePrompt(text_width, num_context=num_context)
+    if config.prompt != "pre-prompt":
+        return None
+    if config.design == "a1":
+        return ConcatenatedPrompt(dim, text_width, num_context=num_context)
+    if config.design == "a2":
+        return QueryingPrompt(dim, text_width, num_context=num_context)
+    return PrePrompt(
+        dim,
+        text_width,
+        num_context=num_context,
+        adapter=None if config.design == "a3" else config.adapter,
+        bare_attention=config.meta_attention == "bare",
+    )
 
 
 def hand_crafted_context(clip: Clip) -> Float[Tensor, "M W"]:
