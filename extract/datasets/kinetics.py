@@ -92,10 +92,10 @@ def load_kinetics(name: str, videos: Path) -> DataSet:
 
 def _parts(name: str, folder: Folder, labels: Mapping[str, int]) -> list[_Part]:
     """Each partition from the list that names it, or else from the class folders."""
-    files = [describe(path, labels) for path in folder.videos]
+    files = describe(folder.videos, labels)
     lists = read_tables(folder, labels)
     if name == "k400":
-        lists["val"] = ("the official list", official.kinetics_val(labels))
+        lists["val"] = ("the official list", list(official.kinetics_val()))
     listed = {row.youtube_id for _, rows in lists.values() for row in rows}
     free = [f for f in files if f.label is not None and f.youtube_id not in listed]
     parts = []
@@ -119,15 +119,15 @@ def _match(
         if file.youtube_id is not None:
             by_id.setdefault(file.youtube_id, []).append(file)
 
-    def find(row: Row) -> ClipFile | None:
+    matched: list[tuple[Row, ClipFile | None]] = []
+    for row in rows:
         fitting = [f for f in by_id.get(row.youtube_id, ()) if f.start in (None, row.start)]
-        return min(
-            fitting,
-            key=lambda f: (f.partition not in (None, part), f.label != row.label, f.path),
-            default=None,
+        # one in the folders that the row says, then in no particular, then in any
+        fitting.sort(
+            key=lambda f: (f.partition not in (None, part), f.label != row.label, f.path)
         )
-
-    return [(row, find(row)) for row in rows]
+        matched.append((row, fitting[0] if fitting else None))
+    return matched
 
 
 def _belongs(file: ClipFile, part: str, name: str) -> bool:

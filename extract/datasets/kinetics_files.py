@@ -5,9 +5,9 @@ A Kinetics csv has the columns label, youtube_id, time_start, mostly time_end an
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from bieff.extract.datasets.names import key
 from bieff.extract.datasets.scan import Folder, partition_of, stem, without_suffix
@@ -47,18 +47,24 @@ class Row:
     end: int
 
 
-def describe(path: str, labels: Mapping[str, int]) -> ClipFile:
-    """Read a path; `labels` is by `names.key`."""
-    match = _CLIP.fullmatch(stem(path))
-    parents = PurePosixPath(path).parent.parts
-    classes = [labels[key(part)] for part in parents if key(part) in labels]
-    return ClipFile(
-        path=path,
-        youtube_id=match[1] if match else None,
-        start=int(match[2]) if match and match[2] else None,
-        label=classes[-1] if classes else None,
-        partition=partition_of(part for part in parents if key(part) not in labels),
-    )
+def describe(paths: Iterable[str], labels: Mapping[str, int]) -> list[ClipFile]:
+    """Read the paths; `labels` is by `names.key`."""
+    of_folder: dict[str, tuple[int | None, str | None]] = {}
+    files = []
+    for path in paths:
+        parent = path.rpartition("/")[0]
+        if parent not in of_folder:
+            classes = [labels.get(key(part)) for part in parent.split("/")]
+            others = zip(parent.split("/"), classes, strict=True)
+            label = next((label for label in reversed(classes) if label is not None), None)
+            partition = partition_of(part for part, own in others if own is None)
+            of_folder[parent] = (label, partition)
+        match = _CLIP.fullmatch(stem(path))
+        youtube_id, start = (match[1], match[2]) if match else (None, None)
+        files.append(
+            ClipFile(path, youtube_id, int(start) if start else None, *of_folder[parent])
+        )
+    return files
 
 
 def row_of(file: ClipFile) -> Row:

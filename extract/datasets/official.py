@@ -1,11 +1,11 @@
 """The official class names and lists that are shipped in `data/`; SOURCES.md says whose."""
 
 import csv
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from bieff.extract.datasets.kinetics_files import Row, parse_row
+from bieff.extract.datasets.names import key
 
 DATA = Path(__file__).parent / "data"
 
@@ -36,10 +36,12 @@ def splits(name: str) -> tuple[tuple[str, dict[str, str]], ...]:
     return tuple(videos)
 
 
-def kinetics_val(labels: Mapping[str, int]) -> list[Row]:
-    """The official validation list of Kinetics-400; `labels` is by `names.key`."""
+@cache
+def kinetics_val() -> tuple[Row, ...]:
+    """The official validation list of Kinetics-400."""
+    labels = {key(name): label for label, (name, _) in enumerate(class_names("k400"))}
     rows = csv.DictReader(_lines("k400_val.csv"))
-    return [parse_row(row, labels, "k400_val.csv") for row in rows]
+    return tuple(parse_row(row, labels, "k400_val.csv") for row in rows)
 
 
 @cache

@@ -49,9 +49,12 @@ class Folder:
         """
         if listed in self.videos:
             return listed
+        candidates = self.by_stem.get(stem(listed).casefold())
+        if candidates is None:
+            return None
         wanted = _parts(listed)
         best, best_agreement = None, 0
-        for path in self.by_stem.get(stem(listed).casefold(), ()):
+        for path in candidates:
             agreement = _agreement(wanted, _parts(path))
             if agreement > best_agreement:
                 best, best_agreement = path, agreement

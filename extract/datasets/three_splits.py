@@ -16,7 +16,7 @@ from bieff.extract.datasets.dataset import (
     require_found,
 )
 from bieff.extract.datasets.names import key, label_of_key
-from bieff.extract.datasets.scan import Folder, scan
+from bieff.extract.datasets.scan import scan
 from bieff.features.schema import Video
 
 LAYOUT = {
@@ -41,7 +41,8 @@ def load_three_splits(name: str, videos: Path) -> DataSet:
     left = set(folder.videos)
     for listed, roles in official.splits(name):
         label = label_of[listed.split("/")[0]]
-        path = _find(folder, listed)
+        anywhere = folder.by_stem.get(listed.split("/")[1].casefold())
+        path = (folder.find(listed) or anywhere[0]) if anywhere else None
         if path is None:
             missing.append(listed)
         else:
@@ -70,12 +71,3 @@ def load_three_splits(name: str, videos: Path) -> DataSet:
         mislabelled=tuple(mislabelled),
     )
     return require_found(data, layout=LAYOUT[name])
-
-
-def _find(folder: Folder, listed: str) -> str | None:
-    """The video in its class's folder, or else wherever a file of its name lies."""
-    exact = folder.find(listed)
-    if exact is not None:
-        return exact
-    anywhere = folder.by_stem.get(listed.split("/")[1].casefold(), [])
-    return anywhere[0] if anywhere else None
