@@ -25,6 +25,10 @@ Choose = Callable[[int], ArrayLike]
 """From the number of frames of a video to the numbers wanted, in any order, repeats allowed."""
 
 
+class ChoiceError(IndexError, ValueError):
+    """The frame numbers asked for are none, or not all of the video: the caller's bug."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
     """What a video holds."""
@@ -106,7 +110,8 @@ def read_frames(
     Raises:
         MissingVideoError: If there is no such file.
         DecodeError: If it is not a video, or no frame of it decodes.
-        IndexError: If a number is negative or beyond the last frame that decodes.
+        ChoiceError: If there are no numbers, or one is negative or beyond the last frame that
+            decodes.
     """
     numbers = np.asarray(frame_numbers)
     decoded = decode_video(path, lambda _: numbers)
@@ -130,8 +135,7 @@ def decode_video(
     Raises:
         MissingVideoError: If there is no such file.
         DecodeError: If it is not a video, or no frame of it decodes.
-        IndexError: If `choose` picks a frame that does not exist.
-        ValueError: If `choose` picks none.
+        ChoiceError: If `choose` picks a frame that does not exist, or none.
     """
     path = Path(path)
     contents = scan(path)
@@ -195,13 +199,13 @@ def _chosen(choose: Choose, num_frames: int, path: Path) -> Int64[np.ndarray, " 
     """The distinct numbers chosen, ascending."""
     numbers = np.unique(np.asarray(choose(num_frames)))
     if len(numbers) == 0 or numbers.dtype.kind not in "iu":
-        raise ValueError(
+        raise ChoiceError(
             f"video {str(path)!r}: expected at least one frame number as an integer, "
             f"got {len(numbers)} of {numbers.dtype}"
         )
     if numbers[0] < 0 or numbers[-1] >= num_frames:
         wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
-        raise IndexError(
+        raise ChoiceError(
             f"video {str(path)!r}: expected frame numbers in [0, {num_frames}), got {wrong}"
         )
     return numbers.astype(np.int64)
