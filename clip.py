@@ -147,6 +147,23 @@ def load(name: ClipName, *, device: str | torch.device = "cpu") -> Clip:
     )
 
 
+def pick_device(name: str | None) -> torch.device:
+    """The device a user named, or the best there is.
+
+    Raises:
+        InputError: If there is no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: expected cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r}: torch finds no CUDA here; use --device cpu")
+    return device
+
+
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes, dtypes and bytes of all weights, in the order of names."""
     digest = hashlib.sha256()

@@ -179,6 +179,23 @@ def all_frame_numbers(
     return np.stack([frame_numbers(view, num_frames, T, video_id=video_id) for view in views])
 
 
+@dataclass(frozen=True, slots=True)
+class ViewPlan:
+    """Which frames of one video its views show, once its length is known.
+
+    Lies here, and not beside the tower, because it travels to decoding processes, which do
+    without torch.
+    """
+
+    views: tuple[View, ...]
+    T: int
+    video_id: str
+
+    def __call__(self, num_frames: int) -> Int64[np.ndarray, "V T"]:
+        """Frame numbers of every view of a video of `num_frames` frames."""
+        return all_frame_numbers(self.views, num_frames, self.T, video_id=self.video_id)
+
+
 def clip_start(clip: int, clips: int, num_frames: int, T: int) -> int:
     """First frame of a temporal clip: `int(linspace(0, n / T - 1, clips)[clip])`, exactly.
 

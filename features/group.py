@@ -60,8 +60,9 @@ def create_arrays(partition: Path, geometry: Geometry, labels: Int64[np.ndarray,
         filters=None,
         compressors=[Crc32cCodec()],
         fill_value=-1,
-        attributes={"meaning": "index into the class names, -1 for padding"},
+        attributes={"meaning": "index into the class names, -1 for unlabelled and for padding"},
         dimension_names=("video",),
+        config={"write_empty_chunks": True},  # where nothing is labelled
     )
     names = [*geometry.arrays, "labels"]
     for name in names:

@@ -15,7 +15,7 @@ from bieff.features.group import METADATA_NAME, create_arrays, write_root
 from bieff.features.layout import Geometry, rows_per_shard
 from bieff.features.lock import LOCK_NAME, exclusive
 from bieff.features.recipe import canonical, differences, recipe_hash
-from bieff.features.schema import SCHEMA_VERSION, PartitionPlan
+from bieff.features.schema import SCHEMA_VERSION, UNLABELLED, PartitionPlan
 from bieff.features.video_table import (
     VideoTable,
     first_difference,
@@ -71,9 +71,9 @@ def _sizes(
     if not plan.videos:
         raise InputError(f"partition {name!r} has no videos; check the list and the folder")
     for video in plan.videos:
-        if not 0 <= video.label < num_classes:
+        if not UNLABELLED <= video.label < num_classes:
             raise InputError(
-                f"label of video {video.id!r}: expected 0 to {num_classes - 1}, as there are "
+                f"label of video {video.id!r}: expected 0 to {num_classes - 1}, or -1 for none, as there are "
                 f"{num_classes} class names, got {video.label}"
             )
     row_bytes = 2 * plan.num_views * recipe["frames"] * recipe["dim"]

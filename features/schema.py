@@ -15,6 +15,10 @@ SCHEMA_VERSION = 1
 """Raised when a store of an older version can no longer be read as it lies."""
 
 
+UNLABELLED = -1
+"""Label of a video whose class nobody said."""
+
+
 class Status(IntEnum):
     """What became of a video; the numbers are what `status` arrays hold."""
 
@@ -56,7 +60,7 @@ class Video:
     """Relative to the store's `root`, or absolute."""
 
     label: int
-    """Index into the class names."""
+    """Index into the class names, or `UNLABELLED`."""
 
     size: int = 0
     """Of the file, bytes; 0 where the file was not found."""

@@ -31,6 +31,8 @@ FPS = 24
 FRAMES = (24, 40)
 """Fewest and most frames of a clip."""
 
+MARKER = "edition.json"
+
 VERSION = 1
 """Raise when the pixels of a seed change."""
 
@@ -61,10 +63,15 @@ class Clip:
     number: int
 
     @property
+    def name(self) -> str:
+        """Its class: "star moving left"."""
+        return class_name(self.shape, self.motion)
+
+    @property
     def path(self) -> Path:
-        """Where it lies below the folder of all data sets."""
-        folder = Path(self.data_set, self.partition) if self.partition else Path(self.data_set)
-        return folder / class_name(self.shape, self.motion) / f"{self.number:03d}.mp4"
+        """Where it lies in the folder of its data set."""
+        folder = Path() if self.partition == "all" else Path(self.partition)
+        return folder / self.name / f"{self.number:03d}.mp4"
 
 
 def clips_of(edition: Edition) -> dict[str, list[Clip]]:
@@ -72,8 +79,8 @@ def clips_of(edition: Edition) -> dict[str, list[Clip]]:
     plan = (
         ("shapes", "train", SEEN, edition.train_clips),
         ("shapes", "val", SEEN, edition.val_clips),
-        ("shapes-combinations", "", UNSEEN_COMBINATIONS, edition.zero_shot_clips),
-        ("shapes-unseen", "", UNSEEN, edition.zero_shot_clips),
+        ("shapes-combinations", "all", UNSEEN_COMBINATIONS, edition.zero_shot_clips),
+        ("shapes-unseen", "all", UNSEEN, edition.zero_shot_clips),
     )
     found: dict[str, list[Clip]] = {}
     for data_set, partition, classes, count in plan:
@@ -87,7 +94,7 @@ def clips_of(edition: Edition) -> dict[str, list[Clip]]:
 
 def draw_clip(clip: Clip, seed: int) -> UInt8[np.ndarray, "F H W 3"]:
     """The clip's pixels; the seed and the clip's name decide every byte."""
-    key = [seed, VERSION, *clip.path.as_posix().encode()]
+    key = [seed, VERSION, *clip.data_set.encode(), *clip.path.as_posix().encode()]
     rng = np.random.default_rng(key)
     num_frames = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
     scenes = draw_scenes(rng, [clip.shape], [clip.motion])
@@ -111,42 +118,51 @@ def write_mp4(path: Path, frames: UInt8[np.ndarray, "F H W 3"]) -> None:
     unfinished.rename(path)
 
 
-def make(data: Path, data_set: str, edition: Edition, *, num_workers: int = 2) -> Iterator[int]:
-    """Write the clips of one data set below `data`; yields how many lie there, as it goes.
+def edition_of(folder: Path) -> Edition | None:
+    """The edition that lies in a folder, whole or in part; None where there is none.
 
-    Goes on where an interrupted run stopped.  A folder that holds another edition is
-    refused: the caller must name another folder or remove it.
+    Raises:
+        InputError: If the folder holds something else.
+    """
+    marker = folder / MARKER
+    if marker.is_file():
+        try:
+            return Edition(**json.loads(marker.read_text()))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"cannot read {marker}: {error}; remove {folder}") from None
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} is not empty and holds no clips made by bieff; name another folder with "
+            "--videos"
+        )
+    return None
+
+
+def make(folder: Path, data_set: str, edition: Edition, *, num_workers: int = 2) -> Iterator[int]:
+    """Write the clips of one data set into its folder; yields how many lie there, as it goes.
+
+    Goes on where an interrupted run stopped.
 
     Raises:
         InputError: If the folder holds another edition, or files that are not ours.
     """
-    folder = data / data_set
-    marker = folder / "edition.json"
-    wanted = asdict(edition)
-    if marker.is_file():
-        found = json.loads(marker.read_text())
-        if found != wanted:
-            raise InputError(
-                f"{folder} holds another edition of {data_set}: expected {wanted}, got {found}; "
-                "name another folder with --videos, or remove this one"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
+    found = edition_of(folder)
+    if found is not None and found != edition:
         raise InputError(
-            f"{folder} is not empty and holds no {data_set} made by bieff; "
-            "name another folder with --videos"
+            f"{folder} holds another edition of {data_set}: expected {edition}, got {found}; "
+            "name another folder with --videos, or remove this one"
         )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        marker.write_text(json.dumps(wanted) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text(json.dumps(asdict(edition)) + "\n")
     clips = clips_of(edition)[data_set]
-    missing = [clip for clip in clips if not (data / clip.path).is_file()]
-    done = len(clips) - len(missing)
+    jobs = [(folder / clip.path, clip, edition.seed) for clip in clips]
+    missing = [job for job in jobs if not job[0].is_file()]
+    done = len(jobs) - len(missing)
     yield done
     if not missing:
         return
-    jobs = [(data / clip.path, clip, edition.seed) for clip in missing]
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(_write_one, jobs, chunksize=16):
+        for _ in pool.map(_write_one, missing, chunksize=16):
             done += 1
             yield done
 

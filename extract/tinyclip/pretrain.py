@@ -84,7 +84,7 @@ FRAMES_OF_SPEECH = (
 class Recipe:
     """How long and how fast."""
 
-    steps: int = 1600
+    steps: int = 1500
     batch_size: int = 256
     lr: float = 1e-3
     warmup: float = 0.06
@@ -207,6 +207,8 @@ def _pixels(stills: np.ndarray) -> Tensor:
 def pretrain(out: Path, recipe: Recipe) -> None:
     """Train, and write the model folder `out` with its log."""
     out.mkdir(parents=True, exist_ok=True)
+    # one thread: the weights must not depend on the number of cores
+    torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     model = import_open_clip().model.CLIP(**CONFIG["model_cfg"])

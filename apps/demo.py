@@ -1,0 +1,67 @@
+"""`bieff demo`: both stages and the zero-shot evaluation on clips made here, no download."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bieff import clip as clips
+from bieff.clip import TINYCLIP, Clip, ClipName
+from bieff.extract.config import ExtractConfig
+from bieff.extract.run import extract, plan
+from bieff.extract.shapes.sets import COMPANIONS, load_shapes
+from bieff.features.store import FeatureStore
+from bieff.train.config import TrainConfig
+from bieff.train.loop import train
+from bieff.train.protocols import closed, frozen, splits3, trained
+from bieff.train.progress import steps_bar, videos_bar
+from bieff.train.results import Result, save_results
+from bieff.train.run import RESULTS
+
+FRAMES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What the demo found, and where it put everything."""
+
+    out: Path
+    results: list[Result]
+
+
+def demo(out: Path, *, seed: int = 0) -> Demo:
+    """Make the clips, extract, train, evaluate the closed set and both zero-shot sets.
+
+    What an interrupted demo finished in `out` is kept: clips and features are; training
+    starts anew.
+
+    Raises:
+        InputError: If `out` holds a finished demo, or something else.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip = clips.load(ClipName(model=TINYCLIP, pretrained=None), device=device)
+    stores = {
+        name: _extract(name, out, clip, seed=seed, device=device)
+        for name in ("shapes", *COMPANIONS)
+    }
+    config = TrainConfig(seed=seed)
+    with steps_bar("training") as watch:
+        run = train(stores["shapes"], clip, config, out / "runs" / "shapes", watch=watch)
+    results = []
+    for name, store in stores.items():
+        protocol = closed if name == "shapes" else splits3
+        subjects = [trained(run, clip, store), frozen(clip, store, num_frames=FRAMES)]
+        with videos_bar(f"evaluating {name}") as evaluated:
+            results += protocol(store, subjects, watch=evaluated)
+    save_results(out / RESULTS, results)
+    return Demo(out, results)
+
+
+def _extract(
+    name: str, out: Path, clip: Clip, *, seed: int, device: torch.device
+) -> FeatureStore:
+    data = load_shapes(name, out / "data" / name, seed=seed)
+    config = ExtractConfig(frames=FRAMES)
+    store = plan(data, config, clip, out / "features" / name)
+    extract(store, clip, config, device=device)
+    return store

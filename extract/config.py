@@ -1,0 +1,53 @@
+"""Settings of stage one: one immutable value."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bieff.features.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractConfig:
+    """What is extracted, and how; evaluation views are the paper's (Sec. 4.1).
+
+    Raises:
+        ConfigError: If a setting is out of range.
+    """
+
+    frames: int = 32
+    """T, frames a view; a store of 32 also serves 16 and 8."""
+
+    train_views: int = 1
+    """Random views (crop, mirror, jitter) of a training video, beside its centre grid."""
+
+    clips: int = 3
+    """Temporal clips of an evaluation video."""
+
+    crops: int = 1
+    """Spatial crops of each clip: 1 (centre) or 3 (left, centre, right)."""
+
+    context: Literal["none", "patches"] = "none"
+    """Whether to store the time-mean of the patch tokens too."""
+
+    batch_size: int | None = None
+    """Squares a batch of the visual tower; none: 512 on a GPU, 64 on a CPU."""
+
+    decoders: int | None = None
+    """Decoding processes; none: one a core."""
+
+    deadline: float = 60.0
+    """Seconds a video may take to decode."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "clips", "batch_size", "decoders"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.train_views < 0:
+            raise ConfigError(f"train_views must not be negative, got {self.train_views}")
+        if self.crops not in (1, 3):
+            raise ConfigError(f"crops must be 1 or 3, got {self.crops}")
+        if self.context not in ("none", "patches"):
+            raise ConfigError(f"context must be 'none' or 'patches', got {self.context!r}")
+        if not self.deadline > 0:
+            raise ConfigError(f"deadline must be positive, got {self.deadline}")

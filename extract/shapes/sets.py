@@ -1,0 +1,63 @@
+"""The three built-in data sets as stage one reads them; their clips are made on first use."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from bieff.clip import TINYCLIP
+from bieff.extract.datasets.dataset import DataSet
+from bieff.extract.shapes.clips import Clip, Edition, clips_of, edition_of, make
+from bieff.features.schema import Video
+
+COMPANIONS = ("shapes-combinations", "shapes-unseen")
+"""Zero-shot sets that belong to `shapes`, and are extracted with it."""
+
+NUM_SPLITS = 3
+
+
+def load_shapes(name: str, folder: Path, *, seed: int | None = None) -> DataSet:
+    """The data set `name`, its clips in `folder`; makes what is missing there.
+
+    Args:
+        name: "shapes" or one of its companions.
+        folder: Where the clips lie, or shall lie.
+        seed: Of the clips; None takes what lies there, or 0.
+
+    Raises:
+        InputError: If the folder holds something else.
+    """
+    edition = edition_of(folder) if seed is None else Edition(seed=seed)
+    edition = edition or Edition()
+    clips = clips_of(edition)[name]
+    counts = make(folder, name, edition)
+    if next(counts) < len(clips):
+        for _ in track(
+            counts, f"making {name}", total=len(clips), console=Console(stderr=True)
+        ):
+            pass
+    class_names = tuple(dict.fromkeys(clip.name for clip in clips))
+    partitions: dict[str, list[Video]] = {}
+    for clip in clips:
+        video = Video(
+            id=clip.path.with_suffix("").as_posix(),
+            path=clip.path.as_posix(),
+            label=class_names.index(clip.name),
+            size=(folder / clip.path).stat().st_size,
+            splits=_splits(clip),
+        )
+        partitions.setdefault(clip.partition, []).append(video)
+    return DataSet(
+        name=name,
+        class_names=class_names,
+        partitions=partitions,
+        root=folder,
+        default_clip=TINYCLIP,
+    )
+
+
+def _splits(clip: Clip) -> dict[str, str]:
+    """A zero-shot set has three test lists, every third clip of a class in each."""
+    if clip.partition != "all":
+        return {clip.partition: clip.partition}
+    return {str(clip.number % NUM_SPLITS + 1): "test"}

@@ -1,0 +1,151 @@
+"""Loading CLIP by every kind of name, and what is said when that fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bieff import clip as clips
+from bieff.clip import TINYCLIP, ClipName, fingerprint, load
+from bieff.features.errors import InputError
+from safetensors.torch import load_file, save_file
+
+MODEL = Path(clips.__file__).parent / "extract" / "tinyclip" / "model"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load(ClipName(model=TINYCLIP, pretrained=None))
+
+
+def test_tinyclip_is_a_frozen_open_clip_model(tiny):
+    assert tiny.dim == 128
+    assert tiny.preprocessing.size == 48
+    assert not tiny.model.training
+    assert not any(p.requires_grad for p in tiny.model.parameters())
+    assert tiny.tokenize(["star moving left"]).tolist()[0][:5] == [49406, 2117, 4889, 1823, 49407]
+
+
+def test_its_size_on_disk_and_off_the_token_table(tiny):
+    table = tiny.model.token_embedding.weight
+    others = sum(p.numel() for p in tiny.model.parameters()) - table.numel()
+    assert 1.2e6 < others < 1.8e6
+    assert (table.abs().sum(dim=1) > 0).sum() < 200  # rows that captions never used are zero
+
+
+def test_a_local_folder_is_the_same_model(tiny):
+    again = load(ClipName(model=f"local-dir:{MODEL}", pretrained=None))
+    assert again.fingerprint == tiny.fingerprint
+
+
+def test_the_fingerprint_sees_one_changed_bit(tiny):
+    weights = {k: v.clone() for k, v in tiny.model.state_dict().items()}
+    other = load(ClipName(model=TINYCLIP, pretrained=None)).model
+    assert fingerprint(other) == tiny.fingerprint
+    weights["ln_final.bias"][3] += 1e-6
+    other.load_state_dict(weights)
+    assert fingerprint(other) != tiny.fingerprint
+
+
+def test_random_weights_are_seeded_and_leave_the_generator_alone():
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first = load(ClipName(model="RN50-quickgelu", pretrained="random:5"))
+    assert torch.equal(torch.rand(3), expected)
+    assert load(ClipName(model="RN50-quickgelu", pretrained="random:5")).fingerprint == first.fingerprint
+    assert load(ClipName(model="RN50-quickgelu", pretrained="random:6")).fingerprint != first.fingerprint
+
+
+def test_a_weights_file(tmp_path):
+    source = load(ClipName(model="RN50-quickgelu", pretrained="random:5"))
+    file = tmp_path / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in source.model.state_dict().items()}, file)
+    read = load(ClipName(model="RN50-quickgelu", pretrained=str(file)))
+    assert read.fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "message"),
+    [
+        ("ViT-B-61", "openai", r"unknown CLIP model 'ViT-B-61'; did you mean 'ViT-B-16'\?"),
+        ("ViT-B-16", "openai", "do not fit the activation of 'ViT-B-16'; use --model ViT-B-16-quickgelu"),
+        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "no weights 'laion2b_s34b_b79k' for"),
+        ("ViT-B-16-quickgelu", "opnai", "expected the path of a file, 'random', or one of openai"),
+        ("ViT-B-16-quickgelu", "random:x", "expected 'random' or 'random:SEED'"),
+        ("local-dir:/nowhere", None, "cannot load CLIP 'local-dir:/nowhere': Directory"),
+    ],
+)
+def test_what_is_said_of_a_wrong_name(model, pretrained, message):
+    with pytest.raises(InputError, match=message):
+        load(ClipName(model=model, pretrained=pretrained))
+
+
+def test_damaged_weights_are_named(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "model")
+    weights = tmp_path / "model" / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot load CLIP 'local-dir:"):
+        load(ClipName(model=f"local-dir:{tmp_path / 'model'}", pretrained=None))
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "model")
+    weights = tmp_path / "model" / "open_clip_model.safetensors"
+    state = load_file(weights)
+    state["ln_final.weight"] = torch.ones(64, dtype=torch.float16)
+    save_file(state, weights)
+    with pytest.raises(InputError, match="size mismatch for ln_final.weight"):
+        load(ClipName(model=f"local-dir:{tmp_path / 'model'}", pretrained=None))
+
+
+def test_an_input_that_is_not_square_is_refused(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "model")
+    config = tmp_path / "model" / "open_clip_config.json"
+    values = json.loads(config.read_text())
+    values["preprocess_cfg"]["resize_mode"] = "squash"
+    config.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="expected resize_mode 'shortest', got 'squash'"):
+        load(ClipName(model=f"local-dir:{tmp_path / 'model'}", pretrained=None))
+
+
+def test_a_text_that_does_not_fit_is_refused(tiny):
+    with pytest.raises(InputError, match="expected fewer than 77 tokens"):
+        tiny.tokenize(["star " * 80])
+    with pytest.raises(InputError, match="a class name is empty"):
+        tiny.tokenize(["star", " "])
+
+
+def test_names_are_completed():
+    assert ClipName.of(TINYCLIP, None) == ClipName(model=TINYCLIP, pretrained=None)
+    with pytest.raises(InputError, match="brings its own weights, got pretrained='openai'"):
+        ClipName.of(TINYCLIP, "openai")
+    with pytest.raises(InputError, match="needs weights; add --pretrained"):
+        ClipName.of("ViT-B-16", None)
+
+
+@pytest.mark.slow
+def test_a_download_that_fails_is_one_sentence(tmp_path):
+    """Whatever the network: the name does not exist, or cannot be asked for."""
+    code = """
+from bieff.clip import ClipName, load
+from bieff.features.errors import InputError
+try:
+    load(ClipName(model="hf-hub:bieff-nobody/bieff-nothing", pretrained=None))
+except InputError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith("cannot load CLIP 'hf-hub:bieff-nobody/bieff-nothing': ")
+    assert result.stdout.count("\n") == 1
+    assert "--pretrained the path of a weights file" in result.stdout

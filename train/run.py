@@ -1,0 +1,191 @@
+"""A run on disk: what was trained, from what, how, and how far.
+
+    runs/shapes/
+      run.json              config, store and its recipe hash, CLIP, versions, commit, parameters
+      metrics.jsonl         a line every few steps and every evaluation
+      last.safetensors      the tunable weights
+      results.json          figures, once there are some
+"""
+
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from bieff import clip as clips
+from bieff.clip import Clip, ClipName
+from bieff.features.errors import InputError, StoreMismatchError
+from bieff.features.store import FeatureStore
+from bieff.train.config import TrainConfig
+from bieff.train.model import BiEfficient
+from bieff.train.pre_prompt import hand_crafted_context
+from bieff.train.text import TextTower
+
+RECORD = "run.json"
+WEIGHTS = "last.safetensors"
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+PACKAGES = ("bieff", "torch", "open_clip_torch", "numpy", "zarr", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished or interrupted run."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The name of its folder."""
+        return self.path.name
+
+    @property
+    def config(self) -> TrainConfig:
+        """What it was trained with, resolved."""
+        return TrainConfig.from_dict(self.record["config"])
+
+    @property
+    def clip_name(self) -> ClipName:
+        """Which CLIP its features and its text tower come from."""
+        return ClipName(**self.record["clip"]["name"])
+
+
+def clip_of(store: FeatureStore, *, device: torch.device) -> Clip:
+    """The CLIP whose features the store holds; its text tower is needed live.
+
+    Raises:
+        StoreMismatchError: If the model of that name has other weights by now.
+    """
+    wanted = store.recipe["clip"]
+    name = ClipName(model=wanted["model"], pretrained=wanted["pretrained"])
+    clip = clips.load(name, device=device)
+    if clip.fingerprint != wanted["fingerprint"]:
+        raise StoreMismatchError(
+            f"{store.path} was written by other weights of {str(name)!r}: expected fingerprint "
+            f"{wanted['fingerprint'][:12]}, got {clip.fingerprint[:12]}; extract again, or bring "
+            "the old weights back"
+        )
+    return clip
+
+
+def build_model(
+    config: TrainConfig,
+    clip: Clip,
+    *,
+    num_frames: int,
+    patches: tuple[int, int] | None,
+) -> BiEfficient:
+    """The tunable parts for this CLIP, untrained."""
+    width = TextTower(clip.model, clip.tokenize(["video"])).width
+    hand_crafted = hand_crafted_context(clip) if config.prompt == "hand-crafted" else None
+    return BiEfficient(
+        config,
+        dim=clip.dim,
+        text_width=width,
+        num_frames=num_frames,
+        patches=patches,
+        hand_crafted=hand_crafted,
+    )
+
+
+def save_weights(path: Path, model: BiEfficient) -> None:
+    """Write the tunable weights, whole or not at all."""
+    unfinished = path.with_suffix(".part")
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(state, unfinished)
+    unfinished.rename(path)
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json, whole or not at all."""
+    unfinished = folder / f"{RECORD}.part"
+    unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    unfinished.rename(folder / RECORD)
+
+
+def open_run(path: Path) -> Run:
+    """Open a run by its folder.
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+    """
+    try:
+        record = json.loads((path / RECORD).read_text())
+    except FileNotFoundError:
+        raise InputError(f"no run at {path}; make one with `bieff train`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
+        raise InputError(f"cannot read the run at {path}: {error}") from None
+    return Run(path, record)
+
+
+def newest_run(folder: Path) -> Run:
+    """The run in the folder that finished last.
+
+    Raises:
+        InputError: If there is no finished run.
+    """
+    runs = [open_run(record.parent) for record in folder.glob(f"*/{RECORD}")]
+    finished = [run for run in runs if run.record["finished"]]
+    if not finished:
+        raise InputError(f"no finished run in {folder}; make one with `bieff train`, or name one")
+    return max(finished, key=lambda run: str(run.record["finished"]))
+
+
+def load_model(run: Run, clip: Clip) -> BiEfficient:
+    """The trained model, in evaluation mode, on the CLIP's device.
+
+    Raises:
+        InputError: If the weights are missing or damaged.
+        StoreMismatchError: If the run was trained on another CLIP.
+    """
+    wanted = run.record["clip"]["fingerprint"]
+    if clip.fingerprint != wanted:
+        raise StoreMismatchError(
+            f"run {run.path} was trained on {run.clip_name!s}, fingerprint {wanted[:12]}, got "
+            f"{clip.name!s}, {clip.fingerprint[:12]}; extract the store with the run's CLIP"
+        )
+    patches = run.record["patches"]
+    model = build_model(
+        run.config,
+        clip,
+        num_frames=run.record["frames"],
+        patches=None if patches is None else (patches[0], patches[1]),
+    )
+    file = run.path / WEIGHTS
+    try:
+        model.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"cannot read the weights {file}: {error}; train again") from None
+    device = next(clip.model.parameters()).device
+    return model.to(device).eval()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the numbers."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def commit() -> str | None:
+    """The git commit of the checkout that runs, with "+" if it was changed; None elsewhere."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "--short", "HEAD") + changed
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git on this machine
