@@ -309,6 +309,14 @@ def test_options_that_move_nothing_at_the_start_are_there(build):
     model = build(load(overrides=["vector_gates=true"]))
     assert model.post_prompt.alpha.shape == model.word_guided.beta.shape == (D,)
     assert build(load(overrides=["mean_pool=false"])).word_guided.beta is None
+    assert build(load(overrides=["word_norms=true"])).word_guided.word_norm.weight.shape == (D,)
+
+
+def test_what_nothing_uses_is_not_there(text, build):
+    model = build(load(overrides=["temporal_layers=0", "prompts_see=patches"], base="baseline"))
+    assert list(model.parameters()) == []
+    frames, _ = make()
+    assert torch.equal(model(frames, text).video, frames.mean(1))
 
 
 def test_the_pick_of_the_release_standardises_the_classes(text, build):
