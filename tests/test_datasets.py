@@ -180,6 +180,14 @@ def test_a_flat_folder_and_another_spelling_are_found(tmp_path):
     assert {v.id for v in data.partitions["all"]} - data.missing == {EYE, PUSH}
 
 
+def test_the_copy_in_its_class_folder_wins(tmp_path):
+    data = load(
+        "ucf101", videos=touch(tmp_path, f"{EYE}.avi", f"A copy/{EYE.split('/')[1]}.avi")
+    )
+    assert data.partitions["all"][0].path == f"{EYE}.avi"
+    assert data.unlisted == (f"A copy/{EYE.split('/')[1]}.avi",)
+
+
 def test_hostile_names_of_hmdb51_are_found(tmp_path):
     hostile = [p for p, _ in official.splits("hmdb51") if any(c in p for c in "#()[]!&;+~@")]
     assert len(hostile) == 536
