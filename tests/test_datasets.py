@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bieff.extract.datasets import check, load, names, official, table
-from bieff.extract.datasets.dataset import UNLABELLED
 from bieff.extract.shapes.clips import Edition, clips_of
 from bieff.features.errors import InputError
+from bieff.features.schema import UNLABELLED
 
 # SHA-256 of the files as their owners publish them; for HMDB-51 of its 153 files one behind
 # the other in the order of their names

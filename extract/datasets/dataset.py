@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bieff.extract.datasets.names import has_sides
 from bieff.features.errors import InputError
-from bieff.features.schema import UNLABELLED, Video
+from bieff.features.schema import Video
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,12 +12,12 @@ Classes are in the order of their folders' names, or in that of a label file.
 from collections.abc import Mapping
 from pathlib import Path
 
-from bieff.extract.datasets.dataset import UNLABELLED, DataSet
+from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.datasets.labels import ClassNames
 from bieff.extract.datasets.names import key, label_of_key, readable
 from bieff.extract.datasets.scan import ids_of, partition_of, scan
 from bieff.features.errors import InputError
-from bieff.features.schema import Video
+from bieff.features.schema import UNLABELLED, Video
 
 LAYOUT = "class folders with videos in them, under train/ and val/ or not, or videos alone"
 

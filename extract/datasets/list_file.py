@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bieff.extract.datasets.dataset import UNLABELLED, DataSet, Mislabelled, require_found
+from bieff.extract.datasets.dataset import DataSet, Mislabelled, require_found
 from bieff.extract.datasets.labels import ClassNames, read_class_names
 from bieff.extract.datasets.lists import Listed, read_list
 from bieff.extract.datasets.names import key, label_of_key, readable
 from bieff.extract.datasets.scan import Folder, ids_of, scan
 from bieff.features.errors import InputError
-from bieff.features.schema import Video
+from bieff.features.schema import UNLABELLED, Video
 
 LAYOUT = "the videos that the list names, by the same file name and parent folder"
 
