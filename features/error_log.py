@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
+
 from bieff.features.durable import sync_folder, write_atomically
 from bieff.features.schema import Status, VideoError
 
@@ -25,6 +28,24 @@ def read_errors(path: Path) -> list[VideoError]:
     except FileNotFoundError:
         return []
     return [_parse(line) for line in lines]
+
+
+def require_reasons(
+    status: UInt8[np.ndarray, " n"], errors: Sequence[VideoError], rows: range
+) -> None:
+    """Refuse a shard with a video that has no embeddings and no error that says why.
+
+    Raises:
+        ValueError: Naming the row; also for an error of another shard.
+    """
+    explained = {error.row for error in errors}
+    if strange := explained - set(rows):
+        raise ValueError(
+            f"errors: expected rows {rows.start} to {rows.stop - 1}, got {min(strange)}"
+        )
+    for row, value in zip(rows, status.tolist(), strict=True):
+        if not Status(value).usable and row not in explained:
+            raise ValueError(f"row {row}: not usable, and no error says why")
 
 
 def _line(error: VideoError) -> str:

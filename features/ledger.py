@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bieff.features.durable import sync_folder, write_atomically
-from bieff.features.schema import SCHEMA_VERSION
+from bieff.features.schema import SCHEMA_VERSION, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,11 @@ class Marker:
 
     seconds: Mapping[str, float]
     """Where the time went."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a video of the shard has failed (`Status.failed`)."""
+        return any(Status[name.upper()].failed for name, num in self.counts.items() if num)
 
 
 class Ledger:

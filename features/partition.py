@@ -13,10 +13,11 @@ import zarr
 from jaxtyping import Bool, Float16, Int32, Int64, UInt8
 
 from bieff.features import shard as shard_files
+from bieff.features.checksum import is_whole
 from bieff.features.durable import disk_errors
-from bieff.features.error_log import read_errors, write_errors
+from bieff.features.error_log import read_errors, require_reasons, write_errors
 from bieff.features.errors import StoreError
-from bieff.features.layout import CRC_BYTES, Geometry
+from bieff.features.layout import Geometry
 from bieff.features.ledger import Ledger, Marker
 from bieff.features.reading import RowReader, Rows
 from bieff.features.schema import ShardData, Status, Video, VideoError
@@ -94,7 +95,7 @@ class Partition:
         """
         rows = self.geometry.rows(shard)
         shard_files.check(data, self.geometry, shard)
-        _check_errors(data.status, errors, rows)
+        require_reasons(data.status, errors, rows)
         with disk_errors(self.path):
             self._ledger.remove(self.name, shard)
             self._reader.forget(shard)
@@ -171,20 +172,25 @@ class Partition:
         pending = []
         for shard in range(self.num_shards):
             marker = self.marker(shard)
-            if marker is None or (retry_failed and _has_failed(marker)):
+            if marker is None or (retry_failed and marker.has_failed):
                 pending.append(shard)
         return pending
 
     def status(self) -> UInt8[np.ndarray, " N"]:
-        """Status of each video; `Status.PENDING` in shards that are not finished."""
+        """Status of each video; `Status.PENDING` in shards that are not finished.
+
+        Raises:
+            StoreError: If the checksum of a shard's statuses differs.
+        """
         status = np.full(self.num_videos, int(Status.PENDING), np.uint8)
         array = self.geometry.arrays["status"]
         for shard in np.flatnonzero(self.done()).tolist():
             rows = self.geometry.rows(shard)
             file = array.file(self.path, shard)
-            status[rows.start : rows.stop] = np.fromfile(file, np.uint8)[:-CRC_BYTES][
-                : len(rows)
-            ]
+            data = np.fromfile(file, np.uint8)
+            if not is_whole(data):
+                raise StoreError(f"{file}: its checksum differs; run `bieff store verify`")
+            status[rows.start : rows.stop] = data[: len(rows)]
         return status
 
     def errors(self) -> list[VideoError]:
@@ -255,22 +261,9 @@ class Partition:
                 "`bieff extract` again to finish"
             )
 
+    def shard_files(self, shard: int) -> tuple[Path, Path]:
+        """Where a shard's marker and its errors lie, if it has them."""
+        return self._ledger.file(self.name, shard), self._error_file(shard)
+
     def _error_file(self, shard: int) -> Path:
         return self._errors / f"{self.name}-{shard:05d}.jsonl"
-
-
-def _has_failed(marker: Marker) -> bool:
-    return any(Status[name.upper()].failed for name, count in marker.counts.items() if count)
-
-
-def _check_errors(
-    status: UInt8[np.ndarray, " n"], errors: Sequence[VideoError], rows: range
-) -> None:
-    explained = {error.row for error in errors}
-    if strange := explained - set(rows):
-        raise ValueError(
-            f"errors: expected rows {rows.start} to {rows.stop - 1}, got {min(strange)}"
-        )
-    for row in (np.flatnonzero(~shard_files.usable(status)) + rows.start).tolist():
-        if row not in explained:
-            raise ValueError(f"row {row}: not usable, and no error says why")

@@ -96,6 +96,7 @@ class FeatureStore:
                 # another run may have planned it since
                 if not plan.is_planned(path):
                     plan.write_plan(path, asked, partitions)
+                    return cls.open(path)
         stored = plan.read_attributes(path)
         plan.require_same_plan(path, stored, asked, partitions)
         plan.bring_up_to_date(path, stored, partitions, root=str(root))

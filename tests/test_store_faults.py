@@ -1,0 +1,235 @@
+"""What power cuts, full disks and torn files do to a store, with real processes and files."""
+
+import os
+import pickle
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bieff.features.errors import StoreError
+from bieff.features.schema import PartitionPlan, ShardData, Video
+from bieff.features.store import FeatureStore
+
+SCRIPT = '''
+"""Plan the store and write all that is pending, as an extraction would."""
+import sys
+from pathlib import Path
+import numpy as np
+from bieff.features.schema import PartitionPlan, ShardData, Status, Video, VideoError
+from bieff.features.store import FeatureStore
+
+V, T, D, NUM, ROWS = 2, 3, 101, 31, 4
+
+def write_all(path):
+    videos = [Video(id=f"v{i}", path=f"{i}.mp4", label=i % 2) for i in range(NUM)]
+    store = FeatureStore.create(
+        Path(path), recipe={"frames": T, "dim": D}, class_names=["a", "b"], versions={},
+        partitions={"train": PartitionPlan(videos=videos, num_views=V, rows_per_shard=ROWS)},
+    )
+    partition = store.partitions["train"]
+    with store.exclusive():
+        for shard in partition.pending():
+            rng = np.random.default_rng(shard)
+            rows = partition.geometry.rows(shard)
+            status = np.full(len(rows), int(Status.OK), np.uint8)
+            status[0] = Status.TIMEOUT
+            data = ShardData(
+                rng.normal(size=(len(rows), V, T, D)).astype("f2"),
+                rng.integers(0, 99, (len(rows), V, T), dtype=np.int32), status)
+            error = VideoError(row=rows.start, id="x", path="x", status=Status.TIMEOUT,
+                               stage="decode", decoder="decord", message="?", attempt=1)
+            partition.write_shard(shard, data, errors=[error], seconds={})
+
+print("ready", flush=True)
+write_all(sys.argv[1])
+'''
+
+
+def run_writer(path, *, kill_after=None, prelude=""):
+    command = [sys.executable, "-c", prelude + SCRIPT, str(path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        if kill_after is not None:
+            time.sleep(kill_after)
+            process.kill()
+        _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def content(folder):
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The store as an uninterrupted run writes it, and how long that takes."""
+    path = tmp_path_factory.mktemp("whole") / "store"
+    begin = time.perf_counter()
+    assert run_writer(path) == (0, "")
+    return content(path), time.perf_counter() - begin
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_it_becomes_the_same_store(tmp_path, whole):
+    expected, seconds = whole
+    moments = random.Random(7)
+    for _ in range(10):
+        run_writer(tmp_path / "store", kill_after=moments.uniform(0, 0.25 * seconds))
+    assert run_writer(tmp_path / "store") == (0, "")
+    assert content(tmp_path / "store") == expected
+
+
+@pytest.mark.slow
+def test_a_plan_killed_at_ten_moments_is_finished_by_the_next(tmp_path, whole):
+    expected, _ = whole
+    moments = random.Random(11)
+    for _ in range(10):
+        path = tmp_path / "store"
+        run_writer(path, kill_after=moments.uniform(0, 0.06))
+    assert run_writer(path) == (0, "")
+    assert content(path) == expected
+
+
+def small_store(path, *, num=7, rows=3):
+    videos = [Video(id=f"v{i}", path=f"{i}.mp4", label=0) for i in range(num)]
+    store = FeatureStore.create(
+        path,
+        recipe={"frames": 2, "dim": 5},
+        class_names=["a"],
+        partitions={"train": PartitionPlan(videos=videos, num_views=1, rows_per_shard=rows)},
+        versions={},
+    )
+    return store.partitions["train"]
+
+
+def write(partition, shard, value):
+    n = len(partition.geometry.rows(shard))
+    data = ShardData(
+        np.full((n, 1, 2, 5), value, np.float16),
+        np.full((n, 1, 2), int(value), np.int32),
+        np.ones(n, np.uint8),
+    )
+    partition.write_shard(shard, data, errors=[], seconds={})
+
+
+@pytest.mark.parametrize("damage", ["torn", "zero length", "garbage", "a folder"])
+def test_a_shard_is_written_over_whatever_lies_there(tmp_path, damage):
+    partition = small_store(tmp_path / "store")
+    write(partition, 1, 1)
+    files = [array.file(partition.path, 1) for array in partition.geometry.arrays.values()]
+    for file in files:
+        data = file.read_bytes()
+        if damage == "a folder":
+            file.unlink()
+            file.mkdir()
+            continue
+        file.write_bytes({"torn": data[:-7], "zero length": b""}.get(damage, b"x" * len(data)))
+    write(partition, 1, 2)
+    assert partition.done().tolist() == [False, True, False]
+    assert (partition.read([3, 5]) == 2).all()
+    assert (partition.read_plain([3, 5]) == 2).all()
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    partition = small_store(tmp_path / "store")
+    for array in partition.geometry.arrays.values():
+        file = array.file(partition.path, 1)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for shard_file in (file, array.file(partition.path, 12)):
+            shard_file.parent.mkdir(parents=True, exist_ok=True)
+            shard_file.with_suffix(".0123abcd.partial").write_bytes(b"half")
+    write(partition, 1, 1)
+    left = sorted(
+        str(file.relative_to(partition.path)) for file in partition.path.rglob("*.part*")
+    )
+    assert left == [
+        "embeddings/c/12/0/0/0.0123abcd.partial",
+        "frames/c/12/0/0.0123abcd.partial",
+        "status/c/12.0123abcd.partial",
+    ]
+
+
+def test_a_shard_written_anew_is_read_anew(tmp_path):
+    partition = small_store(tmp_path / "store")
+    write(partition, 0, 1)
+    assert (partition.read([0, 2]) == 1).all()
+    write(partition, 0, 3)
+    assert (partition.read([0, 2]) == 3).all()
+    assert (partition.frames([2]) == 3).all()
+
+
+def test_an_interrupted_second_write_leaves_no_marker(tmp_path, monkeypatch):
+    """The old marker must be gone before the first byte of the new shard."""
+    partition = small_store(tmp_path / "store")
+    write(partition, 0, 1)
+    monkeypatch.setattr("zarr.open_array", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(partition, 0, 2)
+    assert partition.pending() == [0, 1, 2]
+
+
+LIMIT = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+"""
+
+
+def test_no_space_is_one_sentence_and_the_next_run_finishes(tmp_path, whole):
+    """A limit on the size of files fails like a full disk does."""
+    expected, _ = whole
+    code, errors = run_writer(tmp_path / "store", prelude=LIMIT)
+    assert code == 1
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("bieff.features.errors.StoreError: no space to write")
+    assert "make room and run the same command again, finished shards are kept" in last
+    assert run_writer(tmp_path / "store") == (0, "")
+    assert content(tmp_path / "store") == expected
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_what_is_finished(tmp_path, whole):
+    """A real one, where this machine lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=132k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount a small disk here")
+    try:
+        code, errors = run_writer(disk / "store")
+        assert code == 1
+        assert "no space to write" in errors.strip().splitlines()[-1]
+        finished = FeatureStore.open(disk / "store").partitions["train"].done().sum()
+        assert 0 < finished < 8
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        assert run_writer(disk / "store") == (0, "")
+        assert content(disk / "store") == whole[0]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_partition_goes_to_another_process(tmp_path):
+    partition = small_store(tmp_path / "store")
+    write(partition, 1, 5)
+    partition.read([3])
+    copy = pickle.loads(pickle.dumps(partition))
+    assert (copy.read([3, 4]) == 5).all()
+    assert copy.pending() == [0, 2]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match=r"cannot write .*; choose another --out"):
+        small_store(Path(tmp_path) / "store")
