@@ -180,7 +180,17 @@ def transforms():
 
 @pytest.mark.parametrize(
     ("height", "width"),
-    [(240, 320), (320, 240), (256, 340), (113, 127), (31, 31), (31, 34), (37, 1009), (720, 31), (5, 7)],
+    [
+        (240, 320),
+        (320, 240),
+        (256, 340),
+        (113, 127),
+        (31, 31),
+        (31, 34),
+        (37, 1009),
+        (720, 31),
+        (5, 7),
+    ],
 )
 @pytest.mark.parametrize("size", [31, 32, 224])
 def test_the_centre_crop_is_torchvisions(transforms, height, width, size):
