@@ -5,24 +5,24 @@ expect, whether the file ends early, and whether decord may be trusted with it.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from bieff.extract.bitstream import is_idr, matroska_is_cut_off
 from bieff.features.errors import InputError
 
 IDENTITY = (1, 0, 0, 1)
 """The display matrix of a video that is shown as it is stored."""
-
-_H264_IDR, _H264_SLICE = 5, 1
 
 
 class DecodeError(InputError):
@@ -50,6 +50,9 @@ class Contents:
     """Height of a frame as players show it, pixels."""
 
     width: int
+    group_starts: tuple[int, ...]
+    """Numbers of the frames at which decoding can begin, ascending; of use without a doubt."""
+
     doubt: str | None
     """Why decord may return a wrong frame of this file; None where it is proven right."""
 
@@ -112,7 +115,7 @@ def scan(path: Path) -> Contents:
         is_cut_off = (
             not packets.is_complete
             or num_announced > packets.num_shown
-            or ("matroska" in kind[0] and _matroska_is_cut_off(path))
+            or ("matroska" in kind[0] and matroska_is_cut_off(path))
         )
         matrix = display_matrix(frame)
         turned = matrix[0] == 0
@@ -122,6 +125,7 @@ def scan(path: Path) -> Contents:
             is_cut_off=is_cut_off,
             height=frame.width if turned else frame.height,
             width=frame.height if turned else frame.width,
+            group_starts=packets.group_starts(),
             doubt=(
                 (f"players turn it by the matrix {matrix}" if matrix != IDENTITY else None)
                 or _doubt_format(kind, frame)
@@ -164,7 +168,8 @@ class _Packets:
         self.num_hidden = 0
         self.is_complete = True
         self._times: list[int | None] = []
-        self._is_closed: list[bool] = []  # of each keyframe: can decoding begin there
+        self._keyframes: list[int] = []
+        self._are_closed = True
 
     def add(self, packet: Any) -> None:
         if not packet.size:
@@ -173,8 +178,9 @@ class _Packets:
             self.is_complete = False
             return
         self._times.append(packet.pts)
-        if packet.is_keyframe or not self._is_closed:
-            self._is_closed.append(packet.is_keyframe and _begins_anew(packet, self.codec))
+        if packet.is_keyframe:
+            self._keyframes.append(len(self._times) - 1)
+            self._are_closed = self._are_closed and is_idr(packet, self.codec)
         if packet.is_discard:
             self.num_hidden += 1
         else:
@@ -193,9 +199,15 @@ class _Packets:
             return "its timestamps do not strictly increase"
         if self.num_hidden or min(times, default=0) < 0:
             return "it begins before time zero (an edit list)"
-        if not all(self._is_closed):
+        if self._keyframes[:1] != [0] or not self._are_closed:
             return "a keyframe depends on what is before it (an open group of pictures)"
         return None
+
+    def group_starts(self) -> tuple[int, ...]:
+        if None in self._times:
+            return ()
+        times = np.array(self._times, dtype=np.int64)
+        return tuple(np.searchsorted(np.sort(times), times[self._keyframes]).tolist())
 
     def _decode(self, packet: Any) -> None:
         try:
@@ -221,43 +233,3 @@ def _doubt_format(kind: tuple[str, str], frame: av.VideoFrame) -> str | None:
     if frame.format.name not in ("yuv420p", "yuvj420p") or frame.width % 2 or frame.height % 2:
         return f"{frame.format.name} of {frame.width}x{frame.height} converts to other colours"
     return None
-
-
-def _begins_anew(packet: Any, codec: VideoCodecContext) -> bool:
-    """Whether an H.264 keyframe is an IDR picture, after which nothing refers to before it.
-
-    Containers mark recovery points as keyframes too; decord seeks there and returns other
-    frames (measured: open groups of pictures of x264).  Other codecs are not asked.
-    """
-    header = codec.extradata
-    if codec.name != "h264" or not header or header[0] != 1 or len(header) < 5:
-        return False  # not the length-prefixed form of mp4 and matroska: do not judge
-    size = (header[4] & 3) + 1
-    data, place = memoryview(packet), 0
-    while place + size < len(data):
-        kind = data[place + size] & 31
-        if kind in (_H264_SLICE, _H264_IDR):
-            return kind == _H264_IDR
-        place += size + int.from_bytes(data[place : place + size], "big")
-    return False
-
-
-def _matroska_is_cut_off(path: Path) -> bool:
-    """Whether a matroska file is shorter than its one segment; False where it does not say."""
-    with path.open("rb") as file:
-        head = file.read(256) + bytes(16)
-    place = 4  # behind the identifier of the EBML header
-    length, size = _ebml_size(head, place)
-    place += length + size
-    if head[place : place + 4] != b"\x18\x53\x80\x67":
-        return False
-    length, size = _ebml_size(head, place + 4)
-    is_unknown = size == (1 << 7 * length) - 1
-    return not is_unknown and place + 4 + length + size > path.stat().st_size
-
-
-def _ebml_size(data: Sequence[int], place: int) -> tuple[int, int]:
-    """Length and value of the variable-length number at a place."""
-    length = 9 - data[place].bit_length()
-    value = int.from_bytes(bytes(data[place : place + length]), "big")
-    return length, value - (1 << 7 * length)

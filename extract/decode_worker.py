@@ -21,7 +21,7 @@ from jaxtyping import Int64
 from numpy.typing import ArrayLike
 
 from bieff.extract.container import DecodeError, MissingVideoError
-from bieff.extract.decode import ChoiceError, Choose, Decoded, Decoder
+from bieff.extract.decode import ChoiceError, Choose, Decoded, Preference
 from bieff.extract.shared_frames import receive, send
 from bieff.features.schema import Status
 
@@ -45,7 +45,7 @@ class Task:
 
     path: str
     choose: Choose
-    decoder: Decoder | None
+    decoder: Preference | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -70,7 +70,9 @@ class Report:
 class DecodeFunction(Protocol):
     """What decodes a video; `bieff.extract.decode.decode_video` is one."""
 
-    def __call__(self, path: str, choose: Choose, *, decoder: Decoder | None = None) -> Decoded:
+    def __call__(
+        self, path: str, choose: Choose, *, decoder: Preference | None = None
+    ) -> Decoded:
         """Decode the frames that `choose` picks."""
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.typing import ArrayLike
 
-from bieff.extract.decode import Choose, Decoder
+from bieff.extract.decode import Choose, Preference
 from bieff.features.schema import Status
 
 
@@ -20,7 +20,7 @@ class Job:
     choose: Choose
     """Called in the worker, so it must be importable there: best a dataclass of a module."""
 
-    decoder: Decoder | None = None
+    decoder: Preference | None = None
     """As for `decode_video`."""
 
 

@@ -50,8 +50,8 @@ class Attempt:
         return cls(job=job, payload=pack(task), call=call)
 
     def second(self, message: str) -> "Attempt":
-        """The try after a failure: with PyAV, which is right for every file."""
-        task = Task(path=os.fspath(self.job.path), choose=self.job.choose, decoder="pyav")
+        """The try after a failure: with the other decoder, if that is right for the file."""
+        task = Task(path=os.fspath(self.job.path), choose=self.job.choose, decoder="other")
         return replace(self, payload=pack(task), number=2, history=message)
 
     def outcome(self, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None) -> Outcome:
@@ -63,7 +63,7 @@ class Attempt:
             frames=frames,
             frame_numbers=report.frame_numbers,
             num_frames=report.num_frames,
-            decoder=report.decoder or ("pyav" if self.number == 2 else ""),
+            decoder=report.decoder,
             message="; then ".join(filter(None, (self.history, report.message))),
             attempt=self.number,
             seconds=report.seconds,

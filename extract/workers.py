@@ -2,8 +2,8 @@
 
 decord can hang for ever in native code, and a hostile file can crash the process.  So each
 video has a deadline; a process that misses it or dies is replaced, the video is tried once more
-in another process with PyAV, and then recorded as failed.  (Where decord is not right for the
-file both attempts are with PyAV: a wrong frame is worse than none.)
+in another process with the other decoder, and then recorded as failed.  (Where decord is not
+right for the file both attempts are with PyAV: a wrong frame is worse than none.)
 """
 
 import sys

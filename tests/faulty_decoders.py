@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bieff.extract.decode import Choose, Decoded, Decoder, decode_video
+from bieff.extract.decode import Choose, Decoded, Preference, decode_video
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Beyond:
         return np.arange(num_frames + 1)
 
 
-def faulty(path: str, choose: Choose, *, decoder: Decoder | None = None) -> Decoded:
+def faulty(path: str, choose: Choose, *, decoder: Preference | None = None) -> Decoded:
     """Decode, unless the name of the file orders a fault, in both attempts or the first."""
     name = Path(path).stem
     with Path(path).with_suffix(".tries").open("a") as tries:
@@ -60,7 +60,7 @@ def faulty(path: str, choose: Choose, *, decoder: Decoder | None = None) -> Deco
     return decode_video(path, choose, decoder=decoder)
 
 
-def with_torch(path: str, choose: Choose, *, decoder: Decoder | None = None) -> Decoded:
+def with_torch(path: str, choose: Choose, *, decoder: Preference | None = None) -> Decoded:
     """Say which heavy modules the process has imported."""
     heavy = {"torch", "open_clip", "torchvision", "zarr", "dask", "distributed"} & set(
         sys.modules

@@ -104,9 +104,10 @@ def check(path: Path, *, first: int, num_frames: int) -> Decoded:
         frames = read_frames(path, numbers)
         assert stamped.read_numbers(frames) == (numbers + first).tolist()
     in_sequence = decode_video(path, range, decoder="pyav")
-    assert in_sequence.decoder == "pyav"
-    np.testing.assert_array_equal(in_sequence.frames, everything.frames)
-    return everything
+    assert (in_sequence.decoder, everything.decoder) == ("pyav", "pyav")
+    by_decord = decode_video(path, range, decoder="decord")
+    np.testing.assert_array_equal(by_decord.frames, in_sequence.frames)
+    return by_decord
 
 
 @pytest.mark.parametrize("family", PLAIN)
@@ -117,6 +118,27 @@ def test_every_family_is_exact(make, family):
     assert not decoded.is_salvaged
     width, height = settings.get("size", (160, 120))
     assert decoded.frames.shape[1:] == (height, width, 3)
+
+
+def test_decord_is_used_where_it_skips_half(make):
+    """61 frames in groups of 12, which begin at 0, 12, ..., 60."""
+    path = make("GOP 12, B-frames")
+    for numbers, expected in [
+        ([11, 23], "decord"),  # decodes 24 of 61
+        ([11, 23, 60], "decord"),
+        ([5, 11, 23, 29], "decord"),  # 30
+        ([11, 23, 30], "pyav"),  # 31
+        ([0, 12, 24, 36, 48, 60], "decord"),  # the first of each group
+        (range(61), "pyav"),
+    ]:
+        decoded = decode_video(path, lambda _, numbers=numbers: numbers)
+        assert decoded.decoder == expected, numbers
+        assert stamped.read_numbers(decoded.frames) == list(numbers)
+        other = decode_video(path, lambda _, numbers=numbers: numbers, decoder="other")
+        assert {other.decoder, decoded.decoder} == {"decord", "pyav"}
+        np.testing.assert_array_equal(other.frames, decoded.frames)
+    unsafe = decode_video(make("AVI, B-frames"), lambda _: [1], decoder="other")
+    assert unsafe.decoder == "pyav"
 
 
 def test_hevc_is_exact(tmp_path):
@@ -268,7 +290,7 @@ def test_colours_are_those_that_went_in(tmp_path, options):
     tags = {"crf": "8", **{k: v for k, v in options.items() if k != "pix_fmt"}}
     clip = stamped.Clip(num_frames=5, options=tags, **pix_fmt)
     path = stamped.write(tmp_path / "colours.mp4", clip)
-    decoded = decode_video(path, lambda _: [3])
+    decoded = decode_video(path, lambda _: [3], decoder="decord")
     assert decoded.decoder == "decord"
     error = decoded.frames[0].astype(float) - stamped.picture(3, size=clip.size)
     assert np.abs(error.mean(axis=(0, 1))).max() < 0.8
@@ -308,9 +330,10 @@ def test_a_size_that_changes_is_brought_to_the_first(tmp_path):
 def test_any_name_is_a_file_name(make, tmp_path, monkeypatch, name):
     (tmp_path / name).write_bytes(make("GOP 12").read_bytes())
     monkeypatch.chdir(tmp_path)
-    decoded = decode_video(name, lambda _: [5])
-    assert stamped.read_numbers(decoded.frames) == [5]
-    assert decoded.decoder == "decord"
+    for decoder in ("decord", "pyav"):
+        decoded = decode_video(name, lambda _: [5], decoder=decoder)
+        assert stamped.read_numbers(decoded.frames) == [5]
+        assert decoded.decoder == decoder
 
 
 def test_titles_in_another_encoding_do_not_matter(make, tmp_path):
@@ -391,6 +414,8 @@ def test_real_clips_are_frame_exact(name):
         numbers = np.random.default_rng(seed).integers(0, len(truth), 16)
         frames = read_frames(path, numbers)
         np.testing.assert_array_equal(frames, np.stack([truth[number] for number in numbers]))
+        decoded = decode_video(path, lambda _, numbers=numbers: numbers, decoder="decord")
+        np.testing.assert_array_equal(decoded.frames[decoded.places(numbers)], frames)
     assert (scan(path).doubt is None) == (path.suffix != ".avi")
 
 
