@@ -73,8 +73,8 @@ def _sizes(
     for video in plan.videos:
         if not UNLABELLED <= video.label < num_classes:
             raise InputError(
-                f"label of video {video.id!r}: expected 0 to {num_classes - 1}, or -1 for none, as there are "
-                f"{num_classes} class names, got {video.label}"
+                f"label of video {video.id!r}: expected 0 to {num_classes - 1}, as there are "
+                f"{num_classes} class names, or {UNLABELLED} for none, got {video.label}"
             )
     row_bytes = 2 * plan.num_views * recipe["frames"] * recipe["dim"]
     if recipe.get("patches") is not None:

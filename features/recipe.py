@@ -36,7 +36,7 @@ def differences(
         asked: Recipe asked for.
         only_asked: Leave out the keys that `asked` does not mention.
     """
-    old, new = dict(_leaves(stored)), dict(_leaves(asked))
+    old, new = dict(leaves(stored)), dict(leaves(asked))
     keys = sorted(new if only_asked else old | new)
     return [
         f"{key}: store has {_show(old, key)}, asked for {_show(new, key)}"
@@ -49,10 +49,11 @@ def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, allow_nan=False)
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a recipe, keys dotted where nested, in its order."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

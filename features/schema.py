@@ -14,7 +14,6 @@ from jaxtyping import Float16, Int32, UInt8
 SCHEMA_VERSION = 1
 """Raised when a store of an older version can no longer be read as it lies."""
 
-
 UNLABELLED = -1
 """Label of a video whose class nobody said."""
 

@@ -19,6 +19,7 @@ from bieff.features.errors import (
 )
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video, VideoError
 from bieff.features.store import FeatureStore
+from bieff.features.summary import describe, summarize
 
 V, T, D, P, W = 3, 5, 7, 2, 11
 ROWS = 4  # of a shard
@@ -273,6 +274,30 @@ def test_dropping_a_marker_makes_the_shard_pending(train):
     assert train.pending() == [1]
     with pytest.raises(StoreError, match="rows 4 to 7 are not extracted"):
         train.read([5])
+
+
+def test_what_a_store_holds_fits_on_a_screen(store, train):
+    fill(train, shards=[0], status={1: Status.CORRUPT, 2: Status.SALVAGED})
+    fill(train, shards=[2])
+    shard = 4 * (V * T * D * 2 + 4 + 16) + 4 + 4 * V * T * 4 + 4 + 4 + 4
+    assert describe(store) == [
+        f"{store.path}: schema version 1, recipe {store.recipe_hash[:12]}, 2 classes",
+        "  clip.fingerprint: ab12",
+        "  clip.model: tinyclip",
+        "  dim: 7",
+        "  frames: 5",
+        "  patches: None",
+        "  views.clips: 3",
+        "  views.crops: 1",
+        f"  written with zarr {zarr.__version__}",
+        "  videos below .",
+        "train: 10 videos x 3 views: 4 pending, 4 ok, 1 salvaged, 1 corrupt; 2 of 3 shards, "
+        f"{2 * shard / 1000:.3g} kB of {3 * shard / 1000:.3g} kB; decode 1 s",
+        f"val: 3 videos x 3 views: 3 pending; 0 of 1 shards, 0 bytes of {shard / 1000:.3g} kB",
+    ]
+    assert summarize(train).num_bytes == sum(
+        array.file(train.path, 0).stat().st_size * 2 for array in train.geometry.arrays.values()
+    )
 
 
 # --- planning again
