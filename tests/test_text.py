@@ -17,9 +17,8 @@ from bieff.clip import ClipName, import_open_clip, load
 from bieff.features.errors import InputError
 from bieff.train.text import TextTower
 
-encode_in_full = runpy.run_path(str(Path(__file__).with_name("bench_text_tower.py")))[
-    "encode_in_full"
-]
+bench = runpy.run_path(str(Path(__file__).with_name("bench_text_tower.py")))
+encode_in_full, peak_bytes = bench["encode_in_full"], bench["peak_bytes"]
 
 SOT, EOT, VOCABULARY, CONTEXT_LENGTH = 97, 98, 99, 77
 
@@ -179,10 +178,7 @@ def test_many_names_are_divided_into_groups_and_come_back_in_order():
     categories = torch.randperm(127, generator=torch.Generator().manual_seed(1))[:113]
     clip = built("gelu")
     check(clip, tokens, categories, M=3, B=2, Q=2, limit=1e-5)
-    tree = TextTower(clip, tokens).names.tree(
-        categories, num_context=3, num_video_rows=2, device=torch.device("cpu")
-    )
-    assert len(tree.groups) > 1
+    assert len(TextTower(clip, tokens).prompt_tree(3, 2, categories=categories).groups) > 1
 
 
 def test_in_double_precision_it_is_the_same_function():
@@ -206,15 +202,16 @@ def test_the_similarity_of_words_is_their_sum_of_cosines():
     context, video = inputs(clip, M=2, B=3, Q=1)
     prompted = TextTower(clip, tokens)(context, video)
     pooled = torch.randn(3, 23, generator=torch.Generator().manual_seed(2))
-    rows = encode_in_full(clip, tokens, context, video)
+    rows = encode_in_full(clip, tokens, context, video).detach()
     want = [
         [
-            F.cosine_similarity(rows[b, k, 4 : 4 + len(name)], pooled[b], dim=-1).sum()
+            float(F.cosine_similarity(rows[b, k, 4 : 4 + len(name)], pooled[b], dim=-1).sum())
             for k, name in enumerate(names)
         ]
         for b in range(3)
     ]
-    torch.testing.assert_close(prompted.word_similarity(pooled), torch.tensor(want))
+    got = prompted.word_similarity(pooled).detach()
+    torch.testing.assert_close(got, torch.tensor(want))
 
 
 def test_without_a_video_one_result_serves_all():
@@ -236,7 +233,8 @@ def test_autocast_is_as_near_to_float32_as_open_clip_is():
         theirs = encode_in_full(clip, tokens, context, video)[:, torch.arange(11), end]
         ours = TextTower(clip, tokens)(context, video).classes
     assert ours.dtype == theirs.dtype
-    error = [float((x.float() - exact).norm() / exact.norm()) for x in (ours, theirs)]
+    with torch.no_grad():
+        error = [float((x.float() - exact).norm() / exact.norm()) for x in (ours, theirs)]
     assert error[0] < 1.2 * error[1] < 0.05
     for got, want in zip(
         gradients(ours.float(), context, video), gradients(exact, context, video), strict=True
@@ -276,6 +274,20 @@ def test_a_tower_of_another_library_is_refused():
     clip.text = nn.LSTM(3, 5)
     with pytest.raises(InputError, match="got LSTM, which is not open_clip's own"):
         TextTower(clip, tokenised([[1]]))
+
+
+@pytest.mark.parametrize(("M", "Q", "K"), [(16, 1, 113), (0, 7, 3)])
+def test_as_many_videos_as_are_said_to_fit_do_fit(M, Q, K):
+    clip = built("gelu")
+    tower = TextTower(clip, tokenised(random_names(K)))
+    count = tower.max_videos(8e6, num_context=M, num_video_rows=Q)
+    context, video = inputs(clip, M=M, B=count, Q=Q)
+    picked = torch.zeros(count, dtype=torch.int64)
+    pooled = torch.ones(count, tower.dim)
+    for use in (lambda p: p.words(picked), lambda p: p.word_similarity(pooled)):
+        with torch.no_grad():
+            assert 4e6 < peak_bytes(lambda u=use: u(tower(context, video))) < 8e6
+    assert tower.max_videos(1.0, num_context=M, num_video_rows=Q) == 1
 
 
 def test_a_prompt_that_is_too_long_is_refused():

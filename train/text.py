@@ -97,25 +97,52 @@ class TextTower(nn.Module):
             context = rows.new_empty(0, self.width)
         if video is None:
             video = rows.new_empty(1, 0, self.width)
-        tree = self.names.tree(
-            torch.arange(self.num_names) if categories is None else categories,
-            num_context=len(context),
-            num_video_rows=video.shape[1],
-            device=rows.device,
-        )
+        tree = self.prompt_tree(len(context), video.shape[1], categories=categories)
         prefix = torch.cat([rows[None, self.names.start], context.to(self.dtype)])
         prefix = prefix + positions[: tree.num_prefix]
         video = video.to(self.dtype) + positions[tree.num_prefix :][: video.shape[1]]
         names = rows[tree.tokens] + positions[tree.positions]
 
-        x = pack(prefix, video, names)
+        parts = prefix, video, names
+        x = pack(*parts)
         for index, block in enumerate(self.blocks[:-1]):
             if index == 0:  # before any attention, the names' rows are the same for all videos
-                qkv = pack(*(in_projection(block, rows) for rows in (prefix, video, names)))
+                qkv = pack(*(in_projection(block, part) for part in parts))
             else:
                 qkv = in_projection(block, x)
             x = finish(block, x, attend_all(block, qkv, tree))
         return Prompted(self, tree, self.blocks[-1], x)
+
+    def max_videos(
+        self,
+        free_bytes: float,
+        *,
+        num_context: int,
+        num_video_rows: int,
+        categories: Int[Tensor, " k"] | None = None,
+    ) -> int:
+        """How many videos fit in memory at once under `torch.no_grad`, at least one.
+
+        An estimate from above: a row takes up to 16 times its width in the feed-forward.
+        """
+        tree = self.prompt_tree(num_context, num_video_rows, categories=categories)
+        numbers = 18 * self.width * (tree.num_rows + tree.num_prefix)
+        return max(1, int(free_bytes / (numbers * self.token_rows.element_size())))
+
+    def prompt_tree(
+        self,
+        num_context: int,
+        num_video_rows: int,
+        *,
+        categories: Int[Tensor, " k"] | None = None,
+    ) -> Tree:
+        """The tree that these prompts form; all names by default."""
+        return self.names.tree(
+            torch.arange(self.num_names) if categories is None else categories,
+            num_context=num_context,
+            num_video_rows=num_video_rows,
+            device=self.token_rows.device,
+        )
 
 
 class Prompted:

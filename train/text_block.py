@@ -89,5 +89,17 @@ def finish(
 ) -> Float[Tensor, "*rows W"]:
     """The rest of a transformer block, after its attention."""
     x = x + block.ls_1(block.attn.out_proj(attended))
-    out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    out: Tensor = x + block.ls_2(_feed_forward(block.mlp, block.ln_2(x)))
     return out
+
+
+def _feed_forward(mlp: Any, x: Float[Tensor, "*rows W"]) -> Float[Tensor, "*rows W"]:
+    """The block's `mlp`, with a quarter of quick-GELU's traffic through memory.
+
+    x sigmoid(1.702 x), as open_clip writes it, keeps three tensors for the backward pass; it is
+    silu(1.702 x) / 1.702, which keeps one and has its own kernels.
+    """
+    if type(mlp.gelu).__name__ != "QuickGELU":
+        return mlp(x)  # type: ignore[no-any-return]
+    hidden = F.silu(mlp.c_fc(x).mul_(1.702)).mul_(1 / 1.702)
+    return mlp.c_proj(hidden)  # type: ignore[no-any-return]
