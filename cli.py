@@ -1,6 +1,6 @@
 """The command line: parse, call one function, print."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ class _Group(click.Group):
         except BieffError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            raise click.ClickException("interrupted; run the same command again to go on") from None
+            raise click.ClickException(
+                "interrupted; run the same command again to go on"
+            ) from None
 
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -37,7 +39,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--out", type=_FOLDER, default=Path("demo"), show_default=True, help="Folder to write.")
+@click.option(
+    "--out", type=_FOLDER, default=Path("demo"), show_default=True, help="Folder to write."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the clips and of training.")
 def demo(out: Path, seed: int) -> None:
     """Run both stages and the zero-shot evaluation on clips made here.
@@ -63,20 +67,46 @@ def datasets() -> None:
 
 
 @main.command()
-@click.option("--dataset", "names", required=True, multiple=True, help="See `bieff datasets`; may be repeated.")
+@click.option(
+    "--dataset",
+    "names",
+    required=True,
+    multiple=True,
+    help="See `bieff datasets`; may be repeated.",
+)
 @click.option("--videos", type=_FOLDER, help="Folder of the videos.  [default: data/DATASET]")
-@click.option("--list", "lists", multiple=True, metavar="PART=FILE", help="Of --dataset list: train=FILE, val=FILE or all=FILE.")
+@click.option(
+    "--list",
+    "lists",
+    multiple=True,
+    metavar="PART=FILE",
+    help="Of --dataset list: train=FILE, val=FILE or all=FILE.",
+)
 @click.option("--labels", type=_FILE, help="Class names, of --dataset list and folder.")
 @click.option("--out", type=_FOLDER, help="Folder of the store.  [default: features/DATASET]")
 @click.option("--frames", type=int, help="Frames of a view.  [default: 32]")
-@click.option("--train-views", type=int, help="Random views of a training video, beside the centre grid.")
+@click.option(
+    "--train-views", type=int, help="Random views of a training video, beside the centre grid."
+)
 @click.option("--clips", type=int, help="Temporal clips of an evaluation video.")
 @click.option("--crops", type=int, help="Spatial crops of a clip, 1 or 3.")
-@click.option("--context", type=click.Choice(["none", "patches"]), help="Store the patch tokens' mean too.")
-@click.option("--model", help="An open_clip name, hf-hub:..., local-dir:..., or tinyclip.  [default: ViT-B-16-quickgelu; tinyclip for shapes]")
-@click.option("--pretrained", help="An open_clip tag, a weights file, or 'random'.  [default: openai]")
+@click.option(
+    "--context",
+    type=click.Choice(["none", "patches"]),
+    help="Store the patch tokens' mean too.",
+)
+@click.option(
+    "--model",
+    help="An open_clip name, hf-hub:..., local-dir:..., or tinyclip.  "
+    "[default: ViT-B-16-quickgelu; tinyclip for shapes]",
+)
+@click.option(
+    "--pretrained", help="An open_clip tag, a weights file, or 'random'.  [default: openai]"
+)
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-@click.option("--retry-failed", is_flag=True, help="Try the videos again that could not be used.")
+@click.option(
+    "--retry-failed", is_flag=True, help="Try the videos again that could not be used."
+)
 def extract(**options: Any) -> None:
     """Decode the videos of a data set once, and cache their frozen CLIP embeddings.
 
@@ -95,14 +125,32 @@ def extract(**options: Any) -> None:
 
 
 @main.command()
-@click.option("--features", type=_FOLDER, required=True, help="A store with a training partition.")
-@click.option("--out", type=_FOLDER, help="Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]")
-@click.option("--frames", type=int, help="Frames of a video; a divisor of the store's.  [default: all]")
-@click.option("--preset", default="paper", show_default=True, help="paper, baseline or released.")
+@click.option(
+    "--features", type=_FOLDER, required=True, help="A store with a training partition."
+)
+@click.option(
+    "--out",
+    type=_FOLDER,
+    help="Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]",
+)
+@click.option(
+    "--frames", type=int, help="Frames of a video; a divisor of the store's.  [default: all]"
+)
+@click.option(
+    "--preset", default="paper", show_default=True, help="paper, baseline or released."
+)
 @click.option("--config", type=_FILE, help="A TOML file of settings.")
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="One setting; may be repeated.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="One setting; may be repeated.",
+)
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, and count the parameters.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be trained, and count the parameters."
+)
 def train(**options: Any) -> None:
     """Train the temporal transformer and the prompts on cached features.
 
@@ -115,7 +163,9 @@ def train(**options: Any) -> None:
 
 @main.command(name="eval")
 @click.argument("run", type=_FOLDER, required=False)
-@click.option("--features", type=_FOLDER, help="Store to evaluate on.  [default: the run's own]")
+@click.option(
+    "--features", type=_FOLDER, help="Store to evaluate on.  [default: the run's own]"
+)
 @click.option("--template", help="How frozen CLIP is asked.")
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
 def evaluate(**options: Any) -> None:
@@ -158,11 +208,20 @@ def _print_results(results: list[Any]) -> None:
         )
         for r in results
     ]
-    header = ("data set", "protocol", "model", "top-1", "top-5", "videos", "frames x clips x crops", "prompt")
+    header = (
+        "data set",
+        "protocol",
+        "model",
+        "top-1",
+        "top-5",
+        "videos",
+        "frames x clips x crops",
+        "prompt",
+    )
     _print_table(header, rows)
 
 
-def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*header)
     for row in rows:
         table.add_row(*row)

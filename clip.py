@@ -22,7 +22,7 @@ TINYCLIP = "tinyclip"
 """The model shipped with the package; see `extract/tinyclip/`."""
 
 RANDOM = "random"
-"""As `pretrained`: seeded random weights (`random` or `random:7`), to try a size without a download."""
+"""As `pretrained`: seeded random weights ("random" or "random:7"), to try a size as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +51,8 @@ class ClipName:
             )
         if not brings_weights and pretrained is None:
             raise InputError(
-                f"model {model!r} needs weights; add --pretrained with an open_clip tag such as "
-                "'openai', the path of a weights file, or 'random'"
+                f"model {model!r} needs weights; add --pretrained with an open_clip tag such "
+                "as 'openai', the path of a weights file, or 'random'"
             )
         return cls(model=model, pretrained=pretrained)
 
@@ -192,7 +192,9 @@ def _check_name(open_clip: Any, name: ClipName, *, is_random: bool) -> None:
             f"no weights {name.pretrained!r} for {name.model!r}: expected the path of a file, "
             f"'random', or one of {', '.join(tags) or '(no tags)'}"
         )
-    wants_quick_gelu = open_clip.get_pretrained_cfg(name.model, name.pretrained).get("quick_gelu")
+    wants_quick_gelu = open_clip.get_pretrained_cfg(name.model, name.pretrained).get(
+        "quick_gelu"
+    )
     has_quick_gelu = open_clip.get_model_config(name.model).get("quick_gelu", False)
     if bool(wants_quick_gelu) != bool(has_quick_gelu):
         plain = name.model.removesuffix("-quickgelu")
@@ -221,7 +223,11 @@ def _preprocessing(name: ClipName, config: dict[str, Any]) -> Preprocessing:
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise InputError(f"CLIP {str(name)!r}: expected a square input, got {height}x{width}")
-    for key, expected in (("mode", "RGB"), ("interpolation", "bicubic"), ("resize_mode", "shortest")):
+    for key, expected in (
+        ("mode", "RGB"),
+        ("interpolation", "bicubic"),
+        ("resize_mode", "shortest"),
+    ):
         if config.get(key, expected) != expected:
             raise InputError(
                 f"CLIP {str(name)!r}: expected {key} {expected!r}, got {config[key]!r}, "
@@ -240,7 +246,7 @@ def _joint_width(name: ClipName, model: nn.Module) -> int:
 class _quiet(warnings.catch_warnings):
     """Silence open_clip's log and warnings while it loads; errors still come out."""
 
-    def __enter__(self) -> None:  # type: ignore[override]
+    def __enter__(self) -> None:
         super().__enter__()
         warnings.simplefilter("ignore")
         self._level = logging.root.manager.disable
@@ -261,15 +267,19 @@ def import_open_clip() -> Any:
     """
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:
-        raise InputError("torchvision is not installed, and open_clip needs it; pip install torchvision")
+        raise InputError(
+            "torchvision is not installed, and open_clip needs it; pip install torchvision"
+        )
     try:
         torch.ops.load_library(str(Path(found.origin).parent / "_C.so"))
     except (OSError, RuntimeError):
         if not hasattr(torch.ops.torchvision, "nms"):
             torch.library.define(
-                "torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                "torchvision::nms",
+                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
             )
             torch.library.define(
-                "torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                "torchvision::qnms",
+                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
             )
     return importlib.import_module("open_clip")

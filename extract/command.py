@@ -36,7 +36,8 @@ def extract_all(
         BieffError: If an option, a data set, the model or the store is not as it must be.
     """
     config = replace(
-        ExtractConfig(), **{name: value for name, value in settings.items() if value is not None}
+        ExtractConfig(),
+        **{name: value for name, value in settings.items() if value is not None},
     )
     wanted = [
         part
@@ -63,9 +64,7 @@ def extract_all(
             loaded[clip_name] = clips.load(clip_name, device=where)
         clip = loaded[clip_name]
         store = plan(data, config, clip, _sibling(out, name, names[0]) or FEATURES / name)
-        summaries.append(
-            extract(store, clip, config, device=where, retry_failed=retry_failed)
-        )
+        summaries.append(extract(store, clip, config, device=where, retry_failed=retry_failed))
     return summaries
 
 
@@ -92,4 +91,3 @@ def _parse_lists(texts: Sequence[str]) -> dict[str, Path] | None:
             raise InputError(f"--list: expected train=FILE, val=FILE or all=FILE, got {text!r}")
         lists[part] = Path(file)
     return lists
-

@@ -23,7 +23,11 @@ def cut(frames: UInt8[Tensor, "n H W 3"], crop: Crop) -> UInt8[Tensor, "n 3 size
     pixels = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
     if (height, width) != crop.resized:
         resized = F.interpolate(
-            pixels.float(), size=crop.resized, mode="bicubic", align_corners=False, antialias=True
+            pixels.float(),
+            size=crop.resized,
+            mode="bicubic",
+            align_corners=False,
+            antialias=True,
         )
         pixels = resized.round_().clamp_(0, 255).byte()
     top, left = crop.corner

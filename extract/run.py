@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
@@ -77,9 +83,7 @@ def plan(data: DataSet, config: ExtractConfig, clip: Clip, out: Path) -> Feature
     train_views, val_views = views_for(
         config.train_views, config.clips, config.crops, mirror=data.mirror
     )
-    views = {
-        name: train_views if name == "train" else val_views for name in data.partitions
-    }
+    views = {name: train_views if name == "train" else val_views for name in data.partitions}
     return FeatureStore.create(
         out,
         recipe=make_recipe(data.name, config, clip, views),

@@ -3,16 +3,21 @@
 n squares of size x size pixels, D joint width, P patches of width U in the tower.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bieff.clip import Clip
 from bieff.extract.preprocess import normalise
 from bieff.features.errors import InputError
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""One batch of squares -> embeddings, and patch tokens or None."""
 
 MIN_COSINE = 0.9995
 """Least likeness of a bfloat16 embedding to the float32 one, square by square."""
@@ -60,14 +65,15 @@ class VisualTower:
         self.batch_size = batch_size
         self.preprocessing = clip.preprocessing
         self.wants_patches = wants_patches
-        self._visual: nn.Module = clip.model.visual.to(device)
+        model: Any = clip.model
+        self._visual: Any = model.visual.to(device)
         if wants_patches and not hasattr(self._visual, "patch_size"):
             raise InputError(
                 f"CLIP {str(clip.name)!r} has no patch tokens; choose a vision transformer, or "
                 "leave --context out"
             )
         self.precision = "float32"
-        self._forward = self.forward_float32
+        self._forward: Forward = self.forward_float32
         if device.type == "cuda" if reduced is None else reduced:
             self._forward = self._fastest()
 
@@ -106,7 +112,7 @@ class VisualTower:
         fast, _ = self.forward_bfloat16(squares)
         return F.cosine_similarity(exact.float(), fast.float()).min().item()
 
-    def _fastest(self):  # type: ignore[no-untyped-def]  # one of our own three methods
+    def _fastest(self) -> "Forward":
         size = self.preprocessing.size
         generator = torch.Generator().manual_seed(0)
         noise = torch.randint(0, 256, (16, 3, size, size), generator=generator).byte()
@@ -116,5 +122,6 @@ class VisualTower:
             return self.forward_float32
         self.precision = f"bfloat16 (cosine {cosine:.5f} to float32)"
         if self.device.type == "cuda":
-            return torch.compile(self.forward_bfloat16)
+            compiled: Forward = torch.compile(self.forward_bfloat16)
+            return compiled
         return self.forward_bfloat16

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from bieff import clip as clips
 from bieff.clip import TINYCLIP, ClipName, fingerprint, load
 from bieff.features.errors import InputError
-from safetensors.torch import load_file, save_file
 
 MODEL = Path(clips.__file__).parent / "extract" / "tinyclip" / "model"
 
@@ -27,7 +28,13 @@ def test_tinyclip_is_a_frozen_open_clip_model(tiny):
     assert tiny.preprocessing.size == 48
     assert not tiny.model.training
     assert not any(p.requires_grad for p in tiny.model.parameters())
-    assert tiny.tokenize(["star moving left"]).tolist()[0][:5] == [49406, 2117, 4889, 1823, 49407]
+    assert tiny.tokenize(["star moving left"]).tolist()[0][:5] == [
+        49406,
+        2117,
+        4889,
+        1823,
+        49407,
+    ]
 
 
 def test_its_size_on_disk_and_off_the_token_table(tiny):
@@ -57,8 +64,14 @@ def test_random_weights_are_seeded_and_leave_the_generator_alone():
     torch.manual_seed(11)
     first = load(ClipName(model="RN50-quickgelu", pretrained="random:5"))
     assert torch.equal(torch.rand(3), expected)
-    assert load(ClipName(model="RN50-quickgelu", pretrained="random:5")).fingerprint == first.fingerprint
-    assert load(ClipName(model="RN50-quickgelu", pretrained="random:6")).fingerprint != first.fingerprint
+    assert (
+        load(ClipName(model="RN50-quickgelu", pretrained="random:5")).fingerprint
+        == first.fingerprint
+    )
+    assert (
+        load(ClipName(model="RN50-quickgelu", pretrained="random:6")).fingerprint
+        != first.fingerprint
+    )
 
 
 def test_a_weights_file(tmp_path):
@@ -73,9 +86,17 @@ def test_a_weights_file(tmp_path):
     ("model", "pretrained", "message"),
     [
         ("ViT-B-61", "openai", r"unknown CLIP model 'ViT-B-61'; did you mean 'ViT-B-16'\?"),
-        ("ViT-B-16", "openai", "do not fit the activation of 'ViT-B-16'; use --model ViT-B-16-quickgelu"),
+        (
+            "ViT-B-16",
+            "openai",
+            "do not fit the activation of 'ViT-B-16'; use --model ViT-B-16-quickgelu",
+        ),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "no weights 'laion2b_s34b_b79k' for"),
-        ("ViT-B-16-quickgelu", "opnai", "expected the path of a file, 'random', or one of openai"),
+        (
+            "ViT-B-16-quickgelu",
+            "opnai",
+            "expected the path of a file, 'random', or one of openai",
+        ),
         ("ViT-B-16-quickgelu", "random:x", "expected 'random' or 'random:SEED'"),
         ("local-dir:/nowhere", None, "cannot load CLIP 'local-dir:/nowhere': Directory"),
     ],
@@ -99,7 +120,7 @@ def test_weights_of_another_shape_are_named(tmp_path):
     state = load_file(weights)
     state["ln_final.weight"] = torch.ones(64, dtype=torch.float16)
     save_file(state, weights)
-    with pytest.raises(InputError, match="size mismatch for ln_final.weight"):
+    with pytest.raises(InputError, match=r"size mismatch for ln_final\.weight"):
         load(ClipName(model=f"local-dir:{tmp_path / 'model'}", pretrained=None))
 
 

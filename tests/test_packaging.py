@@ -30,7 +30,18 @@ def imported(path):
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [
-        ("features", ("torch", "open_clip", "bieff.clip", "bieff.extract", "bieff.train", "bieff.apps", "bieff.cli")),
+        (
+            "features",
+            (
+                "torch",
+                "open_clip",
+                "bieff.clip",
+                "bieff.extract",
+                "bieff.train",
+                "bieff.apps",
+                "bieff.cli",
+            ),
+        ),
         ("extract", ("bieff.train", "bieff.apps", "bieff.cli")),
         ("train", ("bieff.extract", "bieff.apps", "bieff.cli")),
         ("apps", ("bieff.cli",)),

@@ -1,14 +1,15 @@
-"""Our preprocessing against open_clip's own transform, pixel by pixel and embedding by embedding."""
+"""Our preprocessing against open_clip's own transform: pixels and embeddings."""
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
+from torch.nn import functional as F
+
 from bieff.clip import TINYCLIP, ClipName, load
 from bieff.extract.preprocess import cut, normalise
 from bieff.extract.views import Crop, View, crop_of
-from PIL import Image
-from torch.nn import functional as F
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.5, 0.25, 2.0)
 
@@ -22,9 +23,9 @@ def picture(height, width, seed=0):
     return image
 
 
-def ours(clip, image, view=View()):
+def ours(clip, image):
     height, width = image.shape[:2]
-    crop = crop_of(view, height, width, clip.preprocessing.size)
+    crop = crop_of(View(), height, width, clip.preprocessing.size)
     squares = cut(torch.from_numpy(image)[None], crop)
     return normalise(squares, mean=clip.preprocessing.mean, std=clip.preprocessing.std)
 
@@ -60,7 +61,7 @@ def test_tinyclip_sees_what_open_clip_would_show_it(height, width):
     image = picture(height, width)
     got, expected = ours(clip, image), theirs(clip, image)
     assert got.shape == expected.shape
-    # at most two of 255 levels apart anywhere: PIL rounds between its two passes, torch does not
+    # at most two of 255 levels apart: PIL rounds between its two passes, torch does not
     assert (got - expected).abs().max() < 2.5 / 255 / min(clip.preprocessing.std)
     with torch.no_grad():
         cosine = F.cosine_similarity(clip.model.visual(got), clip.model.visual(expected))

@@ -6,7 +6,16 @@ from dataclasses import replace
 import av
 import numpy as np
 import pytest
-from bieff.extract.shapes.clips import Clip, Edition, clips_of, draw_clip, edition_of, make, write_mp4
+
+from bieff.extract.shapes.clips import (
+    Clip,
+    Edition,
+    clips_of,
+    draw_clip,
+    edition_of,
+    make,
+    write_mp4,
+)
 from bieff.extract.shapes.render import OUTLINES, render
 from bieff.extract.shapes.sets import load_shapes
 from bieff.extract.shapes.world import (
@@ -53,7 +62,9 @@ def test_the_seed_fixes_every_pixel():
     clip = Clip("shapes", "train", "star", "spinning", 4)
     assert np.array_equal(draw_clip(clip, 7), draw_clip(clip, 7))
     other = draw_clip(clip, 8)
-    assert other.shape != draw_clip(clip, 7).shape or not np.array_equal(other, draw_clip(clip, 7))
+    assert other.shape != draw_clip(clip, 7).shape or not np.array_equal(
+        other, draw_clip(clip, 7)
+    )
 
 
 def test_every_clip_is_drawn_differently():
@@ -77,7 +88,11 @@ def plain(shape, motion):
 def bright(shape, motion, time):
     """Where the shape is at a time: mean column, mean row, share of the frame."""
     frame = render(
-        plain(shape, motion), np.array([[time]]), height=64, width=80, rng=np.random.default_rng(0)
+        plain(shape, motion),
+        np.array([[time]]),
+        height=64,
+        width=80,
+        rng=np.random.default_rng(0),
     )[0, 0, :, :, 0].astype(float)
     weight = frame / max(frame.sum(), 1)
     rows, columns = np.mgrid[:64, :80]

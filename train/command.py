@@ -6,8 +6,8 @@ from pathlib import Path
 from bieff.clip import Clip, pick_device
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
-from bieff.train.config import HAND_CRAFTED
 from bieff.train.loop import prepare, train
+from bieff.train.pre_prompt import HAND_CRAFTED
 from bieff.train.progress import steps_bar, videos_bar
 from bieff.train.protocols import closed, frozen, splits3, trained
 from bieff.train.results import Result, save_results
@@ -38,14 +38,16 @@ def train_run(
         counts = trainer.model.parameter_counts()
         return (
             f"{len(trainer.features):,} videos, {len(store.class_names)} classes, "
-            f"{trainer.num_frames} frames, {trainer.num_steps:,} steps\n{describe(counts, clip)}"
+            f"{trainer.num_frames} frames, {trainer.num_steps:,} steps\n"
+            f"{describe(counts, clip)}"
         )
     folder = out or _free(RUNS / store.path.resolve().name)
     with steps_bar("training") as watch:
         run = train(store, clip, chosen, folder, watch=watch)
     return (
         f"trained {run.record['steps']:,} steps on {run.record['videos']:,} videos in "
-        f"{run.record['seconds']:.0f} s\n{describe(run.record['parameters'], clip)}\nrun: {run.path}"
+        f"{run.record['seconds']:.0f} s\n{describe(run.record['parameters'], clip)}\n"
+        f"run: {run.path}"
     )
 
 
@@ -89,9 +91,7 @@ def _evaluate(
 ) -> list[Result]:
     clip = clip_of(store, device=pick_device(device))
     ours = trained(run, clip, store)
-    beside = frozen(
-        clip, store, num_frames=ours.num_frames, template=template or HAND_CRAFTED
-    )
+    beside = frozen(clip, store, num_frames=ours.num_frames, template=template or HAND_CRAFTED)
     protocol = closed if is_closed else splits3
     with videos_bar(f"evaluating {store.recipe['data_set']}") as watch:
         results = protocol(store, [ours, beside], watch=watch)

@@ -47,8 +47,8 @@ def load_features(
     pending = int((status == Status.PENDING).sum())
     if pending:
         raise StoreError(
-            f"{partition.path}: {pending:,} of {len(status):,} videos are not extracted yet; run "
-            "`bieff extract` again to finish"
+            f"{partition.path}: {pending:,} of {len(status):,} videos are not extracted yet; "
+            "run `bieff extract` again to finish"
         )
     rows = np.flatnonzero(np.isin(status, [Status.OK, Status.SALVAGED]))
     if not len(rows):
@@ -78,11 +78,11 @@ class Batch:
 def batch_of(
     features: Features, step: int, *, batch_size: int, num_frames: int, seed: int
 ) -> Batch:
-    """The batch of a step: a function of its arguments alone, so that a resumed run sees the
-    batches the uninterrupted one would have seen.
+    """The batch of a step, a function of its arguments alone.
 
-    Each epoch is a fresh permutation; its last, short batch is left out.  A video shows one of
-    its views, drawn at random, and one frame at random from each group of T / t.
+    So a resumed run sees the batches the uninterrupted one would have seen.  Each epoch is a
+    fresh permutation; its last, short batch is left out.  A video shows one of its views,
+    drawn at random, and one frame at random from each group of T / t.
     """
     size, count = min(batch_size, len(features)), len(features)
     epoch, index = divmod(step, count // size)

@@ -49,7 +49,7 @@ def strided(num_stored: int, num_frames: int, *, clip: int, clips: int) -> Int[T
     """Which stored frames an evaluation view of t frames takes: one from each group of T / t.
 
     The first clip takes the first of each group, which is the grid of t frames exactly; the
-    last clip the last, which is where a store of t frames has it, within a frame.
+    last clip the last, which is where a store of t frames has it, within two frames.
     """
     group = frame_groups(num_stored, num_frames)
     gaps = max(clips - 1, 1)
@@ -62,4 +62,5 @@ def hits(
 ) -> Bool[np.ndarray, " B"]:
     """True where the label is among the `top` best; a tie goes to the smaller index."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-    return (best == labels[:, None]).any(axis=1)
+    found: Bool[np.ndarray, " B"] = (best == labels[:, None]).any(axis=1)
+    return found

@@ -4,6 +4,7 @@ B videos, T frames, K categories, D joint width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,9 +19,7 @@ CHUNK = 64
 
 
 @torch.inference_mode()
-def class_embeddings(
-    clip: Clip, names: Sequence[str], template: str
-) -> Float[Tensor, "K D"]:
+def class_embeddings(clip: Clip, names: Sequence[str], template: str) -> Float[Tensor, "K D"]:
     """CLIP's embedding of each class name in the template, unit length.
 
     Raises:
@@ -30,7 +29,8 @@ def class_embeddings(
         raise ConfigError(f"template: expected a text with {{}} in it, got {template!r}")
     tokens = clip.tokenize([template.replace("{}", name) for name in names])
     device = next(clip.model.parameters()).device
-    parts = [clip.model.encode_text(chunk.to(device)) for chunk in tokens.split(CHUNK)]
+    model: Any = clip.model
+    parts = [model.encode_text(chunk.to(device)) for chunk in tokens.split(CHUNK)]
     return F.normalize(torch.cat(parts).float(), dim=-1)
 
 

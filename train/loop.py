@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bieff.clip import Clip
 from bieff.features.errors import BieffError, InputError, StoreError
@@ -101,7 +101,8 @@ def make_optimizer(model: BiEfficient, config: TrainConfig) -> torch.optim.AdamW
     Learned tokens, positions, norms, offsets, alpha and beta are not decayed: their zero has
     no meaning of its own.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             is_matrix = parameter.ndim == 2 and name.endswith("weight")
@@ -127,9 +128,7 @@ def prepare(store: FeatureStore, clip: Clip, config: TrainConfig) -> Trainer:
     device = next(clip.model.parameters()).device
     num_frames = config.frames or int(store.recipe["frames"])
     text = TextTower(clip.model, clip.tokenize(store.class_names)).to(device)
-    model = build_model(
-        config, clip, num_frames=num_frames, patches=_patches(store)
-    ).to(device)
+    model = build_model(config, clip, num_frames=num_frames, patches=_patches(store)).to(device)
     features = load_features(
         store.partitions["train"], device=device, wants_patches=config.prompts_see == "patches"
     )

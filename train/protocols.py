@@ -6,6 +6,7 @@ splits3   the official test lists, all classes, mean and standard deviation over
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor
 from bieff.clip import Clip
 from bieff.features.errors import StoreError
 from bieff.features.store import FeatureStore, Partition
-from bieff.train.config import HAND_CRAFTED
 from bieff.train.data import Features, load_features
 from bieff.train.evaluate import Score, hits, probabilities
 from bieff.train.frozen import class_embeddings, frozen_logits
-from bieff.train.model import BiEfficient
+from bieff.train.model import BiEfficient, Scores
+from bieff.train.pre_prompt import HAND_CRAFTED
 from bieff.train.results import Result
 from bieff.train.run import Run, load_model
 from bieff.train.text import TextTower
@@ -46,7 +47,8 @@ def trained(run: Run, clip: Clip, store: FeatureStore) -> Subject:
     text = TextTower(clip.model, clip.tokenize(store.class_names)).to(device)
 
     def score(frames: Tensor, patches: Tensor | None) -> Tensor:
-        return model(frames, text, patches=patches).logits
+        scores: Scores = model(frames, text, patches=patches)
+        return scores.logits
 
     return Subject(
         score=score,
@@ -61,7 +63,8 @@ def frozen(
 ) -> Subject:
     """CLIP as it is, asked about the store's classes in a template."""
     classes = class_embeddings(clip, store.class_names, template)
-    temperature = 1 / clip.model.logit_scale.exp().item()
+    model: Any = clip.model
+    temperature = 1 / model.logit_scale.exp().item()
     return Subject(
         score=lambda frames, _: frozen_logits(frames, classes, temperature),
         num_frames=num_frames,
@@ -173,4 +176,3 @@ def _partition(store: FeatureStore, name: str) -> Partition:
             f"{store.path} has no {name!r} partition, it has {', '.join(store.partitions)}"
         )
     return store.partitions[name]
-

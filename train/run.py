@@ -1,10 +1,12 @@
 """A run on disk: what was trained, from what, how, and how far.
 
     runs/shapes/
-      run.json              config, store and its recipe hash, CLIP, versions, commit, parameters
+      run.json              config, store and recipe hash, CLIP, versions, commit, parameters
       metrics.jsonl         a line every few steps and every evaluation
       last.safetensors      the tunable weights
-      results.json          figures, once there are some
+      closed-shapes.json    figures, a file for each protocol and data set
+
+A result without its run.json does not exist.
 """
 
 import importlib.metadata
@@ -70,8 +72,8 @@ def clip_of(store: FeatureStore, *, device: torch.device) -> Clip:
     if clip.fingerprint != wanted["fingerprint"]:
         raise StoreMismatchError(
             f"{store.path} was written by other weights of {str(name)!r}: expected fingerprint "
-            f"{wanted['fingerprint'][:12]}, got {clip.fingerprint[:12]}; extract again, or bring "
-            "the old weights back"
+            f"{wanted['fingerprint'][:12]}, got {clip.fingerprint[:12]}; extract again, or "
+            "bring the old weights back"
         )
     return clip
 
@@ -135,7 +137,9 @@ def newest_run(folder: Path) -> Run:
     runs = [open_run(record.parent) for record in folder.glob(f"*/{RECORD}")]
     finished = [run for run in runs if run.record["finished"]]
     if not finished:
-        raise InputError(f"no finished run in {folder}; make one with `bieff train`, or name one")
+        raise InputError(
+            f"no finished run in {folder}; make one with `bieff train`, or name one"
+        )
     return max(finished, key=lambda run: str(run.record["finished"]))
 
 

@@ -1,8 +1,8 @@
 """Write `shapes` to disk as H.264 mp4 files, the way downloaded data sets lie there.
 
-    data/shapes/{train,val}/<class>/<number>.mp4        seen combinations
-    data/shapes-combinations/<class>/<number>.mp4       seen shapes and motions, combined anew
-    data/shapes-unseen/<class>/<number>.mp4             shapes that training never shows
+data/shapes/{train,val}/<class>/<number>.mp4        seen combinations
+data/shapes-combinations/<class>/<number>.mp4       seen shapes and motions, combined anew
+data/shapes-unseen/<class>/<number>.mp4             shapes that training never shows
 """
 
 import json
@@ -138,7 +138,9 @@ def edition_of(folder: Path) -> Edition | None:
     return None
 
 
-def make(folder: Path, data_set: str, edition: Edition, *, num_workers: int = 2) -> Iterator[int]:
+def make(
+    folder: Path, data_set: str, edition: Edition, *, num_workers: int = 2
+) -> Iterator[int]:
     """Write the clips of one data set into its folder; yields how many lie there, as it goes.
 
     Goes on where an interrupted run stopped.

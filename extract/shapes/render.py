@@ -4,13 +4,15 @@ A shape is a function of the plane that is negative inside, positive outside, an
 about one per unit; coverage is a ramp one pixel wide around its zero, which antialiases.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.random import Generator
 
 from bieff.extract.shapes.world import SHAPES, Scenes
 
-_Plane = np.ndarray
+_Plane = np.ndarray[Any, Any]
 
 
 def render(
@@ -48,7 +50,9 @@ def render(
     coverage *= 0.5 + 0.5 * np.cos(2 * np.pi * per_scene(scenes.blinks) * t)
 
     fade = x * np.cos(per_scene(scenes.slope)) + y * np.sin(per_scene(scenes.slope)) + 0.5
-    first, second = scenes.background.astype(np.float32).transpose(1, 0, 2)[:, :, None, None, None]
+    first, second = scenes.background.astype(np.float32).transpose(1, 0, 2)[
+        :, :, None, None, None
+    ]
     picture = first + np.clip(fade, 0, 1)[..., None] * (second - first)  # (N, 1, H, W, 3)
     shade = scenes.shade.astype(np.float32)[:, None, None, None]
     picture = picture + coverage[..., None] * (shade - picture)

@@ -68,13 +68,13 @@ def class_name(shape: str, motion: str) -> str:
 class Scenes:
     """N scenes: what is drawn, and how it moves.  One array a property."""
 
-    shape: Int[np.ndarray, "N"]
+    shape: Int[np.ndarray, " N"]
     """Index into SHAPES."""
 
-    motion: Int[np.ndarray, "N"]
+    motion: Int[np.ndarray, " N"]
     """Index into MOTIONS."""
 
-    colour: Int[np.ndarray, "N"]
+    colour: Int[np.ndarray, " N"]
     """Index into COLOURS."""
 
     shade: Float[np.ndarray, "N 3"]
@@ -86,26 +86,26 @@ class Scenes:
     travel: Float[np.ndarray, "N 2"]
     """How far it goes during the clip (x, y); zero unless it moves."""
 
-    radius: Float[np.ndarray, "N"]
+    radius: Float[np.ndarray, " N"]
     """Radius in the middle of the clip."""
 
-    growth: Float[np.ndarray, "N"]
+    growth: Float[np.ndarray, " N"]
     """Natural logarithm of the last radius over the first; zero unless it grows or shrinks."""
 
-    angle: Float[np.ndarray, "N"]
-    turn: Float[np.ndarray, "N"]
+    angle: Float[np.ndarray, " N"]
+    turn: Float[np.ndarray, " N"]
     """Radians at the start, and during the clip."""
 
-    blinks: Float[np.ndarray, "N"]
+    blinks: Float[np.ndarray, " N"]
     """Times it goes dark during the clip; zero unless it blinks."""
 
     background: Float[np.ndarray, "N 2 3"]
     """Two colours; the background fades from one to the other."""
 
-    slope: Float[np.ndarray, "N"]
+    slope: Float[np.ndarray, " N"]
     """Direction of that fade, radians."""
 
-    noise: Float[np.ndarray, "N"]
+    noise: Float[np.ndarray, " N"]
     """Standard deviation of the pixel noise, 0 to 255."""
 
 

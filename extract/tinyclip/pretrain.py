@@ -16,6 +16,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -44,7 +45,7 @@ SIZE = 48
 STILL = 64
 """Side of a rendered still, pixels; the frames of a clip have this height too."""
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_cfg": {
         "embed_dim": 128,
         "quick_gelu": True,
@@ -71,6 +72,13 @@ CONFIG = {
     },
 }
 
+SHORT = 10
+"""Tokens of a caption that is not long."""
+
+SIZES = ("tiny", "small", "medium", "large", "huge")
+SIZE_STEPS = (0.095, 0.13, 0.17, 0.23)
+"""Radii that part them."""
+
 FRAMES_OF_SPEECH = (
     "This is a video about {}",
     "a photo of a {}",
@@ -84,8 +92,8 @@ FRAMES_OF_SPEECH = (
 class Recipe:
     """How long and how fast."""
 
-    steps: int = 1500
-    batch_size: int = 256
+    steps: int = 2400
+    batch_size: int = 128
     lr: float = 1e-3
     warmup: float = 0.06
     """Share of the steps in which the learning rate rises."""
@@ -94,55 +102,74 @@ class Recipe:
     seed: int = 0
 
 
-def draw_stills(
-    rng: Generator, count: int
-) -> tuple[np.ndarray, list[str], Scenes]:
+def draw_stills(rng: Generator, count: int) -> tuple[np.ndarray, list[str], Scenes]:
     """Stills uint8 (count, STILL, STILL, 3), their captions, and the scenes behind both."""
     pairs = [(s, m) for s in SHAPES for m in MOTIONS if (s, m) not in INVISIBLE]
     chosen = [pairs[i] for i in rng.integers(len(pairs), size=count)]
     scenes = draw_scenes(rng, [s for s, _ in chosen], [m for _, m in chosen])
-    names_motion = rng.random(count) < 0.65
-    times = np.where(names_motion, rng.uniform(0.6, 1, count), rng.uniform(0, 1, count))
+    names_motion = rng.random(count) < 0.55
+    times = np.where(names_motion, rng.uniform(0.7, 1, count), rng.uniform(0, 1, count))
     # a shape that has just blinked out is no picture of anything: take it half dark
-    blinking = scenes.blinks > 0
-    times[blinking] = (np.rint(times * scenes.blinks)[blinking] + rng.uniform(-0.35, 0.35, blinking.sum())) / scenes.blinks[blinking]
+    blinks = scenes.blinks[scenes.blinks > 0]
+    nearest = np.rint(times[scenes.blinks > 0] * blinks)
+    times[scenes.blinks > 0] = (nearest + rng.uniform(-0.35, 0.35, len(blinks))) / blinks
     stills = render(scenes, times[:, None], height=STILL, width=STILL, rng=rng)[:, 0]
     captions = [
-        _caption(rng, scenes, i, float(times[i]), names_motion=bool(names_motion[i]))
+        caption_motion(rng, scenes, i, times[i])
+        if names_motion[i]
+        else caption_place(rng, scenes, i, times[i])
         for i in range(count)
     ]
     return stills, captions, scenes
 
 
-def _caption(
-    rng: Generator, scenes: Scenes, i: int, when: float, *, names_motion: bool
-) -> str:
+def caption_motion(rng: Generator, scenes: Scenes, i: int, when: float) -> str:
+    """A caption of scene `i` that names what it does."""
     shape, motion = SHAPES[scenes.shape[i]], MOTIONS[scenes.motion[i]]
-    colour = list(COLOURS)[scenes.colour[i]]
-    along = when - 0.5
-    x, y = scenes.centre[i] + scenes.travel[i] * along
-    radius = scenes.radius[i] * np.exp(scenes.growth[i] * along)
-    size = "small " if radius < 0.13 else "large " if radius > 0.19 else ""
-    if max(abs(x), abs(y)) < 0.08:
-        place = "in the middle"
-    elif abs(x) > abs(y):
-        place = "on the left" if x < 0 else "on the right"
-    else:
-        place = "at the top" if y < 0 else "at the bottom"
     kind = rng.random()
-    if not names_motion:
-        if kind < 0.4:
-            return f"a {size}{colour} {shape} {place}"
-        if kind < 0.7:
-            return f"{colour} {shape}"
-        return f"a picture of a {size}{shape}, {colour}, standing {place} before a plain wall"
     if kind < 0.5:
         return class_name(shape, motion)
     if kind < 0.75:
         return str(rng.choice(FRAMES_OF_SPEECH)).format(class_name(shape, motion))
+    size, colour, place = _looks(scenes, i, when)
     if kind < 0.9:
         return f"a {colour} {shape} {motion}"
-    return f"here you can see that a {size}{colour} {shape} is {motion}, and by now it is {place}"
+    return f"here you can see that a {size} {colour} {shape} is {motion}, by now it is {place}"
+
+
+def caption_place(rng: Generator, scenes: Scenes, i: int, when: float) -> str:
+    """A caption of scene `i` that says how it looks and where it is."""
+    size, colour, place = _looks(scenes, i, when)
+    shape = SHAPES[scenes.shape[i]]
+    kind = rng.random()
+    if kind < 0.15:
+        return f"{colour} {shape}"
+    if kind < 0.4:
+        return f"a {shape} {place}"
+    if kind < 0.6:
+        return f"a {size} {shape}"
+    if kind < 0.9:
+        return f"a {size} {colour} {shape} {place}"
+    return f"a picture of a {size} {shape}, {colour}, standing {place} before a plain wall"
+
+
+def _looks(scenes: Scenes, i: int, when: float) -> tuple[str, str, str]:
+    """Size, colour (and pose) and place of scene `i` at a moment, in words."""
+    along = when - 0.5
+    radius = scenes.radius[i] * np.exp(scenes.growth[i] * along)
+    size = SIZES[int(np.searchsorted(SIZE_STEPS, radius))]
+    colour = list(COLOURS)[scenes.colour[i]]
+    if np.cos(2 * np.pi * scenes.blinks[i] * when) < 0.3:
+        colour = f"faint {colour}"
+    if abs(np.sin(scenes.angle[i] + scenes.turn[i] * when)) > 0.3:
+        colour = f"tilted {colour}"
+    x, y = scenes.centre[i] + scenes.travel[i] * along
+    across = "" if abs(x) < 0.07 else "left" if x < 0 else "right"
+    up = "" if abs(y) < 0.07 else "top" if y < 0 else "bottom"
+    if not across and not up:
+        return size, colour, "in the middle"
+    place = " ".join(filter(None, (up, across)))
+    return size, colour, f"{'at' if up else 'on'} the {place}"
 
 
 class Captioner:
@@ -154,7 +181,7 @@ class Captioner:
         self.used = torch.unique(self._tokenizer(seen))
         """Token ids, int64, sorted; the padding id 0 and EOT among them."""
 
-    def __call__(self, captions: list[str]) -> Int[Tensor, "B L"]:
+    def __call__(self, captions: list[str]) -> Int[Tensor, "B length"]:
         """Indices into `used`, cut to the longest caption."""
         tokens = self._tokenizer(captions)
         length = int(tokens.argmax(-1).max()) + 1
@@ -162,16 +189,23 @@ class Captioner:
 
 
 def encode_captions(
-    model: nn.Module, table: Float[Tensor, "rows W"], tokens: Int[Tensor, "B L"]
+    model: Any, table: Float[Tensor, "rows W"], tokens: Int[Tensor, "B length"]
 ) -> Float[Tensor, "B D"]:
-    """The text tower on captions cut to L tokens; the mask is causal, so the cut is exact."""
-    length = tokens.shape[1]
-    x = table[tokens] + model.positional_embedding[:length]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+    """The text tower on captions cut to their length; the mask is causal, so that is exact.
+
+    Short and long captions go separately, to compute less padding.
+    """
     ends = tokens.argmax(-1)  # EOT has the largest id
-    x = model.ln_final(x[torch.arange(len(x)), ends])
-    projected: Tensor = x @ model.text_projection
-    return projected
+    out = table.new_empty(len(tokens), model.text_projection.shape[1])
+    for group in (ends <= SHORT, ends > SHORT):
+        if not group.any():
+            continue
+        length = int(ends[group].max()) + 1
+        x = table[tokens[group, :length]] + model.positional_embedding[:length]
+        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+        x = model.ln_final(x[torch.arange(len(x)), ends[group]])
+        out[group] = x @ model.text_projection
+    return out
 
 
 def contrastive_loss(
@@ -183,7 +217,9 @@ def contrastive_loss(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def accuracy(model: nn.Module, table: Tensor, captioner: Captioner, rng: Generator) -> dict[str, float]:
+def accuracy(
+    model: Any, table: Tensor, captioner: Captioner, rng: Generator
+) -> dict[str, float]:
     """Share of 512 fresh stills whose shape, motion and both are named right by the model."""
     stills, _, scenes = draw_stills(rng, 512)
     names = [class_name(s, m) for s in SHAPES for m in MOTIONS]
@@ -217,7 +253,10 @@ def pretrain(out: Path, recipe: Recipe) -> None:
     parameters = [p for n, p in model.named_parameters() if n != "token_embedding.weight"]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {
+                "params": [p for p in parameters if p.ndim > 1],
+                "weight_decay": recipe.weight_decay,
+            },
             {"params": [p for p in parameters if p.ndim < 2] + [table], "weight_decay": 0.0},
         ],
         lr=recipe.lr,
@@ -258,7 +297,7 @@ def pretrain(out: Path, recipe: Recipe) -> None:
     log.close()
 
 
-def save(out: Path, model: nn.Module, table: Tensor, used: Tensor) -> None:
+def save(out: Path, model: Any, table: Tensor, used: Tensor) -> None:
     """Write an open_clip local-dir model: configuration and 16-bit weights."""
     weights = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
     full = torch.zeros_like(weights["token_embedding.weight"])
