@@ -64,11 +64,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            there = next(folder for folder in (path, *path.parents) if folder.exists())
-            free = shutil.disk_usage(there).free
             raise StoreError(
-                f"no space to write {path}: {error.strerror}, {free:,} bytes are free; make "
-                "room and run the same command again, finished shards are kept"
+                f"no space to write {path}: {error.strerror}, {_free(path):,} bytes are free; "
+                "make room and run the same command again, finished shards are kept"
             ) from error
         if error.errno in _REFUSED:
             raise StoreError(
@@ -76,3 +74,21 @@ def disk_errors(path: Path) -> Iterator[None]:
                 "folder's permissions"
             ) from error
         raise
+
+
+def require_space(path: Path, num_bytes: int) -> None:
+    """Refuse to begin what will not fit, where running out in the middle cannot be survived.
+
+    Raises:
+        StoreError: If the disk of `path` has less.
+    """
+    if _free(path) < num_bytes:
+        raise StoreError(
+            f"no space to write {path}: {num_bytes:,} bytes are needed, {_free(path):,} are "
+            "free; make room or choose another disk"
+        )
+
+
+def _free(path: Path) -> int:
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(there).free

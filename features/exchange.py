@@ -13,7 +13,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from bieff.features.durable import PARTIAL, disk_errors, sync_file, write_atomically
+from bieff.features.durable import (
+    PARTIAL,
+    disk_errors,
+    require_space,
+    sync_file,
+    write_atomically,
+)
 from bieff.features.errors import InputError, StoreError, StoreMismatchError
 from bieff.features.group import METADATA_NAME
 from bieff.features.lock import exclusive
@@ -43,6 +49,8 @@ def export_hdf5(store: FeatureStore, target: Path) -> int:
     """
     if target.exists():
         raise StoreError(f"{target} exists; remove it or choose another name")
+    # on a full disk the HDF5 library ends the whole process (seen with h5py 3.16)
+    require_space(target, _num_bytes(store))
     partial = target.with_name(target.name + PARTIAL)
     with disk_errors(target.parent):
         with h5py.File(partial, "w") as file:
@@ -95,6 +103,18 @@ def import_hdf5(source: Path, path: Path) -> int:
             return sum(
                 _import_partition(file, partition) for partition in store.partitions.values()
             )
+
+
+def _num_bytes(store: FeatureStore) -> int:
+    """What the file will need, a little more rather than less."""
+    tables = sum(file.stat().st_size for file in _plan_files(store))
+    shards = sum(
+        array.file_bytes(partition.rows_per_shard) * int(partition.done().sum())
+        for partition in store.partitions.values()
+        for array in partition.geometry.arrays.values()
+    )
+    videos = sum(partition.num_videos for partition in store.partitions.values())
+    return 2**20 + 2 * tables + shards + shards // 50 + 200 * videos
 
 
 def _export_partition(file: h5py.File, partition: Partition) -> int:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
+from bieff.features.durable import disk_errors
 from bieff.features.errors import StoreError
 
 LOCK_NAME = ".lock"
@@ -38,11 +39,13 @@ def exclusive(folder: Path) -> Iterator[None]:
             raise StoreError(f"{folder} is already being written by this process")
         _held.add(key)
     try:
-        with (folder / LOCK_NAME).open("a+", encoding="utf-8") as file:
+        with disk_errors(folder):
+            file = (folder / LOCK_NAME).open("a+b", buffering=0)
+        with file:
             _acquire(file, folder)
-            file.truncate(0)
-            file.write(json.dumps(_holder()))
-            file.flush()
+            with disk_errors(folder):
+                file.truncate(0)
+                file.write(json.dumps(_holder()).encode())
             try:
                 yield
             finally:
@@ -52,7 +55,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             _held.discard(key)
 
 
-def _acquire(file: IO[str], folder: Path) -> None:
+def _acquire(file: BinaryIO, folder: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -72,7 +75,7 @@ def _holder() -> dict[str, str | int]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
 
 
-def _describe(text: str) -> str:
+def _describe(text: bytes) -> str:
     try:
         holder = json.loads(text)
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

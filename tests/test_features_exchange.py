@@ -1,5 +1,6 @@
 """A store goes through one HDF5 file and comes out the same, byte for byte."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -129,6 +130,18 @@ def test_files_that_are_there_are_not_overwritten(tmp_path):
     with pytest.raises(StoreError, match=r"store\.h5 exists; remove it or choose another name"):
         export_hdf5(store, tmp_path / "store.h5")
     assert (tmp_path / "store.h5").read_text() == "mine"
+
+
+def test_a_file_that_will_not_fit_is_not_begun(tmp_path, monkeypatch):
+    """HDF5 ends the process when the disk fills up while it writes."""
+    store = make_store(tmp_path / "store")
+    export_hdf5(store, tmp_path / "store.h5")
+    usage = shutil.disk_usage(tmp_path)
+    size = (tmp_path / "store.h5").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
+    with pytest.raises(StoreError, match=r"no space to write .*again\.h5: .* bytes are needed"):
+        export_hdf5(store, tmp_path / "again.h5")
+    assert list(tmp_path.glob("again*")) == []
 
 
 def test_damage_is_not_exported(tmp_path):

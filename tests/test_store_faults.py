@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bieff.features import shard as shard_files
 from bieff.features.errors import StoreError
 from bieff.features.schema import PartitionPlan, ShardData, Video
 from bieff.features.store import FeatureStore
@@ -171,12 +172,34 @@ def test_a_shard_written_anew_is_read_anew(tmp_path):
 
 
 def test_an_interrupted_second_write_leaves_no_marker(tmp_path, monkeypatch):
-    """The old marker must be gone before the first byte of the new shard."""
+    """Stopped with new embeddings and old frames, all of the right size."""
     partition = small_store(tmp_path / "store")
     write(partition, 0, 1)
-    monkeypatch.setattr("zarr.open_array", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    remove = shard_files.remove
+
+    def stop_at_frames(folder, array, shard):
+        if array.name == "frames":
+            raise KeyboardInterrupt
+        remove(folder, array, shard)
+
+    monkeypatch.setattr(shard_files, "remove", stop_at_frames)
+    with pytest.raises(KeyboardInterrupt):
         write(partition, 0, 2)
+    assert partition.pending() == [0, 1, 2]
+
+
+def test_a_disk_that_loses_a_bit_is_noticed(tmp_path, monkeypatch):
+    partition = small_store(tmp_path / "store")
+
+    def sync_and_lose_a_bit(file):
+        if "embeddings" in file.parts:
+            data = bytearray(file.read_bytes())
+            data[5] ^= 1
+            file.write_bytes(data)
+
+    monkeypatch.setattr(shard_files, "sync_file", sync_and_lose_a_bit)
+    with pytest.raises(StoreError, match="is not what was written; check the disk and run ag"):
+        write(partition, 0, 1)
     assert partition.pending() == [0, 1, 2]
 
 
