@@ -219,9 +219,9 @@ def run(case: Case, repeats: int) -> dict[str, float]:
         rate = passes * case.matrix_flops / taken
         share[name] = rate / time_of["rate"]
         print(
-            f"  {name}: {taken * 1e3:,.0f} ms, whole {whole * 1e3:,.0f} ms ({whole / taken:.1f} x);"
-            f" {rate / 1e9:.0f} GFLOP/s in matrix products, {share[name]:.0%} of this machine's"
-            f" {time_of['rate'] / 1e9:.0f}"
+            f"  {name}: {taken * 1e3:,.0f} ms, whole {whole * 1e3:,.0f} ms"
+            f" ({whole / taken:.1f} x); {rate / 1e9:.0f} GFLOP/s in matrix products,"
+            f" {share[name]:.0%} of this machine's {time_of['rate'] / 1e9:.0f}"
         )
     print(f"  forward, cut to {case.cut} positions: {time_of['cut forward'] * 1e3:,.0f} ms")
     print(

@@ -42,6 +42,11 @@ class Group:
     mask: Float[Tensor, "rows keys"]
     """0 where a row attends, else -inf.  Keys: prefix, the video's rows, the names' rows."""
 
+    @property
+    def num_rows(self) -> int:
+        """Of the names, and of the video in the first group."""
+        return self.stop - self.start
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tree:

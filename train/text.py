@@ -24,9 +24,9 @@ from bieff.train.prompt_tree import Names, Tree
 from bieff.train.text_block import (
     attend,
     attend_all,
+    attend_in_groups,
     finish,
     in_projection,
-    keys_of_groups,
     pack,
 )
 
@@ -165,18 +165,14 @@ class Prompted:
         self.classes = self._classes()
 
     def _classes(self) -> Tensor:
-        sizes = [
-            n for g in self._tree.groups for n in (g.stop - g.start - g.num_names, g.num_names)
-        ]
-        x = torch.cat(self._x.split(sizes, dim=1)[1::2], dim=1)
-        queries = self._queries(x).split(sizes[1::2], dim=1)
-        keys = keys_of_groups(self._tree, self._prefix_kv, self._kv)
-        attended = [
-            attend(self._block, q, kv, group.mask[-group.num_names :])
-            for q, kv, group in zip(queries, keys, self._tree.groups, strict=True)
-        ]
-        classes = self._project(x, torch.cat(attended, dim=1))
-        return classes if self._tree.order is None else classes[:, self._tree.order]
+        tree = self._tree
+        sizes = [(group.num_rows - group.num_names, group.num_names) for group in tree.groups]
+        ends = self._x.split([size for pair in sizes for size in pair], dim=1)[1::2]
+        x = torch.cat(ends, dim=1)
+        queries = self._queries(x).split([num_names for _, num_names in sizes], dim=1)
+        attended = attend_in_groups(self._block, queries, self._prefix_kv, self._kv, tree)
+        classes = self._project(x, attended)
+        return classes if tree.order is None else classes[:, tree.order]
 
     def words(
         self, picked: Int[Tensor, " B"]
@@ -195,8 +191,9 @@ class Prompted:
         if num_videos > 1:
             rows = rows + torch.arange(num_videos, device=rows.device)[:, None] * tree.num_rows
         x = self._x.flatten(0, 1)[rows]
-        shared = [part.expand(len(picked), -1, -1) for part in self._shared_kv()]
-        keys = torch.cat([*shared, self._kv.flatten(0, 1)[rows]], dim=1)
+        shared = (self._prefix_kv[None], self._kv[:, : tree.num_video_rows])
+        shared_keys = [part.expand(len(picked), -1, -1) for part in shared]
+        keys = torch.cat([*shared_keys, self._kv.flatten(0, 1)[rows]], dim=1)
         num_words, num_keys = rows.shape[1], keys.shape[1]
         mask = x.new_full((num_words, num_keys), float("-inf")).triu(num_keys - num_words + 1)
         attended = attend(self._block, self._queries(x), keys, mask)
@@ -208,25 +205,14 @@ class Prompted:
         Finishes all rows of the last block, which `classes` and `words` avoid.
         """
         tree = self._tree
-        attended = [
-            attend(self._block, q, kv, group.mask)
-            for q, kv, group in zip(
-                self._queries(self._x).split([g.stop - g.start for g in tree.groups], dim=1),
-                keys_of_groups(tree, self._prefix_kv, self._kv),
-                tree.groups,
-                strict=True,
-            )
-        ]
-        rows = F.normalize(self._project(self._x, torch.cat(attended, dim=1)), dim=-1)
+        queries = self._queries(self._x).split([group.num_rows for group in tree.groups], dim=1)
+        attended = attend_in_groups(self._block, queries, self._prefix_kv, self._kv, tree)
+        rows = F.normalize(self._project(self._x, attended), dim=-1)
         cosine = (rows @ F.normalize(pooled, dim=-1)[:, :, None]).squeeze(2)  # (B, L)
         return (cosine[:, tree.words] * tree.word_mask).sum(dim=2)
 
     def _queries(self, x: Float[Tensor, "B n W"]) -> Float[Tensor, "B n W"]:
         return in_projection(self._block, x, slice(0, self._tower.width))
-
-    def _shared_kv(self) -> tuple[Tensor, Tensor]:
-        num_video_rows = self._tree.num_video_rows
-        return self._prefix_kv[None], self._kv[:, :num_video_rows]
 
     def _project(
         self, x: Float[Tensor, "B n W"], attended: Float[Tensor, "B n W"]

@@ -8,7 +8,7 @@ B videos, P rows of the prefix, Q rows of a video, R rows of the names, L = Q + 
 the tower; `qkv` and `kv` are queries, keys and values side by side, 3 W and 2 W wide.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,25 +47,37 @@ def attend_all(
     (prefix_q, prefix_kv), (own_q, own_kv) = (
         x.split([width, 2 * width], -1) for x in (prefix, own)
     )
-    queries = own_q.split([group.stop - group.start for group in tree.groups], dim=1)
-    keys = keys_of_groups(tree, prefix_kv, own_kv)
-    attended = [
-        attend(block, q, kv, group.mask)
-        for q, kv, group in zip(queries, keys, tree.groups, strict=True)
-    ]
+    queries = own_q.split([group.num_rows for group in tree.groups], dim=1)
     first = attend(block, prefix_q[None], prefix_kv[None], None)
-    return torch.cat([first[0], torch.cat(attended, dim=1).flatten(0, 1)])
+    rest = attend_in_groups(block, queries, prefix_kv, own_kv, tree)
+    return torch.cat([first[0], rest.flatten(0, 1)])
 
 
-def keys_of_groups(
-    tree: Tree, prefix: Float[Tensor, "P kv"], own: Float[Tensor, "B L kv"]
-) -> Iterator[Float[Tensor, "B keys kv"]]:
-    """What the rows of each group may look at: the prefix, the video's rows, the group's."""
-    shared = prefix.expand(len(own), -1, -1)
-    parts = own.split([group.stop - group.start for group in tree.groups], dim=1)
-    yield torch.cat([shared, parts[0]], dim=1)  # holds the video's rows already
-    for part in parts[1:]:
-        yield torch.cat([shared, own[:, : tree.num_video_rows], part], dim=1)
+def attend_in_groups(
+    block: Any,
+    queries: Sequence[Float[Tensor, "B _ W"]],
+    prefix_kv: Float[Tensor, "P kv"],
+    own_kv: Float[Tensor, "B L kv"],
+    tree: Tree,
+) -> Float[Tensor, "B n W"]:
+    """Let the last rows of each group attend to the prefix, the video's rows and the group's.
+
+    Args:
+        block: Whose attention it is.
+        queries: Of each group; all its rows, or those at its end.
+        prefix_kv: Keys and values of the prefix.
+        own_kv: Keys and values of all rows of each video.
+        tree: Which rows are a group, and what each may see.
+    """
+    shared = prefix_kv.expand(len(own_kv), -1, -1)
+    attended = []
+    parts = own_kv.split([group.num_rows for group in tree.groups], dim=1)
+    for q, kv, group in zip(queries, parts, tree.groups, strict=True):
+        # the first group holds the video's rows already
+        video = own_kv[:, : tree.num_video_rows if group.start else 0]
+        keys = torch.cat([shared, video, kv], dim=1)
+        attended.append(attend(block, q, keys, group.mask[-q.shape[1] :]))
+    return torch.cat(attended, dim=1)
 
 
 def attend(
