@@ -47,8 +47,8 @@ class TextTower(nn.Module):
     def __init__(self, clip: nn.Module, tokens: Int[Tensor, "K length"]) -> None:
         super().__init__()
         tower = _causal_tower(clip)
-        is_at_eos, eos = _pool(tower)[0] == "eos", _pool(tower)[1]
-        end = eos if is_at_eos else int(tokens.max())
+        pool, eos = _pool(tower)
+        end = eos if pool == "eos" else int(tokens.max())
         self.names = Names(tokens, end=end, context_length=tower.context_length)
         self.num_names = len(tokens)
         self.blocks = tower.transformer.resblocks.requires_grad_(False)
@@ -56,8 +56,7 @@ class TextTower(nn.Module):
         weight = tower.token_embedding.weight.detach()
         self.dtype: torch.dtype = tower.transformer.get_cast_dtype()
         self.width: int = weight.shape[1]
-        # only the rows of CLIP's token table that occur, 1 % of it
-        self.token_rows: Tensor
+        self.token_rows: Tensor  # the few of CLIP's table that occur
         self.position_rows: Tensor
         rows = weight[self.names.vocabulary.to(weight.device)].to(self.dtype)
         self.register_buffer("token_rows", rows, persistent=False)
