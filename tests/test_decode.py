@@ -72,6 +72,7 @@ PLAIN = {
     "AVI, H.264": ("avi", "pyav", {"gop": 12, "b_frames": 2}),
     "MPEG-4 in mp4": ("mp4", "pyav", {"codec": "mpeg4", "gop": 12, "b_frames": 2}),
     "VP9": ("webm", "pyav", {"codec": "libvpx-vp9", "gop": 24, "options": {"cpu-used": "8"}}),
+    "flash": ("flv", "pyav", {"gop": 12, "b_frames": 2}),
     "transport stream": ("ts", "pyav", {"gop": 12, "b_frames": 2}),
     "odd size, 4:4:4": ("mp4", "pyav", {"size": (161, 121), "pix_fmt": "yuv444p"}),
     "odd size, MPEG-4": ("mp4", "pyav", {"size": (161, 121), "codec": "mpeg4"}),
