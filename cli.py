@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bieff.features.errors import BieffError
+
+WIDE = 160
+"""Columns of a table that goes to a file."""
 
 NOT_WHOLE = 3
 """Exit code of an extraction that finished, but not with every frame of every video."""
@@ -195,37 +200,31 @@ def zeroshot(**options: Any) -> None:
 
 
 def _print_results(results: list[Any]) -> None:
+    header = ("data set", "protocol", "model", "prompt", "top-1", "top-5", "videos", "views")
     rows = [
         (
             r.dataset,
             r.protocol,
             r.model,
+            r.template,
             f"{r.top1:.2f}" + ("" if r.top1_std is None else f" ± {r.top1_std:.2f}"),
             f"{r.top5:.2f}",
             f"{r.n_evaluated:,} of {r.n_listed:,}",
-            f"{r.frames}x{r.clips}x{r.crops}",
-            r.template,
+            f"{r.frames} x {r.clips} x {r.crops}",
         )
         for r in results
     ]
-    header = (
-        "data set",
-        "protocol",
-        "model",
-        "top-1",
-        "top-5",
-        "videos",
-        "frames x clips x crops",
-        "prompt",
-    )
     _print_table(header, rows)
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(*header)
+    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*(escape(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)  # a file or a pipe has no width to wrap at
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ visual tower of stage one; `fingerprint` is how they know.
 import hashlib
 import importlib
 import logging
+import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bieff.features.errors import InputError
@@ -129,7 +131,14 @@ def load(name: ClipName, *, device: str | torch.device = "cpu") -> Clip:
                 require_pretrained=not is_random,
             )
             tokenizer = open_clip.get_tokenizer(schema_name)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"cannot load CLIP {str(name)!r}: {reason}; check the name and the connection, or "

@@ -1,5 +1,6 @@
 """`bieff demo`: both stages and the zero-shot evaluation on clips made here, no download."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +10,15 @@ from bieff import clip as clips
 from bieff.clip import TINYCLIP, Clip, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.run import extract, plan
+from bieff.extract.shapes.clips import Edition
 from bieff.extract.shapes.sets import COMPANIONS, load_shapes
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.loop import train
-from bieff.train.protocols import closed, frozen, splits3, trained
 from bieff.train.progress import steps_bar, videos_bar
+from bieff.train.protocols import closed, frozen, splits3, trained
 from bieff.train.results import Result, save_results
-from bieff.train.run import RESULTS
+from bieff.train.run import RECORD, RESULTS, Run, open_run
 
 FRAMES = 8
 
@@ -29,11 +31,22 @@ class Demo:
     results: list[Result]
 
 
-def demo(out: Path, *, seed: int = 0) -> Demo:
+def demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    edition: Edition | None = None,
+    config: TrainConfig | None = None,
+) -> Demo:
     """Make the clips, extract, train, evaluate the closed set and both zero-shot sets.
 
-    What an interrupted demo finished in `out` is kept: clips and features are; training
-    starts anew.
+    What an interrupted demo finished in `out` is kept.
+
+    Args:
+        out: Folder to write: data, features, runs and results.json.
+        seed: Of the clips and of training.
+        edition: Which clips; None is all of them, with that seed.
+        config: How to train; None is the paper's recipe, with that seed.
 
     Raises:
         InputError: If `out` holds a finished demo, or something else.
@@ -41,12 +54,10 @@ def demo(out: Path, *, seed: int = 0) -> Demo:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clip = clips.load(ClipName(model=TINYCLIP, pretrained=None), device=device)
     stores = {
-        name: _extract(name, out, clip, seed=seed, device=device)
+        name: _extract(name, out, clip, edition or Edition(seed=seed), device)
         for name in ("shapes", *COMPANIONS)
     }
-    config = TrainConfig(seed=seed)
-    with steps_bar("training") as watch:
-        run = train(stores["shapes"], clip, config, out / "runs" / "shapes", watch=watch)
+    run = _train(stores["shapes"], clip, config or TrainConfig(seed=seed), out)
     results = []
     for name, store in stores.items():
         protocol = closed if name == "shapes" else splits3
@@ -58,10 +69,22 @@ def demo(out: Path, *, seed: int = 0) -> Demo:
 
 
 def _extract(
-    name: str, out: Path, clip: Clip, *, seed: int, device: torch.device
+    name: str, out: Path, clip: Clip, edition: Edition, device: torch.device
 ) -> FeatureStore:
-    data = load_shapes(name, out / "data" / name, seed=seed)
+    data = load_shapes(name, out / "data" / name, edition=edition)
     config = ExtractConfig(frames=FRAMES)
     store = plan(data, config, clip, out / "features" / name)
     extract(store, clip, config, device=device)
     return store
+
+
+def _train(store: FeatureStore, clip: Clip, config: TrainConfig, out: Path) -> Run:
+    folder = out / "runs" / "shapes"
+    if (folder / RECORD).is_file():
+        run = open_run(folder)
+        same = run.config == config and run.record["store_recipe_hash"] == store.recipe_hash
+        if same and run.record["finished"]:
+            return run
+        shutil.rmtree(folder)  # the demo's own, and interrupted or of other settings
+    with steps_bar("training") as watch:
+        return train(store, clip, config, folder, watch=watch)

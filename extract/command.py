@@ -49,6 +49,8 @@ def extract_all(
             "--videos and --out name the folder of one data set, got several; extract them one "
             "by one, or keep videos in data/ and stores in features/"
         )
+    if model is not None or pretrained is not None:
+        ClipName.of(model or ClipName().model, pretrained)  # before any work is done
     where = clips.pick_device(device)
     loaded: dict[ClipName, Clip] = {}
     summaries = []

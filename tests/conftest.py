@@ -1,6 +1,33 @@
 """Settings and fixtures that every test shares."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
 # On two cores torch's default of one thread a core makes tiny operators wait for each other.
 torch.set_num_threads(1)
+
+SHARED_VIDEOS = Path(__file__).parent.parent.parent / "shared" / "videos"
+
+
+@pytest.fixture(scope="session")
+def real_videos():
+    """A folder of real clips beside the checkout; tests run without it too."""
+    if not SHARED_VIDEOS.is_dir():
+        pytest.skip(f"no real clips at {SHARED_VIDEOS}")
+    return SHARED_VIDEOS
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A small `shapes` world, made and extracted by the commands themselves, in its folder."""
+    from bieff.apps.demo import demo
+    from bieff.extract.shapes.clips import Edition
+    from bieff.train.config import TrainConfig
+
+    out = tmp_path_factory.mktemp("world")
+    edition = Edition(seed=1, train_clips=2, val_clips=1, zero_shot_clips=3)
+    config = TrainConfig(seed=1, epochs=2, warmup_epochs=1, temporal_layers=1)
+    demo(out, seed=1, edition=edition, config=config)
+    return out

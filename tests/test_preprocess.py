@@ -1,13 +1,12 @@
 """Our preprocessing against open_clip's own transform: pixels and embeddings."""
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from bieff.clip import TINYCLIP, ClipName, load
+from bieff.clip import TINYCLIP, ClipName, import_open_clip, load
 from bieff.extract.preprocess import cut, normalise
 from bieff.extract.views import Crop, View, crop_of
 
@@ -31,7 +30,7 @@ def ours(clip, image):
 
 
 def theirs(clip, image):
-    transform = open_clip.image_transform(
+    transform = import_open_clip().image_transform(
         clip.preprocessing.size,
         is_train=False,
         mean=clip.preprocessing.mean,

@@ -68,9 +68,9 @@ def test_the_seed_fixes_every_pixel():
 
 
 def test_every_clip_is_drawn_differently():
-    clips = clips_of(SMALL)
-    pixels = {draw_clip(clip, 3).tobytes() for name in clips for clip in clips[name]}
-    assert len(pixels) == sum(len(found) for found in clips.values())
+    clips = [clip for found in clips_of(SMALL).values() for clip in found[::7]]
+    pixels = {draw_clip(clip, 3).tobytes() for clip in clips}
+    assert len(pixels) == len(clips) > 20
 
 
 def plain(shape, motion):
@@ -180,7 +180,7 @@ def test_a_data_set_is_made_once_and_goes_on_after_an_interruption(tmp_path):
             break
     counts.close()
     left = total - len(list(folder.rglob("*.mp4")))
-    assert 0 < left < total
+    assert 0 < left < total, "the interruption came too late to test anything"
     *_, done = make(folder, "shapes-combinations", SMALL)
     assert done == total
     assert not list(folder.rglob("*.part"))

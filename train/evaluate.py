@@ -16,7 +16,6 @@ Score = Callable[[Tensor, Tensor | None], Tensor]
 """(frames (B, t, D) float32, patches or None) -> logits (B, K)."""
 
 
-@torch.inference_mode()
 def probabilities(
     features: Features, score: Score, *, num_frames: int, clips: int, batch_size: int = 32
 ) -> Iterator[Float64[np.ndarray, "B K"]]:
@@ -39,7 +38,8 @@ def probabilities(
             chosen = strided(embeddings.shape[2], num_frames, clip=clip, clips=clips)
             frames = embeddings[videos, view][:, chosen].float()
             seen = None if patches is None else patches[videos, view].float()
-            softmax = score(frames, seen).double().softmax(dim=-1)
+            with torch.inference_mode():
+                softmax = score(frames, seen).double().softmax(dim=-1)
             total = softmax if total is None else total + softmax
         assert total is not None
         yield (total / num_views).cpu().numpy()

@@ -164,7 +164,7 @@ def make(
     if not missing:
         return
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(_write_one, missing, chunksize=16):
+        for _ in pool.map(_write_one, missing, chunksize=4):
             done += 1
             yield done
 

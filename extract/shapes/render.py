@@ -4,15 +4,13 @@ A shape is a function of the plane that is negative inside, positive outside, an
 about one per unit; coverage is a ramp one pixel wide around its zero, which antialiases.
 """
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.random import Generator
 
 from bieff.extract.shapes.world import SHAPES, Scenes
 
-_Plane = np.ndarray[Any, Any]
+_Plane = Float[np.ndarray, "..."]
 
 
 def render(

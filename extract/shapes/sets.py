@@ -16,25 +16,23 @@ COMPANIONS = ("shapes-combinations", "shapes-unseen")
 NUM_SPLITS = 3
 
 
-def load_shapes(name: str, folder: Path, *, seed: int | None = None) -> DataSet:
+def load_shapes(name: str, folder: Path, *, edition: Edition | None = None) -> DataSet:
     """The data set `name`, its clips in `folder`; makes what is missing there.
 
     Args:
         name: "shapes" or one of its companions.
         folder: Where the clips lie, or shall lie.
-        seed: Of the clips; None takes what lies there, or 0.
+        edition: Which clips; None takes what lies there, or else the usual one.
 
     Raises:
         InputError: If the folder holds something else.
     """
-    edition = edition_of(folder) if seed is None else Edition(seed=seed)
-    edition = edition or Edition()
+    edition = edition or edition_of(folder) or Edition()
     clips = clips_of(edition)[name]
     counts = make(folder, name, edition)
-    if next(counts) < len(clips):
-        for _ in track(
-            counts, f"making {name}", total=len(clips), console=Console(stderr=True)
-        ):
+    left = len(clips) - next(counts)
+    if left:
+        for _ in track(counts, f"making {name}", total=left, console=Console(stderr=True)):
             pass
     class_names = tuple(dict.fromkeys(clip.name for clip in clips))
     partitions: dict[str, list[Video]] = {}
