@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from bieff.cli import main
 from click.testing import CliRunner
+
+from bieff.cli import main
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_the_store_of_another_model_is_refused(run_in_world, world):
         *("--model", "ViT-S-32-alt", "--pretrained", "random", "--frames", "8"),
     )
     assert result.exit_code == 1
-    assert "clip.model: store has \"tinyclip\", asked for \"ViT-S-32-alt\"" in result.output
+    assert 'clip.model: store has "tinyclip", asked for "ViT-S-32-alt"' in result.output
 
 
 def test_other_frames_are_refused_with_a_diff(run_in_world, world):

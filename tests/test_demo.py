@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+
 from bieff.apps.demo import demo
 from bieff.extract.shapes.clips import Edition
 from bieff.features.errors import InputError

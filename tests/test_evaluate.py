@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from bieff.features.errors import ConfigError
 from bieff.train.data import Features
 from bieff.train.evaluate import hits, probabilities, strided
@@ -38,7 +39,9 @@ def brute_force(features, classes, num_frames, clips):
             phase = round((group - 1) * clip / max(clips - 1, 1) + 1e-9)
             frames = [view[phase + group * i] for i in range(num_frames)]
             mean = [sum(f[d] for f in frames) / num_frames for d in range(D)]
-            logits = [sum(a * b for a, b in zip(mean, c, strict=True)) for c in classes.tolist()]
+            logits = [
+                sum(a * b for a, b in zip(mean, c, strict=True)) for c in classes.tolist()
+            ]
             exps = [np.exp(x) for x in logits]
             total = [t + e / sum(exps) for t, e in zip(total, exps, strict=True)]
         expected.append([t / V for t in total])
@@ -62,7 +65,9 @@ def test_scores_are_those_of_one_video_at_a_time(features, batch_size, num_frame
     assert got.dtype == np.float64
     assert len(got) == N
     np.testing.assert_allclose(got.sum(axis=1), 1)
-    np.testing.assert_allclose(got, brute_force(features, classes, num_frames, clips), rtol=1e-5)
+    np.testing.assert_allclose(
+        got, brute_force(features, classes, num_frames, clips), rtol=1e-5
+    )
 
 
 def test_patches_reach_the_score(features):

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from bieff.clip import TINYCLIP, ClipName, load
 from bieff.features.errors import ConfigError
 from bieff.train.frozen import CHUNK, class_embeddings, frozen_logits
-from torch.nn import functional as F
 
 
 @pytest.fixture(scope="module")

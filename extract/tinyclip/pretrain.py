@@ -130,9 +130,7 @@ def draw_batch(rng: Generator, count: int) -> Stills:
 
 def draw_stills(rng: Generator, count: int, shapes: Sequence[str] = SHAPES) -> Stills:
     """Draw some stills of these shapes, in all their motions."""
-    pairs = [(s, m) for s in shapes for m in MOTIONS if (s, m) not in INVISIBLE]
-    chosen = [pairs[i] for i in rng.integers(len(pairs), size=count)]
-    scenes = draw_scenes(rng, [s for s, _ in chosen], [m for _, m in chosen])
+    scenes = _draw_scenes(rng, count, shapes)
     names_motion = rng.random(count) < 0.55
     times = np.where(names_motion, rng.uniform(0.7, 1, count), rng.uniform(0, 1, count))
     # a shape that has just blinked out is no picture of anything: take it half dark
@@ -141,12 +139,16 @@ def draw_stills(rng: Generator, count: int, shapes: Sequence[str] = SHAPES) -> S
     times[scenes.blinks > 0] = (nearest + rng.uniform(-0.35, 0.35, len(blinks))) / blinks
     stills = render(scenes, times[:, None], height=STILL, width=STILL, rng=rng)[:, 0]
     captions = [
-        caption_motion(rng, scenes, i, times[i])
-        if names_motion[i]
-        else caption_place(rng, scenes, i, times[i])
+        (caption_motion if names_motion[i] else caption_place)(rng, scenes, i, times[i])
         for i in range(count)
     ]
     return Stills(stills, captions, scenes, times)
+
+
+def _draw_scenes(rng: Generator, count: int, shapes: Sequence[str]) -> Scenes:
+    pairs = [(s, m) for s in shapes for m in MOTIONS if (s, m) not in INVISIBLE]
+    chosen = [pairs[i] for i in rng.integers(len(pairs), size=count)]
+    return draw_scenes(rng, [s for s, _ in chosen], [m for _, m in chosen])
 
 
 def caption_motion(rng: Generator, scenes: Scenes, i: int, when: float) -> str:
@@ -235,7 +237,12 @@ class Captioner:
 
     def __init__(self, rng: Generator) -> None:
         self._tokenizer = import_open_clip().get_tokenizer("ViT-B-16")
-        seen = [caption for _ in range(40) for caption in draw_stills(rng, 100).captions]
+        scenes = _draw_scenes(rng, 2000, SHAPES)
+        seen = [
+            caption(rng, scenes, i, rng.random())
+            for i in range(2000)
+            for caption in (caption_motion, caption_place)
+        ]
         self.used = torch.unique(self._tokenizer(seen))
         """Token ids, int64, sorted; the padding id 0 and EOT among them."""
 
@@ -243,7 +250,9 @@ class Captioner:
         """Indices into `used`, cut to the longest caption."""
         tokens = self._tokenizer(captions)
         length = int(tokens.argmax(-1).max()) + 1
-        return torch.searchsorted(self.used, tokens[:, :length].contiguous())
+        rows = torch.searchsorted(self.used, tokens[:, :length].contiguous())
+        assert torch.equal(self.used[rows], tokens[:, :length]), "a word that is in no caption"
+        return rows
 
 
 def encode_captions(
@@ -329,7 +338,8 @@ def pretrain(out: Path, recipe: Recipe) -> None:
         pct_start=recipe.warmup,
         cycle_momentum=False,
     )
-    log = (out.parent / f"{out.name}.log.jsonl").open("w")
+    log = out.parent / f"{out.name}.log.jsonl"
+    log.unlink(missing_ok=True)
     start = time.monotonic()
     for step in range(recipe.steps):
         stills = draw_batch(rng, recipe.batch_size)
@@ -357,10 +367,10 @@ def pretrain(out: Path, recipe: Recipe) -> None:
             }
             line |= figures
             line["seconds"] = round(time.monotonic() - start)
-            print(json.dumps(line), file=log, flush=True)
+            with log.open("a") as file:
+                print(json.dumps(line), file=file)
             click.echo(json.dumps(line))
             save(out, model, table, captioner.used)
-    log.close()
 
 
 def save(out: Path, model: Any, table: Tensor, used: Tensor) -> None:
