@@ -1,6 +1,8 @@
 """Train tinyclip, as CLIP was trained: contrastively, on stills and their captions.
 
-    python -m bieff.extract.tinyclip.pretrain --out DIR
+    python -m bieff.extract.tinyclip.pretrain --out first --one-shape 0.5
+    python -m bieff.extract.tinyclip.pretrain --out model --start first --seed 1
+        --one-shape 0.1 --steps 1000
 
 A still is one moment of a scene of `shapes` (all shapes, seen or not: CLIP has seen
 everything once); its caption names the shape with some of its colour, size, place and
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from numpy.random import Generator
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +45,7 @@ from bieff.extract.shapes.world import (
 from bieff.extract.views import View, crop_of
 
 SIZE = 48
+WEIGHTS = "open_clip_model.safetensors"
 STILL = 64
 """Side of a rendered still, pixels; the frames of a clip have this height too."""
 
@@ -73,9 +76,6 @@ CONFIG: dict[str, Any] = {
     },
 }
 
-ONE_SHAPE = 0.5
-"""Share of the batches that show a single shape."""
-
 SHORT = 10
 """Tokens of a caption that is not long."""
 
@@ -104,6 +104,8 @@ class Recipe:
 
     weight_decay: float = 0.1
     seed: int = 0
+    one_shape: float = 0.5
+    """Share of the batches that show a single shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +119,13 @@ class Stills:
     """When in its clip each was taken, 0 to 1."""
 
 
-def draw_batch(rng: Generator, count: int) -> Stills:
-    """Stills to learn from: of all shapes, or more often of a single one.
+def draw_batch(rng: Generator, count: int, one_shape: float) -> Stills:
+    """Stills to learn from: of all shapes, or, a share of `one_shape`, of a single one.
 
     What tells the captions of a batch apart is what is learned.  In a batch of all shapes that
     is the shape and the colour; place, size and motion come long after, if ever.
     """
-    if rng.random() < ONE_SHAPE:
+    if rng.random() < one_shape:
         return draw_stills(rng, count, [str(rng.choice(SHAPES))])
     return draw_stills(rng, count)
 
@@ -308,14 +310,22 @@ def _pixels(stills: np.ndarray) -> Tensor:
     return normalise(squares, mean=config["mean"], std=config["std"])
 
 
-def pretrain(out: Path, recipe: Recipe) -> None:
-    """Train, and write the model folder `out` with its log."""
+def pretrain(out: Path, recipe: Recipe, start: Path | None = None) -> None:
+    """Train, and write the model folder `out` with its log.
+
+    Args:
+        out: Model folder to write; the log lies beside it.
+        recipe: How long, how fast, on what.
+        start: A model folder to go on from; None starts anew.
+    """
     out.mkdir(parents=True, exist_ok=True)
     # one thread: the weights must not depend on the number of cores
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
-    model = import_open_clip().model.CLIP(**CONFIG["model_cfg"])
+    model: Any = import_open_clip().model.CLIP(**CONFIG["model_cfg"])
+    if start is not None:
+        model.load_state_dict(load_file(start / WEIGHTS))
     captioner = Captioner(np.random.default_rng(recipe.seed + 1))
     table = nn.Parameter(model.token_embedding.weight[captioner.used].detach().clone())
     attributes = Attributes(CONFIG["model_cfg"]["embed_dim"])
@@ -340,9 +350,9 @@ def pretrain(out: Path, recipe: Recipe) -> None:
     )
     log = out.parent / f"{out.name}.log.jsonl"
     log.unlink(missing_ok=True)
-    start = time.monotonic()
+    begun = time.monotonic()
     for step in range(recipe.steps):
-        stills = draw_batch(rng, recipe.batch_size)
+        stills = draw_batch(rng, recipe.batch_size, recipe.one_shape)
         _, same = np.unique(stills.captions, return_inverse=True)
         images = model.visual(_pixels(stills.pixels))
         loss = contrastive_loss(
@@ -366,7 +376,7 @@ def pretrain(out: Path, recipe: Recipe) -> None:
                 "told": round(told.item(), 4),
             }
             line |= figures
-            line["seconds"] = round(time.monotonic() - start)
+            line["seconds"] = round(time.monotonic() - begun)
             with log.open("a") as file:
                 print(json.dumps(line), file=file)
             click.echo(json.dumps(line))
@@ -380,16 +390,18 @@ def save(out: Path, model: Any, table: Tensor, used: Tensor) -> None:
     full[used] = table.detach().half()
     weights["token_embedding.weight"] = full
     (out / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
-    save_file(weights, out / "open_clip_model.safetensors")
+    save_file(weights, out / WEIGHTS)
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--steps", default=Recipe().steps, show_default=True)
 @click.option("--seed", default=Recipe().seed, show_default=True)
-def main(out: Path, steps: int, seed: int) -> None:
+@click.option("--one-shape", default=Recipe().one_shape, show_default=True)
+@click.option("--start", type=click.Path(path_type=Path), help="Model folder to go on from.")
+def main(out: Path, steps: int, seed: int, one_shape: float, start: Path | None) -> None:
     """Train tinyclip and write it as an open_clip local-dir model."""
-    pretrain(out, Recipe(steps=steps, seed=seed))
+    pretrain(out, Recipe(steps=steps, seed=seed, one_shape=one_shape), start)
 
 
 if __name__ == "__main__":
