@@ -83,7 +83,9 @@ class OnCluster:
             version=importlib.metadata.version("bieff"),
         )
         board.say(f"{self._num_workers()} Dask workers")
-        self._client.subscribe_topic(TOPIC, lambda event: board.add(Update(**event[1])))
+        self._client.subscribe_topic(
+            TOPIC, lambda event: board.add(Update(**event[1]["update"]))
+        )
         self._client.register_plugin(ExtractPlugin(setup))
         try:
             with self._client.as_current():
@@ -191,12 +193,19 @@ def connected(
                 host="127.0.0.1",
             )
             scheduler = stack.enter_context(cluster).scheduler_address
-        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        try:
+            client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); start one "
+                "with `dask scheduler`, and workers with `dask worker ADDRESS`"
+            ) from None
         yield OnCluster(stack.enter_context(client), device=device, decode=decode)
 
 
 def _result(future: Any, task: Task) -> dict[str, int]:
     from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
 
     try:
         counts: dict[str, int] = future.result()
@@ -204,5 +213,10 @@ def _result(future: Any, task: Task) -> dict[str, int]:
         raise StoreError(
             f"{task.partition} shard {task.shard}: every worker that began it has died; look "
             "at their logs, often it is the memory"
+        ) from None
+    except FutureCancelledError as error:
+        raise StoreError(
+            f"{task.partition} shard {task.shard}: Dask has given the task up ({error}); see "
+            "that the scheduler is alive, and run the same command again to go on"
         ) from None
     return counts

@@ -90,7 +90,7 @@ class ExtractPlugin(WorkerPlugin):  # type: ignore[misc]
             raise _Stopped
         if time.monotonic() - self._last_update >= UPDATE_SECONDS:
             self._last_update = time.monotonic()
-            self._worker.log_event(TOPIC, asdict(update))
+            self._worker.log_event(TOPIC, {"update": asdict(update)})
 
     def _close(self) -> None:
         with self._guard:
