@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -24,6 +24,7 @@ from bieff.features.store import FeatureStore
 __all__ = ["InProcess", "Runner", "Summary", "extract", "plan"]
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Who writes the shards: this process (`InProcess`), or Dask workers (`cluster`)."""
 

@@ -27,7 +27,7 @@ from bieff.features.schema import Status
 
 CPU = torch.device("cpu")
 SET = "shapes-unseen"
-CONFIG = ExtractConfig(frames=3, clips=2, batch_size=32, decoders=2, deadline=20.0)
+CONFIG = ExtractConfig(frames=3, clips=2, batch_size=32, decoders=1, deadline=20.0)
 ROWS = 4
 
 

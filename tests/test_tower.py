@@ -166,8 +166,10 @@ def test_views_are_averaged_however_batches_cut_them(cuts):
 
 
 def test_a_tower_without_patch_tokens_says_so(clip):
-    class Other:
-        visual = torch.nn.Linear(2, 2)
+    class Other(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.visual = torch.nn.Linear(2, 2)
 
     other = type(clip)(clip.name, Other(), clip.preprocessing, "", 2, clip._tokenizer)
     with pytest.raises(InputError, match="has no patch tokens; choose a vision transformer"):
