@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class OnCluster:
             device=None if self._device is None else str(self._device),
             decode=self._decode,
             version=importlib.metadata.version("bieff"),
+            neighbours=self._most_on_one_host(),
+            threads=torch.get_num_threads(),
         )
         board.say(f"{self._num_workers()} Dask workers")
         self._client.subscribe_topic(
@@ -137,6 +140,10 @@ class OnCluster:
 
     def _num_workers(self) -> int:
         return len(self._client.nthreads())
+
+    def _most_on_one_host(self) -> int:
+        hosts = Counter(str(worker).rpartition(":")[0] for worker in self._client.nthreads())
+        return max(hosts.values())
 
     def _require_workers(self) -> None:
         try:
@@ -197,7 +204,7 @@ def connected(
             client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); start one "
+                f"--scheduler {scheduler}: no Dask scheduler answers ({error}); start one "
                 "with `dask scheduler`, and workers with `dask worker ADDRESS`"
             ) from None
         yield OnCluster(stack.enter_context(client), device=device, decode=decode)

@@ -2,10 +2,11 @@
 
 import contextlib
 import importlib.metadata
+import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ class WorkerSetup:
     decode: str
     version: str
     """Of bieff."""
+
+    neighbours: int
+    """Workers that share the cores of one machine."""
+
+    threads: int
+    """Most that torch may use in a worker: as many as in the scheduling process."""
 
 
 class _Stopped(Exception):
@@ -145,10 +152,14 @@ def _start(setup: WorkerSetup, worker: object) -> ShardExtractor:
     if device == torch.device("cuda") and isinstance(worker, int):
         # the workers of a local cluster count from 0; elsewhere CUDA_VISIBLE_DEVICES decides
         device = torch.device("cuda", worker % torch.cuda.device_count())
+    cores = max(1, len(os.sched_getaffinity(0)) // setup.neighbours)
+    # Dask has told OpenMP to use one thread
+    torch.set_num_threads(min(setup.threads, cores))
+    config = replace(setup.config, decoders=setup.config.decoders or cores)
     clip = clips.load(setup.clip, device=device)
     if clip.fingerprint != setup.fingerprint:
         raise StoreError(
             f"a worker has other weights of {str(setup.clip)!r} than this machine; give both "
             "the same file"
         )
-    return ShardExtractor(clip, setup.config, device=device, decode=setup.decode)
+    return ShardExtractor(clip, config, device=device, decode=setup.decode)

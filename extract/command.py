@@ -123,6 +123,8 @@ class Machine:
             raise ConfigError(
                 f"--scheduler: expected sync, local or tcp://HOST:PORT, got {self.scheduler!r}"
             )
+        if self.model is not None or self.pretrained is not None:
+            self._named()  # before any work is done
 
     @contextlib.contextmanager
     def runner(self) -> Iterator[Runner]:
@@ -153,6 +155,9 @@ class Machine:
         if self.model is None and self.pretrained is None:
             default = data.default_clip
             return ClipName() if default is None else ClipName.of(default, None)
+        return self._named()
+
+    def _named(self) -> ClipName:
         return ClipName.of(self.model or ClipName().model, self.pretrained)
 
 
