@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -89,6 +90,16 @@ def datasets() -> None:
     help="Of --dataset list: train=FILE, val=FILE or all=FILE.",
 )
 @click.option("--labels", type=_FILE, help="Class names, of --dataset list and folder.")
+@click.option(
+    "--first-label",
+    type=int,
+    help="Of --dataset list: whether labels count from 0 or 1.  [default: found out]",
+)
+@click.option(
+    "--trust-labels",
+    is_flag=True,
+    help="Of --dataset list: the labels are right where class folders say otherwise.",
+)
 @click.option("--out", type=_FOLDER, help="Folder of the store.  [default: features/DATASET]")
 @click.option("--frames", type=int, help="Frames of a view.  [default: 32]")
 @click.option(
@@ -102,6 +113,12 @@ def datasets() -> None:
     help="Store the patch tokens' mean too.",
 )
 @click.option(
+    "--limit",
+    type=int,
+    help="Only the first N videos of each partition, in a store of their own: "
+    "features/DATASET-first-N.",
+)
+@click.option(
     "--model",
     help="An open_clip name, hf-hub:..., local-dir:..., or tinyclip.  "
     "[default: ViT-B-16-quickgelu; tinyclip for shapes]",
@@ -109,25 +126,159 @@ def datasets() -> None:
 @click.option(
     "--pretrained", help="An open_clip tag, a weights file, or 'random'.  [default: openai]"
 )
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting: batch_size, decoders, deadline, ...; may be repeated.",
+)
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
+@click.option(
+    "--scheduler",
+    metavar="sync|local|tcp://HOST:PORT",
+    help="Who does the work: this process, Dask workers started here (one for each GPU), or "
+    "those of a Dask cluster that shares the store's and the videos' file system.  "
+    "[default: local where there are several GPUs, otherwise sync]",
+)
 @click.option(
     "--retry-failed", is_flag=True, help="Try the videos again that could not be used."
 )
-def extract(**options: Any) -> None:
+@click.option(
+    "--max-bad",
+    metavar="SHARE",
+    help="Share of unusable videos, such as 1%, that is no failure; a run that must exceed it "
+    "is stopped.",
+)
+@click.option("--status", is_flag=True, help="Say what is done, bad and pending; no more.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Say what is listed, found, missing, unlisted and mislabelled; no more.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be written, its size and the hours."
+)
+def extract(
+    status: bool,
+    check: bool,
+    dry_run: bool,
+    retry_failed: bool,
+    max_bad: str | None,
+    overrides: Sequence[str],
+    **options: Any,
+) -> None:
     """Decode the videos of a data set once, and cache their frozen CLIP embeddings.
 
-    A run that was stopped goes on where it was.  Exit code 3: finished, but some videos are
-    damaged or missing; they are listed with their reasons.
+    A run that was stopped goes on where it was.  Exit code 0: all is whole, or bad videos are
+    within --max-bad; 3: finished, but some videos are damaged or missing, they are listed with
+    their reasons; 1: an error, or --check found something.
 
     Example: bieff extract --dataset k400 --videos /data/k400 --frames 32
     """
-    from bieff.extract.command import extract_all
+    # threads that wait for work must not take the cores that decode; read when torch loads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from bieff.extract import command
 
-    summaries = extract_all(**options)
+    def pick(*names: str) -> dict[str, Any]:
+        return {name: options[name] for name in names}
+
+    sources = command.Sources(
+        **pick("names", "videos", "lists", "labels", "first_label", "trust_labels", "out"),
+        limit=options["limit"],
+    )
+    if check:
+        if not command.check_all(sources, click.echo):
+            raise click.exceptions.Exit(1)
+        return
+    if status:
+        command.say_status(sources, click.echo)
+        return
+    machine = command.Machine(**pick("model", "pretrained", "device", "scheduler"))
+    settings = pick("frames", "train_views", "clips", "crops", "context", "limit")
+    config = command.make_config(settings, overrides)
+    if dry_run:
+        command.dry_run(sources, machine, config, click.echo)
+        return
+    summaries = command.extract_all(
+        sources,
+        machine,
+        config,
+        retry_failed=retry_failed,
+        max_bad=None if max_bad is None else command.parse_share(max_bad),
+        say=lambda line: click.echo(line, err=True),
+    )
     for summary in summaries:
         click.echo(summary.text())
     if not all(summary.is_whole for summary in summaries):
         raise click.exceptions.Exit(NOT_WHOLE)
+
+
+@main.group()
+def store() -> None:
+    """Look at a store of features, check it, or move it as one file."""
+
+
+@store.command()
+@click.argument("path", type=_FOLDER)
+@click.option(
+    "--statistics",
+    "with_statistics",
+    is_flag=True,
+    help="Read all features, and say whether they look broken.",
+)
+def info(path: Path, with_statistics: bool) -> None:
+    """Say what the store at PATH holds and how much of it is done.
+
+    Example: bieff store info features/k400
+    """
+    from bieff.features.command import say_info
+
+    say_info(path, click.echo, with_statistics=with_statistics)
+
+
+@store.command()
+@click.argument("path", type=_FOLDER)
+@click.option(
+    "--drop", is_flag=True, help="Forget the bad shards, so that extract writes them again."
+)
+def verify(path: Path, drop: bool) -> None:
+    """Read every checksum of the store at PATH again, and name the bad shards.
+
+    Exit code 1 if there are any.
+
+    Example: bieff store verify features/k400 --drop
+    """
+    from bieff.features.command import verify_store
+
+    if not verify_store(path, click.echo, drop=drop):
+        raise click.exceptions.Exit(1)
+
+
+@store.command(name="export")
+@click.argument("path", type=_FOLDER)
+@click.option("--to", type=_FILE, help="The file.  [default: PATH.h5]")
+def export_(path: Path, to: Path | None) -> None:
+    """Write the store at PATH to one HDF5 file.
+
+    Example: bieff store export features/k400 --to k400.h5
+    """
+    from bieff.features.command import export_store
+
+    export_store(path, to, click.echo)
+
+
+@store.command(name="import")
+@click.argument("file", type=_FILE)
+@click.option("--to", type=_FOLDER, help="Folder of the store.  [default: features/FILE]")
+def import_(file: Path, to: Path | None) -> None:
+    """Make a store of FILE, which `bieff store export` wrote, byte for byte.
+
+    Example: bieff store import k400.h5 --to features/k400
+    """
+    from bieff.features.command import import_store
+
+    import_store(file, to, click.echo)
 
 
 @main.command()

@@ -1,7 +1,11 @@
 """Settings of stage one: one immutable value."""
 
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from types import NoneType
+from typing import Any, Literal, get_args
 
 from bieff.features.errors import ConfigError
 
@@ -29,6 +33,9 @@ class ExtractConfig:
     context: Literal["none", "patches"] = "none"
     """Whether to store the time-mean of the patch tokens too."""
 
+    limit: int | None = None
+    """Only the first videos of each partition, so many; none: all."""
+
     batch_size: int | None = None
     """Squares a batch of the visual tower; none: 512 on a GPU, 64 on a CPU."""
 
@@ -39,7 +46,7 @@ class ExtractConfig:
     """Seconds a video may take to decode."""
 
     def __post_init__(self) -> None:
-        for name in ("frames", "clips", "batch_size", "decoders"):
+        for name in ("frames", "clips", "limit", "batch_size", "decoders"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -51,3 +58,42 @@ class ExtractConfig:
             raise ConfigError(f"context must be 'none' or 'patches', got {self.context!r}")
         if not self.deadline > 0:
             raise ConfigError(f"deadline must be positive, got {self.deadline}")
+
+    def with_settings(self, settings: Sequence[str]) -> "ExtractConfig":
+        """A copy with settings as a user types them, "name=value".
+
+        Raises:
+            ConfigError: If a setting is unknown, of another type or out of range.
+        """
+        return replace(self, **dict(map(_parse, settings)))
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise ConfigError(f"--set: expected NAME=VALUE, got {text!r}")
+    types = {field.name: field.type for field in fields(ExtractConfig)}
+    if name not in types:
+        close = difflib.get_close_matches(name, types, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(types)}"
+        raise ConfigError(f"unknown setting {name!r}; {hint}")
+    wanted: Any = types[name]
+    kinds = get_args(wanted) or (wanted,)
+    if isinstance(kinds[0], str):  # a choice, checked with the others
+        return name, value.strip("\"'")
+    if NoneType in kinds and value == "none":
+        return name, None
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    if float in kinds and type(parsed) is int:
+        parsed = float(parsed)
+    if type(parsed) not in kinds:
+        raise ConfigError(f"{name}: expected {_article(kinds)}, got {value!r}")
+    return name, parsed
+
+
+def _article(kinds: Sequence[Any]) -> str:
+    number = "a whole number" if int in kinds else "a number"
+    return f"{number} or none" if NoneType in kinds else number

@@ -36,9 +36,12 @@ def cut(frames: UInt8[Tensor, "n H W 3"], crop: Crop) -> UInt8[Tensor, "n 3 size
 
 
 def normalise(
-    pixels: UInt8[Tensor, "n 3 size size"], *, mean: Sequence[float], std: Sequence[float]
+    pixels: UInt8[Tensor, "n 3 size size"],
+    *,
+    mean: Sequence[float] | Tensor,
+    std: Sequence[float] | Tensor,
 ) -> Float[Tensor, "n 3 size size"]:
     """From 0..255 to zero mean and unit deviation, channel by channel; float32."""
-    scale = 255 * torch.tensor(std, device=pixels.device)
-    shift = 255 * torch.tensor(mean, device=pixels.device)
+    scale = 255 * torch.as_tensor(std, device=pixels.device)
+    shift = 255 * torch.as_tensor(mean, device=pixels.device)
     return (pixels.float() - shift[:, None, None]) / scale[:, None, None]

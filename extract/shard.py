@@ -1,14 +1,16 @@
-"""One shard of a store, from files to rows: decode, cut, encode, write.
+"""Shards of a store, from files to rows: decode, cut, encode, write.
 
 n videos of the shard, V views, T frames a view, D joint width, P patches of width U.
 """
 
+import contextlib
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +20,21 @@ from torch import Tensor
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
 from bieff.extract.preprocess import cut
+from bieff.extract.shard_lock import ShardLocks
+from bieff.extract.shard_work import ShardWork
+from bieff.extract.tasks import Done, Task, Watch
 from bieff.extract.tower import VisualTower
-from bieff.extract.views import View, ViewPlan, crop_of
+from bieff.extract.views import crop_of
 from bieff.extract.workers import DecodePool, Job, Outcome
-from bieff.features.schema import ShardData, Status, Video, VideoError
-from bieff.features.store import FeatureStore, Partition
-
-Watch = Callable[[Status], None]
-"""Called after every video."""
+from bieff.features.store import FeatureStore
 
 BATCH = {"cuda": 512, "cpu": 64}
 """Squares a batch of the tower, by kind of device."""
+
+DECODE = "bieff.extract.decode:decode_video"
+
+_EARLY_BYTES = 128 * 2**20
+"""Frames held, for each decoder, while a video before them is still being decoded."""
 
 
 class ShardExtractor:
@@ -37,16 +43,19 @@ class ShardExtractor:
     Use as a context manager; the decoders are killed at its end.
     """
 
-    def __init__(self, clip: Clip, config: ExtractConfig, *, device: torch.device) -> None:
+    def __init__(
+        self, clip: Clip, config: ExtractConfig, *, device: torch.device, decode: str = DECODE
+    ) -> None:
         self.tower = VisualTower(
             clip,
             device=device,
             batch_size=config.batch_size or BATCH.get(device.type, 64),
             wants_patches=config.context == "patches",
         )
-        self._pool = DecodePool(
-            config.decoders or len(os.sched_getaffinity(0)), deadline=config.deadline
-        )
+        decoders = config.decoders or len(os.sched_getaffinity(0))
+        self._early_bytes = _EARLY_BYTES * max(decoders, 2)
+        self._pool = DecodePool(decoders, deadline=config.deadline, decode=decode)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="shard writer")
 
     def __enter__(self) -> "ShardExtractor":
         return self
@@ -57,188 +66,168 @@ class ShardExtractor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the decoders; a shard that is being written is finished first."""
         self._pool.close()
+        self._writer.shutdown()
 
     def extract(
-        self,
-        store: FeatureStore,
-        partition: Partition,
-        shard: int,
-        *,
-        retry_failed: bool = False,
-        watch: Watch,
-    ) -> Mapping[Status, int]:
-        """Write one shard; returns how many of its videos have which status.
+        self, store: FeatureStore, tasks: Iterable[Task], *, watch: Watch
+    ) -> Generator[Done, None, None]:
+        """Write shards; yields each when its marker is on the disk.
+
+        Decoding goes on across the end of a shard, and a shard is written while the next is
+        encoded.
 
         Args:
-            store: The caller holds the right to write it.
-            partition: Of the store.
-            shard: Number of the shard.
-            retry_failed: Keep the rows that are there, and try only the failed ones again.
-            watch: Told of every video that is tried.
+            store: The caller holds the right to write it, or works for somebody who does.
+            tasks: Drawn as there is room for them.
+            watch: Called after every video; what it raises ends the run.
+
+        Raises:
+            StoreError: If the disk is full, or did not keep what was written.
         """
-        start = time.monotonic()
-        videos = partition.shard_videos(shard)
-        first_row = shard * partition.rows_per_shard
-        data, errors = _empty(partition, len(videos)), []
-        wanted = list(range(len(videos)))
-        if retry_failed and partition.marker(shard) is not None:
-            data = partition.read_shard(shard)
-            wanted = [i for i in wanted if Status(int(data.status[i])).failed]
-            rows = partition.geometry.rows(shard)
-            errors = [e for e in partition.errors() if e.row in rows and not e.status.failed]
-        views = tuple(View.from_json(v) for v in store.recipe["views"][partition.name])
-        plans = {i: ViewPlan(views, partition.num_frames, videos[i].id) for i in wanted}
-        jobs = [
-            Job(row=i, path=str(Path(store.root) / videos[i].path), choose=plans[i])
-            for i in wanted
-        ]
-        stream = _Stream(self.tower, partition.num_frames)
-        waiting = 0.0
-        outcomes = in_order(self._pool.decode(jobs), wanted)
+        with _Run(self.tower, store, self._writer, watch) as run:
+            outcomes: Any = self._pool.decode(run.jobs(tasks))
+            with contextlib.closing(outcomes):
+                yield from run.take_all(in_order(outcomes, most_bytes=self._early_bytes))
+
+
+class _Run:
+    """The shards under way in one call."""
+
+    def __init__(
+        self, tower: VisualTower, store: FeatureStore, writer: ThreadPoolExecutor, watch: Watch
+    ) -> None:
+        self._tower = tower
+        self._store = store
+        self._writer = writer
+        self._watch = watch
+        self._locks = ShardLocks(store.path, tuple(store.partitions))
+        self._at: dict[int, tuple[ShardWork, int]] = {}
+        self._finished: deque[ShardWork] = deque()
+        self._done: deque[Done] = deque()
+        self._writing: Future[Done] | None = None
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if self._writing is not None:
+                self._writing.exception()  # wait; an error is on its way already
+        finally:
+            self._locks.close()
+
+    def jobs(self, tasks: Iterable[Task]) -> Iterator[Job]:
+        """The videos of all shards, numbered from 0."""
+        number = 0
+        for task in tasks:
+            self._locks.acquire(task.partition, task.shard)
+            if done := _done_meanwhile(self._store, task):
+                self._locks.release(task.partition, task.shard)
+                self._done.append(done)
+                continue
+            work = ShardWork.begin(self._store, task, self._tower)
+            if not work.wanted:
+                self._finished.append(work)
+            for i in work.wanted:
+                self._at[number] = (work, i)
+                yield Job(row=number, path=work.path(i), choose=work.plans[i])
+                number += 1
+
+    def take_all(self, outcomes: Iterable[Outcome]) -> Iterator[Done]:
+        """Encode what was decoded; yields the shards that are written."""
         before = time.monotonic()
         for outcome in outcomes:
-            waiting += time.monotonic() - before
-            i, video = outcome.row, videos[outcome.row]
-            data.status[i] = outcome.status
+            waiting = time.monotonic() - before
+            work, i = self._at.pop(outcome.row)
             if outcome.status.usable:
-                data.frames[i] = plans[i](outcome.num_frames)
-                stream.add(i, self._squares(outcome, data.frames[i], views, video.id))
-            if outcome.status is not Status.OK:
-                errors.append(_error(outcome, video, first_row + i))
-            watch(outcome.status)
+                numbers = work.plans[i](outcome.num_frames)
+                work.data.frames[i] = numbers
+                work.stream.add(i, squares_of(outcome, numbers, work, i, self._tower))
+            work.note(i, outcome)
+            busy = time.monotonic() - before - waiting
+            work.count(outcome.status, waiting=waiting, busy=busy)
+            self._watch(work.update)
+            if work.is_taken:
+                self._finished.append(work)
+            yield from self._write(wait=False)
             before = time.monotonic()
-        stream.finish(data)
-        errors += _refuse_overflow(data, videos, first_row)
-        seconds = {"total": time.monotonic() - start, "waiting_for_decoders": waiting}
-        partition.write_shard(
-            shard, data, errors=errors, seconds={k: round(v, 3) for k, v in seconds.items()}
+        yield from self._write(wait=True)
+
+    def _write(self, *, wait: bool) -> Iterator[Done]:
+        """Have the finished shards written, one at a time beside the encoding of the next."""
+        while self._done:
+            yield self._done.popleft()
+        while True:
+            if self._writing is not None and (wait or self._finished or self._writing.done()):
+                done, self._writing = self._writing.result(), None
+                yield done
+            if not self._finished:
+                return
+            work = self._finished.popleft()
+            work.stream.close()
+            self._writing = self._writer.submit(self._write_one, work)
+            if not wait and not self._finished:
+                return
+
+    def _write_one(self, work: ShardWork) -> Done:
+        counts = work.write()
+        self._locks.release(work.task.partition, work.task.shard)
+        return Done(task=work.task, counts=counts)
+
+
+def squares_of(
+    outcome: Outcome, numbers: np.ndarray, work: ShardWork, i: int, tower: VisualTower
+) -> UInt8[Tensor, "VT 3 size size"]:
+    """The squares of all views of a video, view by view, on the tower's device."""
+    assert outcome.frames is not None
+    frames = tower.upload(torch.from_numpy(outcome.frames))
+    height, width = frames.shape[1:3]
+    parts = []
+    for view, shown in zip(work.views, numbers, strict=True):
+        places = torch.from_numpy(outcome.places(shown)).to(frames.device)
+        crop = crop_of(
+            view, height, width, tower.preprocessing.size, video_id=work.videos[i].id
         )
-        return Counter(Status(int(value)) for value in data.status)
-
-    def _squares(
-        self, outcome: Outcome, numbers: np.ndarray, views: Sequence[View], video_id: str
-    ) -> UInt8[Tensor, "VT 3 size size"]:
-        """The squares of all views of a video, view by view, on the tower's device."""
-        assert outcome.frames is not None
-        frames = torch.from_numpy(outcome.frames)
-        if self.tower.device.type == "cuda":
-            frames = frames.pin_memory().to(self.tower.device, non_blocking=True)
-        height, width = frames.shape[1:3]
-        size = self.tower.preprocessing.size
-        parts = []
-        for view, shown in zip(views, numbers, strict=True):
-            places = torch.from_numpy(outcome.places(shown)).to(frames.device)
-            crop = crop_of(view, height, width, size, video_id=video_id)
-            parts.append(cut(frames[places], crop))
-        return torch.cat(parts)
+        parts.append(cut(frames[places], crop))
+    return torch.cat(parts)
 
 
-class _Stream:
-    """Squares of many videos on their way through the tower, in full batches.
+def in_order(outcomes: Iterable[Outcome], *, most_bytes: int) -> Iterator[Outcome]:
+    """Outcomes by number from 0, whatever order they come in.
 
-    The order of the squares decides which of them share a batch, and so the last bits of
-    their embeddings: callers add videos in the order of rows, whatever order they come in.
+    A video that hangs would make the others pile up: when the frames that are held exceed
+    `most_bytes`, its turn is given up, and it comes when it comes.
     """
-
-    def __init__(self, tower: VisualTower, num_frames: int) -> None:
-        self._tower = tower
-        self._num_frames = num_frames
-        self._rows: list[int] = []
-        self._waiting: list[Tensor] = []
-        self._embeddings: list[Tensor] = []
-        self._patches: list[Tensor] = []
-
-    def add(self, row: int, squares: UInt8[Tensor, "VT 3 size size"]) -> None:
-        """Take the squares of a video's views; encode as many as fill batches."""
-        self._rows.append(row)
-        self._waiting.append(squares)
-        # whole views of whole batches, so that patches can be averaged over time at once
-        batch = self._tower.batch_size * self._num_frames
-        if sum(len(part) for part in self._waiting) >= batch or not self._tower.wants_patches:
-            self._encode(full_batches_only=True)
-
-    def _encode(self, *, full_batches_only: bool) -> None:
-        squares = torch.cat(self._waiting)
-        size = self._tower.batch_size * (self._num_frames if self._tower.wants_patches else 1)
-        count = len(squares) // size * size if full_batches_only else len(squares)
-        self._waiting = [squares[count:]]
-        if not count:
-            return
-        encoded = self._tower.encode(squares[:count])
-        self._embeddings.append(encoded.embeddings.half())
-        if encoded.patches is not None:
-            views = encoded.patches.unflatten(0, (-1, self._num_frames))
-            self._patches.append(views.mean(dim=1).half())
-
-    def finish(self, data: ShardData) -> None:
-        """Encode what is left, and put everything into the rows it belongs to."""
-        if not self._rows:
-            return
-        self._encode(full_batches_only=False)
-        shape = (len(self._rows), *data.embeddings.shape[1:])
-        data.embeddings[self._rows] = torch.cat(self._embeddings).cpu().numpy().reshape(shape)
-        if data.patches is not None:
-            shape = (len(self._rows), *data.patches.shape[1:])
-            data.patches[self._rows] = torch.cat(self._patches).cpu().numpy().reshape(shape)
-
-
-def in_order(outcomes: Iterable[Outcome], rows: Iterable[int]) -> Iterator[Outcome]:
-    """Outcomes in the order of `rows`, whatever order they come in."""
     early: dict[int, Outcome] = {}
-    source = iter(outcomes)
-    for row in rows:
-        while row not in early:
-            outcome = next(source)
-            early[outcome.row] = outcome
-        yield early.pop(row)
-
-
-def _empty(partition: Partition, count: int) -> ShardData:
-    views, frames = partition.num_views, partition.num_frames
-    patches = partition.geometry.patches
-    return ShardData(
-        embeddings=np.full((count, views, frames, partition.dim), np.nan, np.float16),
-        frames=np.full((count, views, frames), -1, np.int32),
-        status=np.zeros(count, np.uint8),
-        patches=None
-        if patches is None
-        else np.full((count, views, *patches), np.nan, np.float16),
-    )
-
-
-def _refuse_overflow(
-    data: ShardData, videos: Sequence[Video], first_row: int
-) -> list[VideoError]:
-    """Mark videos whose embeddings do not fit float16 as corrupt, and say so."""
-    errors = []
-    for i in range(len(videos)):
-        if not Status(int(data.status[i])).usable or np.isfinite(data.embeddings[i]).all():
+    held, turn = 0, 0
+    for outcome in outcomes:
+        if outcome.row < turn:
+            yield outcome
             continue
-        data.status[i] = Status.CORRUPT
-        errors.append(
-            VideoError(
-                row=first_row + i,
-                id=videos[i].id,
-                path=videos[i].path,
-                status=Status.CORRUPT,
-                stage="encode",
-                decoder="",
-                message="its embeddings are not finite in float16",
-                attempt=1,
-            )
-        )
-    return errors
+        early[outcome.row] = outcome
+        held += _num_bytes(outcome)
+        del outcome  # its frames are to be free as soon as they are used
+        while early and (turn in early or held > most_bytes):
+            if turn in early:
+                held -= _num_bytes(early[turn])
+                yield early.pop(turn)
+            turn += 1
+    for number in sorted(early):
+        yield early.pop(number)
 
 
-def _error(outcome: Outcome, video: Video, row: int) -> VideoError:
-    return VideoError(
-        row=row,
-        id=video.id,
-        path=video.path,
-        status=outcome.status,
-        stage="find" if outcome.status is Status.MISSING else "decode",
-        decoder=outcome.decoder,
-        message=outcome.message,
-        attempt=outcome.attempt,
-    )
+def _num_bytes(outcome: Outcome) -> int:
+    return 0 if outcome.frames is None else outcome.frames.nbytes
+
+
+def _done_meanwhile(store: FeatureStore, task: Task) -> Done | None:
+    """What there is to say of a shard that the worker of a killed run has finished."""
+    marker = store.partitions[task.partition].marker(task.shard)
+    if marker is None or task.retry_failed:
+        return None
+    return Done(task=task, counts=marker.counts)

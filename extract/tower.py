@@ -3,6 +3,7 @@
 n squares of size x size pixels, D joint width, P patches of width U in the tower.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 MIN_COSINE = 0.9995
 """Least likeness of a bfloat16 embedding to the float32 one, square by square."""
+
+_NUM_PROBES = 16
+"""Squares that the likeness is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,10 @@ class VisualTower:
         self.wants_patches = wants_patches
         model: Any = clip.model
         self._visual: Any = model.visual.to(device)
+        # on the device once: making them there would wait for all that is queued, every batch
+        self._mean = torch.tensor(clip.preprocessing.mean, device=device)
+        self._std = torch.tensor(clip.preprocessing.std, device=device)
+        self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None
         if wants_patches and not hasattr(self._visual, "patch_size"):
             raise InputError(
                 f"CLIP {str(clip.name)!r} has no patch tokens; choose a vision transformer, or "
@@ -76,6 +84,17 @@ class VisualTower:
         self._forward: Forward = self.forward_float32
         if device.type == "cuda" if reduced is None else reduced:
             self._forward = self._fastest()
+
+    def upload(self, frames: UInt8[Tensor, "n H W 3"]) -> UInt8[Tensor, "n H W 3"]:
+        """Bring frames to the device, while it works on those before."""
+        if self._uploads is None:
+            return frames.to(self.device)
+        now = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._uploads):
+            there = frames.pin_memory().to(self.device, non_blocking=True)
+        now.wait_stream(self._uploads)
+        there.record_stream(now)
+        return there
 
     @torch.inference_mode()
     def encode(self, squares: UInt8[Tensor, "n 3 size size"]) -> Encoded:
@@ -92,8 +111,7 @@ class VisualTower:
 
     def forward_float32(self, squares: Tensor) -> tuple[Tensor, Tensor | None]:
         """One batch, without autocast: what every faster way is held against."""
-        mean, std = self.preprocessing.mean, self.preprocessing.std
-        pixels = normalise(squares, mean=mean, std=std)
+        pixels = normalise(squares, mean=self._mean, std=self._std)
         if not self.wants_patches:
             return self._visual(pixels), None
         result = self._visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
@@ -106,22 +124,48 @@ class VisualTower:
             return self.forward_float32(squares)
 
     @torch.inference_mode()
-    def likeness(self, squares: UInt8[Tensor, "n 3 size size"]) -> float:
-        """Least cosine between a bfloat16 embedding and the float32 one."""
-        exact, _ = self.forward_float32(squares)
-        fast, _ = self.forward_bfloat16(squares)
-        return F.cosine_similarity(exact.float(), fast.float()).min().item()
+    def likeness(self, forward: Forward, squares: UInt8[Tensor, "n 3 size size"]) -> float:
+        """Least cosine between an embedding and the float32 one; at most a batch of squares."""
+        full = F.pad(squares, (0, 0, 0, 0, 0, 0, 0, self.batch_size - len(squares)))
+        exact, fast = (way(full)[0][: len(squares)] for way in (self.forward_float32, forward))
+        cosine = F.cosine_similarity(exact.float(), fast.float()).min().item()
+        return cosine if math.isfinite(cosine) else -1.0
 
-    def _fastest(self) -> "Forward":
-        size = self.preprocessing.size
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randint(0, 256, (16, 3, size, size), generator=generator).byte()
-        cosine = self.likeness(noise.to(self.device))
+    def _fastest(self) -> Forward:
+        """The fastest way that agrees with float32, measured as it will run."""
+        probes = _probes(min(_NUM_PROBES, self.batch_size), self.preprocessing.size)
+        forward: Forward = self.forward_bfloat16
+        how = ""
+        try:
+            if self.device.type == "cuda":
+                forward = torch.compile(self.forward_bfloat16)
+                how = ", compiled"
+            cosine = self.likeness(forward, probes.to(self.device))
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{self.device} has no room for batches of {self.batch_size} squares; make "
+                "them smaller with --set batch_size=N"
+            ) from error
+        except RuntimeError as error:  # no compiler on this machine, or not for this model
+            forward, how = self.forward_bfloat16, f", not compiled ({_first_line(error)})"
+            cosine = self.likeness(forward, probes.to(self.device))
         if cosine < MIN_COSINE:
             self.precision = f"float32 (bfloat16 refused: cosine {cosine:.5f} < {MIN_COSINE})"
             return self.forward_float32
-        self.precision = f"bfloat16 (cosine {cosine:.5f} to float32)"
-        if self.device.type == "cuda":
-            compiled: Forward = torch.compile(self.forward_bfloat16)
-            return compiled
-        return self.forward_bfloat16
+        self.precision = f"bfloat16{how} (cosine {cosine:.5f} to float32)"
+        return forward
+
+
+def _probes(count: int, size: int) -> UInt8[Tensor, "n 3 size size"]:
+    """Noise at all scales, from single pixels to colours of the whole square."""
+    generator = torch.Generator().manual_seed(0)
+    squares = []
+    for i in range(count):
+        side = max(1, min(size, 4 << i % 6))
+        coarse = torch.rand(1, 3, side, side, generator=generator)
+        squares.append(F.interpolate(coarse, size=(size, size), mode="bilinear"))
+    return (255 * torch.cat(squares)).byte()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]

@@ -1,0 +1,75 @@
+"""What `bieff store` does, from options as a user types them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bieff.features.errors import InputError
+from bieff.features.exchange import export_hdf5, import_hdf5
+from bieff.features.statistics import statistics
+from bieff.features.store import FeatureStore
+from bieff.features.summary import describe
+from bieff.features.verify import drop_bad, verify
+
+Say = Callable[[str], None]
+
+HDF5 = ".h5"
+
+
+def say_info(path: Path, say: Say, *, with_statistics: bool) -> None:
+    """Say what a store holds; with statistics, read it all and say what looks broken."""
+    store = FeatureStore.open(path)
+    for line in describe(store):
+        say(line)
+    if not with_statistics:
+        return
+    for partition in store.partitions.values():
+        found = statistics(partition)
+        say(
+            f"{found.partition}: {found.num_usable:,} usable videos; norm {found.norm}; cosine "
+            f"of neighbouring frames {found.frame_cosine}; of videos {found.video_cosine}"
+        )
+        for finding in found.findings():
+            say(f"  {finding}")
+
+
+def verify_store(path: Path, say: Say, *, drop: bool) -> bool:
+    """Read every checksum again and say which shards are bad; whether all is sound.
+
+    Args:
+        path: Folder of the store.
+        say: Prints a line.
+        drop: Remove the markers of bad shards, so that `bieff extract` writes them again.
+    """
+    store = FeatureStore.open(path)
+    result = verify(store)
+    for bad in (*result.bad, *result.bad_tables):
+        say(str(bad))
+    say(
+        f"{path}: {result.num_shards:,} shards read, {result.num_bytes / 1e9:,.2f} GB, "
+        f"{len(result.bad)} bad, {result.num_pending:,} not written yet"
+    )
+    if result.bad and drop:
+        dropped = drop_bad(store, result.bad)
+        say(f"{dropped} markers dropped; run the same `bieff extract` again to redo them")
+    elif result.bad:
+        say("give --drop, then run the same `bieff extract` again to redo the bad shards")
+    return result.is_sound
+
+
+def export_store(path: Path, to: Path | None, say: Say) -> None:
+    """Write a store to one HDF5 file, beside it unless told otherwise."""
+    target = to or path.resolve().with_name(path.resolve().name + HDF5)
+    shards = export_hdf5(FeatureStore.open(path), target)
+    say(f"{target}: {shards:,} shards, {target.stat().st_size / 1e9:,.2f} GB")
+
+
+def import_store(source: Path, to: Path | None, say: Say) -> None:
+    """Make a store of an exported file, in features/ unless told otherwise.
+
+    Raises:
+        InputError: If there is no such file, or it is not an exported store.
+    """
+    if not source.is_file():
+        raise InputError(f"no file {source}; give one that `bieff store export` wrote")
+    target = to or Path("features") / source.stem
+    say(f"{target}: {import_hdf5(source, target):,} shards")

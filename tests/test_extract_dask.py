@@ -1,0 +1,216 @@
+"""Shards on Dask: local workers, and real scheduler and worker programs over TCP."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bieff.extract.cluster import OnCluster, connected
+from bieff.extract.cluster_worker import what_is_wrong
+from bieff.extract.run import extract
+from bieff.features.errors import ConfigError, InputError, StoreError
+
+TESTS = Path(__file__).parent
+
+
+def _load(name):
+    """Import a file that lies beside this one; tests/ is not a package."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+extracting = _load("extracting")
+CONFIG = extracting.CONFIG
+SLOW = "extracting_slow:slow"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return extracting.write_clips(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.fixture(scope="module")
+def whole(clips, tmp_path_factory):
+    """The store as `--scheduler sync` writes it."""
+    store = extracting.plan_small(clips, tmp_path_factory.mktemp("whole") / "store")
+    assert extracting.extract_small(store).is_whole
+    return store
+
+
+def on(runner, store, *, config=CONFIG, **options):
+    return extract(
+        store, extracting.tinyclip(), config, device=extracting.CPU, runner=runner, **options
+    )
+
+
+class Cluster:
+    """`dask scheduler` and some `dask worker`s, as a user starts them."""
+
+    def __init__(self, num_workers):
+        self.scheduler, self.address = self._start(
+            ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+            r"Scheduler at:\s+(tcp://\S+)",
+        )
+        self.workers = [
+            self._start(
+                ["worker", self.address, "--nthreads", "1", "--no-dashboard"],
+                r"Starting established connection|Registered to:",
+            )[0]
+            for _ in range(num_workers)
+        ]
+
+    def _start(self, command, ready):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask", *command],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{TESTS}",
+            },
+        )
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(ready, line):
+                # somebody must go on reading
+                subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+                return process, found.group(1) if found.groups() else ""
+        raise AssertionError("".join(lines))
+
+    def kill_a_worker(self):
+        """A worker dies with its nanny, as when its machine goes."""
+        nanny = psutil.Process(self.workers.pop().pid)
+        family = [*nanny.children(recursive=True), nanny]
+        for process in family:
+            process.suspend()
+        for process in family:
+            process.send_signal(signal.SIGKILL)
+        nanny.wait()
+
+    def close(self):
+        for process in (*self.workers, self.scheduler):
+            process.terminate()
+        for process in (*self.workers, self.scheduler):
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    started = Cluster(2)
+    yield started
+    started.close()
+
+
+def test_a_machine_that_does_not_see_the_files_says_so(tmp_path):
+    probe = tmp_path / "seen"
+    assert "does not see the store" in what_is_wrong(probe, "token", tmp_path)
+    probe.write_text("another")
+    assert f"sees another {tmp_path} than this machine" in what_is_wrong(
+        probe, "token", tmp_path
+    )
+    probe.write_text("token")
+    missing = tmp_path / "videos"
+    assert f"does not see the videos in {missing}" in what_is_wrong(probe, "token", missing)
+    assert what_is_wrong(probe, "token", tmp_path) == ""
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("bieff.extract.cluster.CONNECT_SECONDS", 1)
+    with (
+        pytest.raises(ConfigError, match="no Dask scheduler answers"),
+        connected("tcp://127.0.0.1:9", device=None),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_local_workers_write_the_same_store(whole, clips, tmp_path):
+    store = extracting.plan_small(clips, tmp_path / "store")
+    with connected("local", device=extracting.CPU) as runner:
+        assert on(runner, store).shards_written == 6
+        workers = psutil.Process().children(recursive=True)
+        assert workers
+        # another store on the same workers, which have to start anew
+        second = extracting.plan_small(clips, tmp_path / "second", rows=8)
+        assert on(runner, second, config=replace(CONFIG, batch_size=48)).shards_written == 3
+    extracting.assert_same(store, whole)
+    assert not [process for process in workers if process.is_running()]
+    assert not list(store.path.glob(".seen-*"))
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_changes_nothing(whole, clips, tmp_path):
+    cluster = Cluster(2)
+    try:
+        with connected(cluster.address, device=extracting.CPU, decode=SLOW) as runner:
+            store = extracting.plan_small(clips, tmp_path / "store")
+            summary = on(_Killing(runner, cluster, after=2), store)
+            assert len(cluster.workers) == 1
+            assert summary.shards_written == 6
+            extracting.assert_same(store, whole)
+    finally:
+        cluster.close()
+
+
+class _Killing:
+    """Runs, and kills a worker when some shards are written and others under way."""
+
+    def __init__(self, runner, cluster, *, after):
+        self._runner, self._cluster, self._after = runner, cluster, after
+
+    def run(self, *arguments):
+        for count, done in enumerate(self._runner.run(*arguments), start=1):
+            yield done
+            if count == self._after:
+                time.sleep(0.5)
+                self._cluster.kill_a_worker()
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_leaves_nobody_writing(cluster, clips, tmp_path):
+    for path in clips.glob("*/*.mp4"):
+        copy = tmp_path / "clips" / path.relative_to(clips)
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes(path.read_bytes()[:99])
+    (tmp_path / "clips" / "edition.json").write_bytes((clips / "edition.json").read_bytes())
+    store = extracting.plan_small(tmp_path / "clips", tmp_path / "store")
+    with connected(cluster.address, device=extracting.CPU, decode=SLOW) as runner:
+        with pytest.raises(InputError, match="of 24 videos are unusable already"):
+            on(runner, store, max_bad=0.1)
+        done = store.partitions["all"].done().sum()
+        assert done < 6
+        time.sleep(2)
+        assert store.partitions["all"].done().sum() == done
+        # the same workers serve the next run
+        summary = on(runner, store)
+        assert summary.counts == {"corrupt": 24}
+        assert summary.shards_written == 6 - done
+
+
+@pytest.mark.slow
+def test_an_error_of_a_worker_is_one_sentence_here(cluster, clips, tmp_path, monkeypatch):
+    store = extracting.plan_small(clips, tmp_path / "store")
+    with connected(cluster.address, device=extracting.CPU) as runner:
+        monkeypatch.setattr(store, "root", "/nowhere")
+        with pytest.raises(StoreError, match=r"Dask worker tcp://\S+ does not see the videos"):
+            on(runner, store)
+        monkeypatch.undo()
+        other = replace(extracting.tinyclip(), fingerprint="0" * 64)
+        with pytest.raises(StoreError, match="a worker has other weights of 'tinyclip'"):
+            extract(store, other, CONFIG, device=extracting.CPU, runner=runner)
+    assert isinstance(runner, OnCluster)
