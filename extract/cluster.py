@@ -9,6 +9,8 @@ two tasks at once is kept by `shard_lock`, whatever Dask believes of its workers
 import contextlib
 import importlib.metadata
 import logging
+import signal
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
@@ -192,13 +194,14 @@ def connected(
         stack.enter_context(dask.config.set(settings))
         if scheduler == "local":
             on_gpu = torch.cuda.is_available() and (device is None or device.type == "cuda")
-            cluster = LocalCluster(
-                n_workers=torch.cuda.device_count() if on_gpu else 1,
-                threads_per_worker=1,
-                memory_limit=0,
-                dashboard_address="127.0.0.1:0",
-                host="127.0.0.1",
-            )
+            with _deaf_to_ctrl_c():
+                cluster = LocalCluster(
+                    n_workers=torch.cuda.device_count() if on_gpu else 1,
+                    threads_per_worker=1,
+                    memory_limit=0,
+                    dashboard_address="127.0.0.1:0",
+                    host="127.0.0.1",
+                )
             scheduler = stack.enter_context(cluster).scheduler_address
         try:
             client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
@@ -208,6 +211,22 @@ def connected(
                 "with `dask scheduler`, and workers with `dask worker ADDRESS`"
             ) from None
         yield OnCluster(stack.enter_context(client), device=device, decode=decode)
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Programs started in the block ignore Ctrl-C, which a terminal sends to them as well.
+
+    They are stopped by us, after the video they are at.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _result(future: Any, task: Task) -> dict[str, int]:

@@ -79,8 +79,12 @@ def _parse(text: str) -> tuple[str, Any]:
         raise ConfigError(f"unknown setting {name!r}; {hint}")
     wanted: Any = types[name]
     kinds = get_args(wanted) or (wanted,)
-    if isinstance(kinds[0], str):  # a choice, checked with the others
-        return name, value.strip("\"'")
+    if isinstance(kinds[0], str):
+        choice = value.strip("\"'")
+        if choice not in kinds:
+            listed = " or ".join(map(repr, kinds))
+            raise ConfigError(f"{name} must be {listed}, got {choice!r}")
+        return name, choice
     if NoneType in kinds and value == "none":
         return name, None
     try:

@@ -3,10 +3,10 @@
     python tests/bench_extract.py [clips] [seconds]
 
 Clips of ten seconds, 340 x 256, 30 frames/s, H.264 with B-frames; frames and views are stage
-one's defaults for evaluation.  Each part has all cores to itself, one after
-the other.  The tower is given the decoded frames, in
-memory, so its part is upload, cutting, resizing and encoding.  Processes are started before a
-clock runs, except in `extract_s`, which begins with nothing but the loaded model.
+one's defaults for evaluation.  Each part has all cores to itself, one after the other.  The
+tower is given the decoded frames, in memory, so its part is upload, cutting, resizing and
+encoding.  Processes are started before a clock runs, except in `extract_s`, which begins with
+nothing but the loaded model.
 
 The last line is one JSON object.  On CUDA it also holds images a second of the tower alone, of
 tower and preprocessing from uint8 frames, and from mp4 to the store, beside the rate at which
