@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,9 @@ def extract(**options: Any) -> None:
 
 @main.command()
 @click.option(
-    "--features", type=_FOLDER, required=True, help="A store with a training partition."
+    "--features",
+    type=_FOLDER,
+    help="A store with a training partition.  [required, or --resume]",
 )
 @click.option(
     "--out",
@@ -141,9 +144,7 @@ def extract(**options: Any) -> None:
 @click.option(
     "--frames", type=int, help="Frames of a video; a divisor of the store's.  [default: all]"
 )
-@click.option(
-    "--preset", default="paper", show_default=True, help="paper, baseline or released."
-)
+@click.option("--preset", help="paper, baseline or released.  [default: paper]")
 @click.option("--config", type=_FILE, help="A TOML file of settings.")
 @click.option(
     "--set",
@@ -152,6 +153,11 @@ def extract(**options: Any) -> None:
     metavar="NAME=VALUE",
     help="One setting; may be repeated.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --out, or the newest unfinished one in runs/.",
+)
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be trained, and count the parameters."
@@ -159,11 +165,15 @@ def extract(**options: Any) -> None:
 def train(**options: Any) -> None:
     """Train the temporal transformer and the prompts on cached features.
 
+    Ctrl-C saves; --resume goes on as if nothing had happened.  Several GPUs: torchrun
+    --nproc-per-node 4 --no-python bieff train ...
+
     Example: bieff train --features features/k400 --frames 8 --set epochs=30
     """
     from bieff.train.command import train_run
 
-    click.echo(train_run(**options))
+    if said := train_run(**options, command=sys.argv):
+        click.echo(said)
 
 
 @main.command(name="eval")

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bieff.clip import Clip, pick_device
+from bieff.features.errors import ConfigError
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
+from bieff.train.distributed import current, joined
 from bieff.train.loop import prepare, train
 from bieff.train.pre_prompt import HAND_CRAFTED
 from bieff.train.progress import steps_bar, videos_bar
 from bieff.train.protocols import closed, frozen, splits3, trained
 from bieff.train.results import Result, save_results
-from bieff.train.run import Run, clip_of, newest_run, open_run
+from bieff.train.run import Run, clip_of, newest_run, newest_stopped, open_run
 
 RUNS = Path("runs")
 FEATURES = Path("features")
@@ -19,36 +21,84 @@ FEATURES = Path("features")
 
 def train_run(
     *,
-    features: Path,
+    features: Path | None,
     out: Path | None,
     frames: int | None,
-    preset: str,
+    preset: str | None,
     config: Path | None,
     overrides: Sequence[str],
     device: str | None,
     dry_run: bool,
+    resume: bool = False,
+    command: Sequence[str] = (),
 ) -> str:
-    """Train a run; returns what there is to say of it."""
-    frames_setting = [] if frames is None else [f"frames={frames}"]
-    chosen = settings.load(config, [*frames_setting, *overrides], base=preset)
+    """Train a run, or go on with one; returns what there is to say of it.
+
+    Raises:
+        BieffError: If an option, the store, its CLIP or the run is not as it must be.
+    """
+    if resume and dry_run:
+        raise ConfigError("--resume and --dry-run contradict each other; leave one out")
+    if frames is not None:
+        if any(text.partition("=")[0].strip() == "frames" for text in overrides):
+            raise ConfigError("frames are given by --frames and by --set; leave one out")
+        overrides = [f"frames={frames}", *overrides]
+    earlier = (newest_stopped(RUNS) if out is None else open_run(out)) if resume else None
+    if earlier is not None and preset is None and config is None and not overrides:
+        chosen = earlier.config
+    else:
+        chosen = settings.load(config, overrides, base=preset or "paper")
+    if features is None:
+        if earlier is None:
+            raise ConfigError("no store is named; add --features, such as features/k400")
+        features = Path(earlier.record["store"])
     store = FeatureStore.open(features)
-    clip = clip_of(store, device=pick_device(device))
-    if dry_run:
-        trainer = prepare(store, clip, chosen)
-        counts = trainer.model.parameter_counts()
+    with joined(pick_device(device)) as where:
+        clip = clip_of(store, device=where)
+        if dry_run:
+            return _plan(store, clip, chosen)
+        folder = earlier.path if earlier else out or free(RUNS / store.path.resolve().name)
+        with steps_bar("training", is_shown=current().writes) as bar:
+            run = train(
+                store,
+                clip,
+                chosen,
+                folder,
+                watch=bar,
+                say=bar.say,
+                resume=resume,
+                command=command,
+            )
+        return _summary(run, clip) if current().writes else ""
+
+
+def _plan(store: FeatureStore, clip: Clip, config: settings.TrainConfig) -> str:
+    """What would be trained."""
+    trainer = prepare(store, clip, config)
+    with trainer.batches:
         return (
             f"{len(trainer.features):,} videos, {len(store.class_names)} classes, "
             f"{trainer.num_frames} frames, {trainer.num_steps:,} steps\n"
-            f"{describe(counts, clip)}"
+            f"{trainer.features.text()}\n"
+            f"{describe(trainer.model.parameter_counts(), clip)}"
         )
-    folder = out or _free(RUNS / store.path.resolve().name)
-    with steps_bar("training") as watch:
-        run = train(store, clip, chosen, folder, watch=watch)
-    return (
-        f"trained {run.record['steps']:,} steps on {run.record['videos']:,} videos in "
-        f"{run.record['seconds']:.0f} s\n{describe(run.record['parameters'], clip)}\n"
-        f"run: {run.path}"
-    )
+
+
+def _summary(run: Run, clip: Clip) -> str:
+    """What was trained."""
+    record = run.record
+    lines = [
+        f"trained {record['steps']:,} steps on {record['videos']:,} videos in "
+        f"{record['seconds']:.0f} s",
+        describe(record["parameters"], clip),
+    ]
+    if record["evaluation"] is not None:
+        figures, best = record["evaluation"], record["best"]
+        lines.append(
+            f"val top-1 {figures['val_top1']:.2f}, top-5 {figures['val_top5']:.2f}; best "
+            f"{best['val_top1']:.2f} after {best['steps']:,} steps"
+        )
+    return "\n".join([*lines, f"run: {run.path}"])
 
 
 def describe(counts: dict[str, int], clip: Clip) -> str:
@@ -100,7 +150,7 @@ def _evaluate(
     return results
 
 
-def _free(folder: Path) -> Path:
+def free(folder: Path) -> Path:
     """The folder, or the first of folder-2, folder-3, ... that is not there."""
     candidate, number = folder, 1
     while candidate.exists():

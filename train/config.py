@@ -17,9 +17,14 @@ from bieff.features.errors import ConfigError
 
 _POSITIVE = (
     *("num_context", "post_layers", "frames", "epochs", "batch_size"),
-    *("word_temperature", "temperature", "lr"),
+    *("word_temperature", "temperature", "lr", "accumulate", "feature_memory"),
 )
-_NOT_NEGATIVE = ("temporal_layers", "weight_decay", "clip_grad", "seed")
+_NOT_NEGATIVE = (
+    *("temporal_layers", "weight_decay", "clip_grad", "seed", "eval_every", "save_seconds"),
+)
+
+CHANGE_NOTHING = ("save_seconds", "feature_memory")
+"""Settings that no number depends on; a run may go on with others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +118,23 @@ class TrainConfig:
     clip_grad: float = 0.0
     """Largest norm of the gradient; 0 is off."""
 
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other: 1/n of the memory for another
+    forward pass.  The loss stays that of the whole batch."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of towers and prompts; cosines and losses are float32.  Auto: bfloat16 on CUDA."""
+
+    eval_every: int = 10
+    """Epochs between evaluations on the `val` partition, one at the end included; 0: never."""
+
+    save_seconds: float = 60.0
+    """Between checkpoints, which `--resume` goes on from."""
+
+    feature_memory: float | None = None
+    """Gigabytes that features may take, on the device or in memory; those of a larger store
+    stay on disk.  None: a share of what is free."""
+
     seed: int = 0
     """Of the first weights and of the order of the videos."""
 
@@ -127,6 +149,11 @@ class TrainConfig:
             raise ConfigError(
                 f"warmup_epochs must be in [0, epochs), got {self.warmup_epochs} "
                 f"with epochs={self.epochs}"
+            )
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"accumulate must be at most batch_size, got {self.accumulate} with "
+                f"batch_size={self.batch_size}"
             )
         if self.design != "paper" and self.prompt != "pre-prompt":
             raise ConfigError(

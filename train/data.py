@@ -1,25 +1,31 @@
-"""Cached features as training sees them: one tensor in memory, and which rows make a batch.
+"""Cached features as training sees them, and which of them make a batch.
 
-n usable videos, V views, T frames of the store, t frames of the model, B videos of a batch.
+n usable videos, V views, T frames of the store, t frames of the model, B videos of a batch,
+P patches of width U.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int
+from jaxtyping import Float16, Int
 from torch import Tensor
 
 from bieff.features.errors import ConfigError, StoreError
 from bieff.features.schema import Status
 from bieff.features.store import Partition
+from bieff.train.residency import Mapped, Picked, Place, Resident, budget
+
+RUN = 64
+"""Videos that lie side by side in the store and stay together when disk reads are shuffled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The usable videos of one partition, resident on one device."""
+    """The usable videos of one partition, wherever they lie."""
 
-    embeddings: Float16[Tensor, "n V T D"]
+    held: Resident | Mapped
     labels: Int[Tensor, " n"]
     """Index into the class names, int64, on the CPU."""
 
@@ -29,16 +35,78 @@ class Features:
     num_listed: int
     """Videos of the partition, usable or not."""
 
-    patches: Float16[Tensor, "n V P U"] | None = None
+    shape: tuple[int, int, int, int]
+    """n, V, T, D."""
+
+    num_bytes: int
+    place: Place
+    device: torch.device
+    """Where the model is, and batches go."""
+
+    window: int | None = None
+    """Videos to be shuffled with one another; None for all, and fewer where they are read
+    from the disk, so that what is read lies close together."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def embeddings(self) -> Float16[Tensor, "n V T D"]:
+        """All of them, where they are resident.
+
+        Raises:
+            ValueError: If they are on disk; `pick` and `chunk` serve all places.
+        """
+        if isinstance(self.held, Mapped):
+            raise ValueError("these features lie on disk; take a chunk of them")
+        return self.held.embeddings
+
+    def pick(
+        self, videos: Int[Tensor, " B"], views: Int[Tensor, " B"], frames: Int[Tensor, "B t"]
+    ) -> Picked:
+        """Take a view of each video and some of its frames; `Picked.to` brings them."""
+        picked = self.held.pick(videos, views, frames)
+        if self.device.type == "cuda" and self.place != "device":
+            return picked.pinned()
+        return picked
+
+    def chunk(self, videos: slice, view: int, frames: Int[Tensor, " t"]) -> Picked:
+        """The same view and frames of some videos, on the model's device, in float32."""
+        chosen = torch.arange(len(self))[videos]
+        picked = self.pick(
+            chosen, torch.full_like(chosen, view), frames.expand(len(chosen), -1)
+        )
+        return picked.to(self.device)
+
+    def text(self) -> str:
+        """Where they lie, for people."""
+        mega = self.num_bytes / 1e6
+        size = f"{mega / 1e3:.2f} GB" if mega >= 100 else f"{mega:.1f} MB"
+        where = {"device": f"on {self.device}", "memory": "in memory"}.get(self.place)
+        if where is None:
+            where = (
+                "left on disk, they are more than the memory set aside; read through the map, "
+                f"shuffled {self.window:,} at a time"
+            )
+        return f"{size} of features, {len(self):,} videos, {where}"
+
 
 def load_features(
-    partition: Partition, *, device: torch.device, wants_patches: bool = False
+    partition: Partition,
+    *,
+    device: torch.device,
+    wants_patches: bool = False,
+    gigabytes: float | None = None,
+    sharers: int = 1,
 ) -> Features:
-    """Read a partition into memory.
+    """Hold a partition on the device or in memory if it fits, else read it from the disk.
+
+    Args:
+        partition: Of a store.
+        device: Where the model is.
+        wants_patches: Also the patch tokens.
+        gigabytes: What they may take; None takes a share of what is free.
+        sharers: Processes on this machine that do the same.
 
     Raises:
         StoreError: If it is not finished, or no video of it is usable.
@@ -53,55 +121,96 @@ def load_features(
     rows = np.flatnonzero(np.isin(status, [Status.OK, Status.SALVAGED]))
     if not len(rows):
         raise StoreError(f"{partition.path}: none of its {len(status):,} videos is usable")
-    patches = partition.read_patches(rows) if wants_patches else None
+    shape = (partition.num_views, partition.num_frames, partition.dim)
+    video_bytes = 2 * int(np.prod(shape))
+    if wants_patches:
+        if partition.geometry.patches is None:
+            partition.read_patches(rows[:1])  # raises, and says what to do
+        video_bytes += 2 * shape[0] * int(np.prod(partition.geometry.patches or 0))
+    limits = budget(device, gigabytes, sharers=sharers)
+    place = limits.place(video_bytes * len(rows))
+    window = None
+    held: Resident | Mapped
+    if place == "disk":
+        window = max(RUN, int(limits.memory / video_bytes))
+        held = Mapped(partition, rows, wants_patches)
+    else:
+        where = device if place == "device" else torch.device("cpu")
+        held = Resident.load(partition, rows, where, wants_patches)
     return Features(
-        embeddings=torch.from_numpy(partition.read(rows)).to(device),
+        held=held,
         labels=torch.from_numpy(partition.labels[rows]),
         rows=rows,
         num_listed=len(status),
-        patches=None if patches is None else torch.from_numpy(patches).to(device),
+        shape=(len(rows), *shape),
+        num_bytes=video_bytes * len(rows),
+        place=place,
+        device=device,
+        window=window,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step trains on."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw:
+    """What a step trains on: which videos, and what of them."""
 
-    frames: Float[Tensor, "B t D"]
-    labels: Int[Tensor, " B"]
     videos: Int[Tensor, " B"]
     """Index into the features."""
 
-    patches: Float[Tensor, "B P U"] | None = None
+    views: Int[Tensor, " B"]
+    frames: Int[Tensor, "B t"]
+    labels: Int[Tensor, " B"]
+
+    def pick(self, features: Features, part: slice) -> Picked:
+        """Take some of the batch out of the features."""
+        return features.pick(self.videos[part], self.views[part], self.frames[part])
 
 
-def batch_of(
-    features: Features, step: int, *, batch_size: int, num_frames: int, seed: int
-) -> Batch:
+def draw_batch(
+    features: Features,
+    step: int,
+    *,
+    batch_size: int,
+    num_frames: int,
+    seed: int,
+    window: int | None = None,
+) -> Draw:
     """The batch of a step, a function of its arguments alone.
 
     So a resumed run sees the batches the uninterrupted one would have seen.  Each epoch is a
     fresh permutation; its last, short batch is left out.  A video shows one of its views,
     drawn at random, and one frame at random from each group of T / t.
     """
-    size, count = min(batch_size, len(features)), len(features)
+    count, num_views, num_stored, _ = features.shape
+    size = min(batch_size, count)
     epoch, index = divmod(step, count // size)
-    order = torch.randperm(count, generator=_generator(seed, "epoch", epoch))
+    order = epoch_order(count, epoch=epoch, seed=seed, window=window)
     videos = order[index * size : (index + 1) * size]
     draws = _generator(seed, "step", step)
-    num_views, num_stored = features.embeddings.shape[1:3]
     view = torch.randint(num_views, (size,), generator=draws)
     group = frame_groups(num_stored, num_frames)
     frame = torch.arange(num_frames) * group + torch.randint(
         group, (size, num_frames), generator=draws
     )
-    device = features.embeddings.device
-    at, view, frame = videos.to(device), view.to(device), frame.to(device)
-    return Batch(
-        frames=features.embeddings[at[:, None], view[:, None], frame].float(),
-        labels=features.labels[videos],
-        videos=videos,
-        patches=None if features.patches is None else features.patches[at, view].float(),
+    return Draw(videos, view, frame, features.labels[videos])
+
+
+@lru_cache(maxsize=2)  # an epoch of Kinetics takes milliseconds to shuffle
+def epoch_order(
+    count: int, *, epoch: int, seed: int, window: int | None = None
+) -> Int[Tensor, " count"]:
+    """All videos in the order of an epoch.
+
+    With a window, runs of `RUN` neighbours are shuffled, then the videos within every
+    `window` of them: reading from a disk stays within so many videos at a time.
+    """
+    generator = _generator(seed, "epoch", epoch)
+    if window is None or window >= count:
+        return torch.randperm(count, generator=generator)
+    runs = torch.arange(count).split(RUN)
+    order = torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator)])
+    return torch.cat(
+        [part[torch.randperm(len(part), generator=generator)] for part in order.split(window)]
     )
 
 

@@ -17,7 +17,13 @@ Score = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def probabilities(
-    features: Features, score: Score, *, num_frames: int, clips: int, batch_size: int = 32
+    features: Features,
+    score: Score,
+    *,
+    num_frames: int,
+    clips: int,
+    batch_size: int = 32,
+    videos: range | None = None,
 ) -> Iterator[Float64[np.ndarray, "B K"]]:
     """Softmax scores of all videos in order, averaged over their views, in float64.
 
@@ -27,22 +33,31 @@ def probabilities(
         num_frames: t, frames the model takes.
         clips: Temporal clips among the views, clip by clip.
         batch_size: Videos at a time; changes nothing but memory and speed.
+        videos: Some of them, side by side; None takes all.
     """
-    embeddings, patches = features.embeddings, features.patches
-    num_views = embeddings.shape[1]
-    for start in range(0, len(features), batch_size):
-        videos = slice(start, start + batch_size)
-        total: Tensor | None = None
-        for view in range(num_views):
-            clip = view * clips // num_views
-            chosen = strided(embeddings.shape[2], num_frames, clip=clip, clips=clips)
-            frames = embeddings[videos, view][:, chosen].float()
-            seen = None if patches is None else patches[videos, view].float()
-            with torch.inference_mode():
-                softmax = score(frames, seen).double().softmax(dim=-1)
-            total = softmax if total is None else total + softmax
-        assert total is not None
-        yield (total / num_views).cpu().numpy()
+    chosen = range(len(features)) if videos is None else videos
+    for start in range(chosen.start, chosen.stop, batch_size):
+        part = slice(start, min(start + batch_size, chosen.stop))
+        # a decorated generator would not be without gradients while it runs
+        with torch.no_grad():
+            mean = _mean_softmax(features, part, score, num_frames=num_frames, clips=clips)
+        yield mean.cpu().numpy()
+
+
+def _mean_softmax(
+    features: Features, part: slice, score: Score, *, num_frames: int, clips: int
+) -> Float64[Tensor, "B K"]:
+    """Softmax scores of some videos, averaged over their views."""
+    _, num_views, num_stored, _ = features.shape
+    total: Tensor | None = None
+    for view in range(num_views):
+        clip = view * clips // num_views
+        chosen = strided(num_stored, num_frames, clip=clip, clips=clips)
+        picked = features.chunk(part, view, chosen)
+        softmax = score(picked.frames, picked.patches).double().softmax(dim=-1)
+        total = softmax if total is None else total + softmax
+    assert total is not None
+    return total / num_views
 
 
 def strided(num_stored: int, num_frames: int, *, clip: int, clips: int) -> Int[Tensor, " t"]:

@@ -1,124 +1,77 @@
 """Stage two: train the tunable parts on cached features (paper Sec. 4.1)."""
 
-import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from bieff.clip import Clip
 from bieff.features.errors import BieffError, InputError, StoreError
+from bieff.features.lock import LOCK_NAME, exclusive
 from bieff.features.store import FeatureStore
-from bieff.train.config import TrainConfig
-from bieff.train.data import Batch, Features, batch_of, load_features, steps_per_epoch
-from bieff.train.loss import positive_pairs, symmetric_loss
-from bieff.train.model import BiEfficient
-from bieff.train.run import (
-    METRICS,
-    RECORD,
-    WEIGHTS,
-    Run,
-    build_model,
-    commit,
-    open_run,
+from bieff.train.batches import Batches
+from bieff.train.checkpoint import (
+    BEST,
+    LAST,
+    RESUME,
+    Progress,
+    StoppedError,
+    load_checkpoint,
+    require_finite,
+    save_checkpoint,
     save_weights,
-    versions,
-    write_record,
+    weights_of,
 )
-from bieff.train.schedule import lr_factor
+from bieff.train.config import TrainConfig
+from bieff.train.data import draw_batch, frame_groups, load_features
+from bieff.train.distributed import current, sharers
+from bieff.train.interrupt import stop_requests
+from bieff.train.metrics import Metrics
+from bieff.train.reading import LossReading
+from bieff.train.record import (
+    make_record,
+    patches_of,
+    peak_memory,
+    require_same,
+    require_same_numbers,
+    resumed,
+)
+from bieff.train.run import Run, build_model, open_run, write_record
+from bieff.train.step import Trainer, make_optimizer
 from bieff.train.text import TextTower
+from bieff.train.validation import Validation
 
 Watch = Callable[[int, int, float], None]
 """Called after every step with (steps done, steps in all, loss)."""
 
+Say = Callable[[str], None]
+"""Called with what people should know, a line at a time."""
 
-@dataclass(frozen=True, slots=True)
-class Trainer:
-    """Everything a step needs."""
-
-    config: TrainConfig
-    model: BiEfficient
-    text: TextTower
-    features: Features
-    optimizer: torch.optim.Optimizer
-    num_frames: int
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.config.epochs * self.epoch_steps
-
-    @property
-    def epoch_steps(self) -> int:
-        """Steps of an epoch."""
-        return steps_per_epoch(len(self.features), self.config.batch_size)
-
-    def step(self, step: int) -> Tensor:
-        """Take one step; returns its loss."""
-        config = self.config
-        batch = batch_of(
-            self.features,
-            step,
-            batch_size=config.batch_size,
-            num_frames=self.num_frames,
-            seed=config.seed,
-        )
-        factor = lr_factor(
-            step,
-            warmup_steps=config.warmup_epochs * self.epoch_steps,
-            total_steps=self.num_steps,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * factor
-        loss = batch_loss(self.model, self.text, batch, config)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
-        self.optimizer.step()
-        return loss.detach()
+LOGGED = 10
+"""Steps between lines of metrics."""
 
 
-def batch_loss(
-    model: BiEfficient, text: TextTower, batch: Batch, config: TrainConfig
-) -> Tensor:
-    """Eq. 10 on a batch; its categories are the distinct labels in it."""
-    categories = batch.labels.unique()
-    scores = model(batch.frames, text, categories=categories, patches=batch.patches)
-    positives = positive_pairs(batch.labels, categories).to(scores.logits.device)
-    return symmetric_loss(scores.logits, positives, targets=config.targets)
-
-
-def make_optimizer(model: BiEfficient, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, as usual for transformers (the paper is silent).
-
-    Learned tokens, positions, norms, offsets, alpha and beta are not decayed: their zero has
-    no meaning of its own.
-    """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            is_matrix = parameter.ndim == 2 and name.endswith("weight")
-            (decayed if is_matrix else free).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr)
-
-
-def prepare(store: FeatureStore, clip: Clip, config: TrainConfig) -> Trainer:
+def prepare(
+    store: FeatureStore, clip: Clip, config: TrainConfig, *, run: Run | None = None
+) -> Trainer:
     """Put together what a run on this store needs.
+
+    Args:
+        store: Features to train on.
+        clip: The CLIP they come from.
+        config: Settings.
+        run: A run that is to go on; its videos are shuffled as they were.
 
     Raises:
         StoreError: If the store has no training partition, or it is not finished.
+        ConfigError: If a setting does not fit the store.
     """
     if "train" not in store.partitions:
         raise StoreError(
@@ -126,81 +79,254 @@ def prepare(store: FeatureStore, clip: Clip, config: TrainConfig) -> Trainer:
             "train on another store"
         )
     device = next(clip.model.parameters()).device
+    group = current()
     num_frames = config.frames or int(store.recipe["frames"])
+    frame_groups(int(store.recipe["frames"]), num_frames)
     text = TextTower(clip.model, clip.tokenize(store.class_names)).to(device)
-    model = build_model(config, clip, num_frames=num_frames, patches=_patches(store)).to(device)
+    model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
+    model = model.to(device)
     features = load_features(
-        store.partitions["train"], device=device, wants_patches=config.prompts_see == "patches"
+        store.partitions["train"],
+        device=device,
+        wants_patches=config.prompts_see == "patches",
+        gigabytes=config.feature_memory,
+        sharers=sharers(),
     )
-    return Trainer(config, model, text, features, make_optimizer(model, config), num_frames)
+    window = features.window if run is None else run.record["features"]["window"]
+    size = min(config.batch_size, len(features))
+    batches = Batches(
+        features,
+        lambda step: draw_batch(
+            features,
+            step,
+            batch_size=config.batch_size,
+            num_frames=num_frames,
+            seed=config.seed,
+            window=window,
+        ),
+        group.part(size),
+        last=config.epochs * (len(features) // size),
+    )
+    return Trainer(
+        config=config,
+        model=model,
+        text=text,
+        features=features,
+        optimizer=make_optimizer(model, config),
+        num_frames=num_frames,
+        batches=batches,
+        group=group,
+        device=device,
+        precision=_precision(config, device),
+        window=window,
+    )
 
 
 def train(
-    store: FeatureStore, clip: Clip, config: TrainConfig, out: Path, *, watch: Watch
+    store: FeatureStore,
+    clip: Clip,
+    config: TrainConfig,
+    out: Path,
+    *,
+    watch: Watch,
+    say: Say = lambda line: None,
+    resume: bool = False,
+    command: Sequence[str] = (),
 ) -> Run:
-    """Train from the first step to the last, and write the run folder `out`.
+    """Train to the last step, and write the run folder `out`.
+
+    SIGINT or SIGTERM finish the step and save.  With `resume`, a run that was stopped, however
+    it was stopped, goes on at its last checkpoint, bit for bit as if it had not been.
+
+    Args:
+        store: Features to train on.
+        clip: The CLIP they come from.
+        config: Settings; of a run that goes on, the same.
+        out: Folder of the run.
+        watch: Called after every step.
+        say: Called with what people should know.
+        resume: Go on with the run in `out`.
+        command: What the user typed, for the record.
 
     Raises:
-        InputError: If `out` holds something already.
+        InputError: If `out` holds something already, or nothing to go on with.
+        ConfigError: If a run is to go on with other settings.
         StoreError: If the store cannot be trained on.
+        StoppedError: If it was asked to stop; says how to go on.
         BieffError: If the loss stops being a number.
     """
-    if (out / RECORD).exists() or (out.is_dir() and any(out.iterdir())):
-        raise InputError(f"{out} is not empty; name another folder with --out, or remove it")
-    trainer = prepare(store, clip, config)
+    run = None
+    if resume:
+        run = open_run(out)
+        require_same(run, store, clip, config)
+    elif out.is_dir() and any(path.name != LOCK_NAME for path in out.iterdir()):
+        raise InputError(
+            f"{out} is not empty; name another folder with --out, remove it, or go on with its "
+            "run with --resume"
+        )
+    trainer = prepare(store, clip, config, run=run)
+    validation = Validation.load(store, config, trainer.device)
+    say(trainer.features.text())
+    if run is not None:
+        require_same_numbers(run, trainer)
+    trainer.group.wait()  # all have looked at the folder
     out.mkdir(parents=True, exist_ok=True)
-    record = _record(store, clip, trainer)
-    write_record(out, record)
-    start = time.monotonic()
-    with (out / METRICS).open("w") as metrics:
-        for step in range(trainer.num_steps):
-            loss = trainer.step(step).item()
-            if not math.isfinite(loss):
-                raise BieffError(
-                    f"step {step}: the loss is {loss}; the run so far is in {out}, try a "
-                    "smaller lr or clip_grad=1.0"
-                )
-            if step % 10 == 0 or step + 1 == trainer.num_steps:
-                print(json.dumps(_metrics(trainer, step, loss)), file=metrics, flush=True)
-            watch(step + 1, trainer.num_steps, loss)
-    save_weights(out / WEIGHTS, trainer.model)
-    record["seconds"] = round(time.monotonic() - start, 2)
-    record["finished"] = datetime.now(UTC).isoformat(timespec="microseconds")
-    write_record(out, record)
+    with trainer.batches, exclusive(out) if trainer.group.writes else nullcontext():
+        progress, record = Progress(), make_record(store, clip, trainer, command)
+        if run is not None:
+            progress = load_checkpoint(out, trainer.model, trainer.optimizer) or progress
+            record = resumed(run.record, trainer, command, progress.step)
+            say(f"going on after {progress.step:,} of {trainer.num_steps:,} steps")
+        trainer.group.wait()  # all have read it
+        sitting = Sitting(trainer, validation, store, out, record, progress, watch)
+        sitting.run()
     return open_run(out)
 
 
-def _metrics(trainer: Trainer, step: int, loss: float) -> dict[str, float]:
-    line = {"step": step, "loss": loss, "lr": trainer.optimizer.param_groups[0]["lr"]}
-    for name, parameter in trainer.model.named_parameters():
-        if name.endswith(("alpha", "beta")):
-            line[name] = parameter.detach().float().mean().item()
-    return line
+@dataclass(slots=True)
+class Sitting:
+    """A run from where it is to its end, or to where it is stopped."""
+
+    trainer: Trainer
+    validation: Validation | None
+    store: FeatureStore
+    out: Path
+    record: dict[str, Any]
+    progress: Progress
+    watch: Watch
+    saved_at: float = 0.0
+    saved_step: int | None = None
+    started_at: float = 0.0
+
+    def run(self) -> None:
+        """Take the steps that are left, and finish the run folder."""
+        trainer, progress = self.trainer, self.progress
+        self.saved_step = progress.step or None
+        self.saved_at = self.started_at = time.monotonic()
+        if not trainer.group.writes:
+            self._steps(None)
+            return
+        write_record(self.out, self.record)
+        with Metrics(self.out, progress.sizes or {}) as metrics:
+            self._steps(metrics)
+        weights = weights_of(trainer.model)
+        require_finite(weights, f"after {trainer.num_steps} steps")
+        save_weights(self.out / LAST, weights)
+        finished = datetime.now(UTC).isoformat(timespec="microseconds")
+        self._write_record(finished=finished)
+        (self.out / RESUME).unlink(missing_ok=True)
+
+    def _steps(self, metrics: Metrics | None) -> None:
+        trainer = self.trainer
+        started = self.progress.seconds
+        unread: deque[LossReading] = deque()
+        with stop_requests() as is_stopping:
+            for step in range(self.progress.step, trainer.num_steps):
+                unread.append(LossReading(step, trainer.step(step)))
+                self.progress = replace(
+                    self.progress,
+                    step=step + 1,
+                    seconds=started + time.monotonic() - self.started_at,
+                )
+                is_last = step + 1 == trainer.num_steps
+                is_logged = step % LOGGED == 0 or is_last
+                # several processes must agree, which they need not do at every step
+                stops = (is_logged or trainer.group.size == 1) and trainer.group.any(
+                    is_stopping()
+                )
+                is_evaluated = self._is_evaluated(step + 1)
+                is_saved = is_evaluated or stops or self._is_due()
+                waits = 0 if is_logged or is_saved else LossReading.late(trainer.device)
+                while len(unread) > waits:
+                    loss = self._read(unread.popleft())
+                if metrics is not None and is_logged:
+                    metrics.add(step, {"loss": loss, **self._state()})
+                if is_evaluated:
+                    self._evaluate(metrics)
+                if metrics is not None and is_saved and not is_last:
+                    self._save(metrics)
+                if stops and not is_last:
+                    self._stop()
+
+    def _read(self, reading: LossReading) -> float:
+        """The loss of a step; ends the run if it is not a number."""
+        loss = reading.value()
+        if not math.isfinite(loss):
+            self._fail(reading.step, loss)
+        self.watch(reading.step + 1, self.trainer.num_steps, loss)
+        return loss
+
+    def _fail(self, step: int, loss: float) -> None:
+        trainer = self.trainer
+        draw = trainer.batches.draw(step)
+        rows = trainer.features.rows[draw.videos.numpy()].tolist()
+        videos = self.store.partitions["train"].videos
+        listed = ", ".join(f"{row} {videos[row].id}" for row in rows)
+        good = "no checkpoint was written yet"
+        if self.saved_step is not None:
+            good = (
+                f"the last good checkpoint, after {self.saved_step} steps, is "
+                f"{self.out / RESUME}"
+            )
+        raise BieffError(
+            f"step {step}: the loss is {loss}; {good}; train again with a smaller lr or "
+            f"clip_grad=1.0; the batch's rows and videos: {listed}"
+        )
+
+    def _state(self) -> dict[str, float]:
+        """The learning rate, and the method's learned numbers."""
+        state = {"lr": float(self.trainer.optimizer.param_groups[0]["lr"])}
+        for name, parameter in self.trainer.model.named_parameters():
+            if name.endswith(("alpha", "beta", "log_scale")):
+                state[name] = parameter.detach().float().mean().item()
+        return state
+
+    def _is_evaluated(self, done: int) -> bool:
+        if self.validation is None:
+            return False
+        every = self.trainer.config.eval_every * self.trainer.epoch_steps
+        return done % every == 0 or done == self.trainer.num_steps
+
+    def _evaluate(self, metrics: Metrics | None) -> None:
+        assert self.validation is not None
+        figures = self.validation.accuracies(self.trainer, self.trainer.group)
+        done = self.progress.step
+        if metrics is None:
+            return
+        metrics.add(done - 1, {"epoch": done // self.trainer.epoch_steps, **figures})
+        self.record["evaluation"] = {"steps": done, **figures}
+        best = self.progress.best_top1
+        if best is None or figures["val_top1"] > best:
+            self.progress = self.progress.better(figures["val_top1"])
+            save_weights(self.out / BEST, weights_of(self.trainer.model))
+
+    def _is_due(self) -> bool:
+        waited = time.monotonic() - self.saved_at
+        return self.trainer.group.writes and waited >= self.trainer.config.save_seconds
+
+    def _save(self, metrics: Metrics) -> None:
+        self.progress = replace(self.progress, sizes=metrics.sizes())
+        save_checkpoint(self.out, self.trainer.model, self.trainer.optimizer, self.progress)
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
+        self._write_record()
+
+    def _write_record(self, *, finished: str | None = None) -> None:
+        progress = self.progress
+        self.record["seconds"] = round(progress.seconds, 2)
+        self.record["peak_memory_bytes"] = peak_memory(self.trainer.device)
+        if progress.best_step is not None:
+            self.record["best"] = {"steps": progress.best_step, "val_top1": progress.best_top1}
+        self.record["finished"] = finished
+        write_record(self.out, self.record)
+
+    def _stop(self) -> None:
+        raise StoppedError(
+            f"stopped and saved after {self.progress.step:,} of {self.trainer.num_steps:,} "
+            f"steps; `bieff train --resume --out {self.out}` goes on"
+        )
 
 
-def _record(store: FeatureStore, clip: Clip, trainer: Trainer) -> dict[str, Any]:
-    return {
-        "config": trainer.config.to_dict(),
-        "store": str(store.path.resolve()),
-        "store_recipe_hash": store.recipe_hash,
-        "data_set": store.recipe["data_set"],
-        "clip": {
-            "name": {"model": clip.name.model, "pretrained": clip.name.pretrained},
-            "fingerprint": clip.fingerprint,
-        },
-        "frames": trainer.num_frames,
-        "patches": _patches(store),
-        "class_names": list(store.class_names),
-        "videos": len(trainer.features),
-        "steps": trainer.num_steps,
-        "parameters": trainer.model.parameter_counts(),
-        "commit": commit(),
-        "versions": versions(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "finished": None,
-    }
-
-
-def _patches(store: FeatureStore) -> tuple[int, int] | None:
-    patches = store.recipe.get("patches")
-    return None if patches is None else (int(patches[0]), int(patches[1]))
+def _precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32

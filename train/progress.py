@@ -14,16 +14,27 @@ from rich.progress import (
 )
 
 
-@contextmanager
-def steps_bar(what: str) -> Iterator[Callable[[int, int, float], None]]:
+class StepsBar:
     """A bar of training steps; call it with (steps done, steps in all, loss)."""
-    with _progress("steps, loss {task.fields[loss]:.3f},") as progress:
-        task = progress.add_task(what, total=None, loss=float("nan"))
 
-        def watch(done: int, total: int, loss: float) -> None:
-            progress.update(task, completed=done, total=total, loss=loss)
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(what, total=None, loss=float("nan"))
 
-        yield watch
+    def __call__(self, done: int, total: int, loss: float) -> None:
+        """Move on."""
+        self._progress.update(self._task, completed=done, total=total, loss=loss)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def steps_bar(what: str, *, is_shown: bool = True) -> Iterator[StepsBar]:
+    """A bar of training steps, or one that nobody sees."""
+    with _progress("steps, loss {task.fields[loss]:.3f},", is_shown=is_shown) as progress:
+        yield StepsBar(progress, what)
 
 
 @contextmanager
@@ -38,7 +49,7 @@ def videos_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield watch
 
 
-def _progress(what: str) -> Progress:
+def _progress(what: str, *, is_shown: bool = True) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -46,5 +57,5 @@ def _progress(what: str) -> Progress:
         TextColumn(what),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, quiet=not is_shown),
     )

@@ -1,9 +1,13 @@
 """A run on disk: what was trained, from what, how, and how far.
 
     runs/shapes/
-      run.json              config, store and recipe hash, CLIP, versions, commit, parameters
+      run.json              config, command, store and recipe hash, CLIP, versions, commit,
+                            device, precision, parameters, seconds, peak memory, evaluation
       metrics.jsonl         a line every few steps and every evaluation
+      events.out.tfevents.* the same for TensorBoard
       last.safetensors      the tunable weights
+      best.safetensors      those of the best evaluation on `val`
+      resume.safetensors    what `--resume` goes on from; gone when the run is finished
       closed-shapes.json    figures, a file for each protocol and data set
 
 A result without its run.json does not exist.
@@ -11,28 +15,29 @@ A result without its run.json does not exist.
 
 import importlib.metadata
 import json
+import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bieff import clip as clips
 from bieff.clip import Clip, ClipName
+from bieff.features.durable import write_atomically
 from bieff.features.errors import InputError, StoreMismatchError
 from bieff.features.store import FeatureStore
+from bieff.train.checkpoint import BEST, LAST
 from bieff.train.config import TrainConfig
 from bieff.train.model import BiEfficient
 from bieff.train.pre_prompt import hand_crafted_context
 from bieff.train.text import TextTower
 
 RECORD = "run.json"
-WEIGHTS = "last.safetensors"
-METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 PACKAGES = ("bieff", "torch", "open_clip_torch", "numpy", "zarr", "safetensors")
 
@@ -98,19 +103,9 @@ def build_model(
     )
 
 
-def save_weights(path: Path, model: BiEfficient) -> None:
-    """Write the tunable weights, whole or not at all."""
-    unfinished = path.with_suffix(".part")
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(state, unfinished)
-    unfinished.rename(path)
-
-
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write run.json, whole or not at all."""
-    unfinished = folder / f"{RECORD}.part"
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    unfinished.rename(folder / RECORD)
+    write_atomically(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def open_run(path: Path) -> Run:
@@ -143,8 +138,28 @@ def newest_run(folder: Path) -> Run:
     return max(finished, key=lambda run: str(run.record["finished"]))
 
 
-def load_model(run: Run, clip: Clip) -> BiEfficient:
+def newest_stopped(folder: Path) -> Run:
+    """The run in the folder that began last, of those that can go on.
+
+    Raises:
+        InputError: If there is none.
+    """
+    runs = [open_run(record.parent) for record in folder.glob(f"*/{RECORD}")]
+    stopped = [run for run in runs if not run.record["finished"]]
+    if not stopped:
+        raise InputError(f"no unfinished run in {folder}; name one with --out")
+    return max(stopped, key=lambda run: str(run.record["started"]))
+
+
+def load_model(
+    run: Run, clip: Clip, *, weights: Literal["last", "best"] = "last"
+) -> BiEfficient:
     """The trained model, in evaluation mode, on the CLIP's device.
+
+    Args:
+        run: A run that has been trained.
+        clip: The CLIP it was trained on.
+        weights: After the last step, or at the best evaluation.
 
     Raises:
         InputError: If the weights are missing or damaged.
@@ -163,7 +178,7 @@ def load_model(run: Run, clip: Clip) -> BiEfficient:
         num_frames=run.record["frames"],
         patches=None if patches is None else (patches[0], patches[1]),
     )
-    file = run.path / WEIGHTS
+    file = run.path / (LAST if weights == "last" else BEST)
     try:
         model.load_state_dict(load_file(file))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -173,13 +188,14 @@ def load_model(run: Run, clip: Clip) -> BiEfficient:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of Python and of the packages that decide the numbers."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}
 
 
 def commit() -> str | None:
     """The git commit of the checkout that runs, with "+" if it was changed; None elsewhere."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
 

@@ -1,0 +1,165 @@
+"""One step of training: the loss of a whole batch, its gradient, and AdamW (paper Sec. 4.1).
+
+A batch may be computed in parts, by several processes and one after the other, and its loss is
+still that of the whole: the text-to-video direction of Eq. 10 compares all its videos.  So the
+loss is taken of the logits of all parts, and its gradient is handed back to each of them.
+Parts that follow one another are computed twice, first without and then with a graph.
+
+B videos of a batch, k categories.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bieff.train.batches import Batches
+from bieff.train.config import TrainConfig
+from bieff.train.data import Features, steps_per_epoch
+from bieff.train.distributed import Group
+from bieff.train.loss import positive_pairs, symmetric_loss
+from bieff.train.model import BiEfficient, Scores
+from bieff.train.residency import Picked
+from bieff.train.schedule import lr_factor
+from bieff.train.text import TextTower
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """Everything a step needs."""
+
+    config: TrainConfig
+    model: BiEfficient
+    text: TextTower
+    features: Features
+    optimizer: torch.optim.Optimizer
+    num_frames: int
+    batches: Batches
+    group: Group
+    device: torch.device
+    precision: torch.dtype
+    window: int | None = None
+    """Videos shuffled with one another, or None for all."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.epoch_steps
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return steps_per_epoch(len(self.features), self.config.batch_size)
+
+    def step(self, step: int) -> Tensor:
+        """Take one step; returns its loss."""
+        draw, picked = self.batches.at(step)
+        factor = lr_factor(
+            step,
+            warmup_steps=self.config.warmup_epochs * self.epoch_steps,
+            total_steps=self.num_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.backward(picked, draw.labels)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.group.add_up(gradients)
+        if self.config.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        self.optimizer.step()
+        return loss
+
+    def backward(self, picked: Picked, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Eq. 10 on a batch, and its gradient; the categories are the distinct labels in it.
+
+        Args:
+            picked: This process's rows of the batch.
+            labels: Of the whole batch.
+        """
+        categories = labels.unique()
+        positives = positive_pairs(labels, categories).to(self.device)
+        count = len(picked.frames)
+
+        def logits_of(part: slice) -> Tensor:
+            return self.score(picked.part(part), categories).logits
+
+        def loss_of(logits: Tensor) -> Tensor:
+            return symmetric_loss(logits, positives, targets=self.config.targets)
+
+        return backward_whole(
+            logits_of,
+            cut(count, self.config.accumulate),
+            loss_of,
+            lambda own: self.group.gather(own, len(labels)),
+            self.group.part(len(labels)),
+        )
+
+    def score(self, picked: Picked, categories: Tensor | None) -> Scores:
+        """What the model says, in the run's precision."""
+        with torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        ):
+            scores: Scores = self.model(
+                picked.frames, self.text, categories=categories, patches=picked.patches
+            )
+        return scores
+
+
+def backward_whole(
+    logits_of: Callable[[slice], Tensor],
+    parts: Sequence[slice],
+    loss_of: Callable[[Tensor], Tensor],
+    gather: Callable[[Tensor], Tensor],
+    mine: slice,
+) -> Float[Tensor, ""]:
+    """The loss of a whole batch, back-propagated through this process's parts of it.
+
+    Args:
+        logits_of: The logits of some of this process's rows.
+        parts: Its rows; several are computed twice each, to keep one graph at a time.
+        loss_of: Of the logits of the whole batch.
+        gather: The logits of all processes, from those of this one.
+        mine: Where this process's rows are among them.
+    """
+    with torch.set_grad_enabled(len(parts) == 1):
+        own = [logits_of(part) for part in parts]
+    whole = gather(torch.cat([logits.detach() for logits in own])).requires_grad_()
+    loss = loss_of(whole)
+    (gradient,) = torch.autograd.grad(loss, whole)
+    gradient = gradient[mine]
+    for index, part in enumerate(parts):
+        logits = own[0] if len(parts) == 1 else logits_of(part)
+        own[index] = logits.detach()  # let go of its graph
+        logits.backward(gradient[part])
+        del logits
+    return loss.detach()
+
+
+def cut(count: int, parts: int) -> list[slice]:
+    """Divide `count` rows; parts differ by one at most, and none is empty."""
+    parts = min(parts, count)
+    bounds = [count * part // parts for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def make_optimizer(model: BiEfficient, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, as usual for transformers (the paper is silent).
+
+    Learned tokens, positions, norms, offsets, alpha and beta are not decayed: their zero has
+    no meaning of its own.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_matrix = parameter.ndim == 2 and name.endswith("weight")
+            (decayed if is_matrix else free).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
