@@ -57,6 +57,16 @@ class Trainer:
     def step(self, step: int) -> Tensor:
         """Take one step; returns its loss."""
         draw, picked = self.batches.at(step)
+        return self.update(step, picked, draw.labels)
+
+    def update(self, step: int, picked: Picked, labels: Int[Tensor, " B"]) -> Tensor:
+        """Learn from a batch; returns its loss.
+
+        Args:
+            step: Decides the learning rate.
+            picked: This process's rows of the batch.
+            labels: Of the whole batch.
+        """
         factor = lr_factor(
             step,
             warmup_steps=self.config.warmup_epochs * self.epoch_steps,
@@ -65,7 +75,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.backward(picked, draw.labels)
+        loss = self.backward(picked, labels)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.group.add_up(gradients)
         if self.config.clip_grad:
