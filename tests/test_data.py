@@ -102,7 +102,9 @@ def test_what_is_picked_is_what_was_drawn(store, resident):
         video, view = int(batch.videos[2 + i]), int(batch.views[2 + i])
         want = whole[video, view][batch.frames[2 + i]].astype(np.float32)
         assert np.array_equal(picked.frames[i], want)
-        patches = store.partitions["train"].read_patches([resident.rows[video]])[0, view]
+        patches = store.partitions["train"].read_patches(resident.rows[video : video + 1])[
+            0, view
+        ]
         assert np.array_equal(picked.patches[i], patches.astype(np.float32))
 
 

@@ -197,6 +197,8 @@ class Sitting:
     saved_at: float = 0.0
     saved_step: int | None = None
     started_at: float = 0.0
+    loss: float = math.nan
+    """Of the step that was read last."""
 
     def run(self) -> None:
         """Take the steps that are left, and finish the run folder."""
@@ -217,44 +219,40 @@ class Sitting:
         (self.out / RESUME).unlink(missing_ok=True)
 
     def _steps(self, metrics: Metrics | None) -> None:
-        trainer = self.trainer
-        started = self.progress.seconds
+        trainer, group = self.trainer, self.trainer.group
+        before = self.progress.seconds
         unread: deque[LossReading] = deque()
         with stop_requests() as is_stopping:
             for step in range(self.progress.step, trainer.num_steps):
                 unread.append(LossReading(step, trainer.step(step)))
-                self.progress = replace(
-                    self.progress,
-                    step=step + 1,
-                    seconds=started + time.monotonic() - self.started_at,
-                )
+                spent = before + time.monotonic() - self.started_at
+                self.progress = replace(self.progress, step=step + 1, seconds=spent)
                 is_last = step + 1 == trainer.num_steps
                 is_logged = step % LOGGED == 0 or is_last
-                # several processes must agree, which they need not do at every step
-                stops = (is_logged or trainer.group.size == 1) and trainer.group.any(
-                    is_stopping()
-                )
                 is_evaluated = self._is_evaluated(step + 1)
-                is_saved = is_evaluated or stops or self._is_due()
-                waits = 0 if is_logged or is_saved else LossReading.late(trainer.device)
-                while len(unread) > waits:
-                    loss = self._read(unread.popleft())
+                self._read(unread, late=0 if is_logged else LossReading.late(trainer.device))
+                # several processes must agree, which they need not do at every step
+                stops = (is_logged or group.size == 1) and group.any(is_stopping())
+                is_saved = (is_evaluated or stops or self._is_due()) and not is_last
+                if is_saved or is_evaluated:
+                    self._read(unread, late=0)
                 if metrics is not None and is_logged:
-                    metrics.add(step, {"loss": loss, **self._state()})
+                    metrics.add(step, {"loss": self.loss, **self._state()})
                 if is_evaluated:
                     self._evaluate(metrics)
-                if metrics is not None and is_saved and not is_last:
+                if metrics is not None and is_saved:
                     self._save(metrics)
                 if stops and not is_last:
                     self._stop()
 
-    def _read(self, reading: LossReading) -> float:
-        """The loss of a step; ends the run if it is not a number."""
-        loss = reading.value()
-        if not math.isfinite(loss):
-            self._fail(reading.step, loss)
-        self.watch(reading.step + 1, self.trainer.num_steps, loss)
-        return loss
+    def _read(self, unread: deque[LossReading], *, late: int) -> None:
+        """Read losses but the last few; ends the run at one that is not a number."""
+        while len(unread) > late:
+            reading = unread.popleft()
+            self.loss = reading.value()
+            if not math.isfinite(self.loss):
+                self._fail(reading.step, self.loss)
+            self.watch(reading.step + 1, self.trainer.num_steps, self.loss)
 
     def _fail(self, step: int, loss: float) -> None:
         trainer = self.trainer
