@@ -274,7 +274,7 @@ def test_it_says_where_the_features_are(clip, store, tmp_path):
     said = []
     config = load(overrides=[*SHORT, "feature_memory=1e-9"])
     run = train(store, clip, config, tmp_path / "run", watch=quiet, say=said.append)
-    assert "52 videos, left on disk" in said[0]
+    assert "52 videos, 0.0 MB, stay on disk" in said[0]
     assert run.record["features"] == {"place": "disk", "bytes": 52 * 2 * 2 * 78, "window": 64}
 
 

@@ -15,17 +15,19 @@ from torch import Tensor
 from bieff.features.errors import ConfigError, StoreError
 from bieff.features.schema import Status
 from bieff.features.store import Partition
-from bieff.train.residency import Mapped, Picked, Place, Resident, budget
+from bieff.train.residency import Mapped, Picked, Place, budget, load_rows
 
 RUN = 64
 """Videos that lie side by side in the store and stay together when disk reads are shuffled."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Features:
     """The usable videos of one partition, wherever they lie."""
 
-    held: Resident | Mapped
+    embeddings: Float16[Tensor, "n V T D"] | None
+    """On the device or in memory; None where they stay on disk."""
+
     labels: Int[Tensor, " n"]
     """Index into the class names, int64, on the CPU."""
 
@@ -35,13 +37,12 @@ class Features:
     num_listed: int
     """Videos of the partition, usable or not."""
 
-    shape: tuple[int, int, int, int]
-    """n, V, T, D."""
+    patches: Float16[Tensor, "n V P U"] | None = None
+    mapped: Mapped | None = None
+    """Reads them, where they stay on disk."""
 
-    num_bytes: int
-    place: Place
-    device: torch.device
-    """Where the model is, and batches go."""
+    target: torch.device | None = None
+    """Where batches go; None: to where the embeddings lie."""
 
     window: int | None = None
     """Videos to be shuffled with one another; None for all, and fewer where they are read
@@ -51,24 +52,44 @@ class Features:
         return len(self.rows)
 
     @property
-    def embeddings(self) -> Float16[Tensor, "n V T D"]:
-        """All of them, where they are resident.
+    def shape(self) -> tuple[int, int, int, int]:
+        """n, V, T, D."""
+        if self.embeddings is None:
+            assert self.mapped is not None
+            return self.mapped.shape
+        videos, views, frames, dim = self.embeddings.shape
+        return videos, views, frames, dim
 
-        Raises:
-            ValueError: If they are on disk; `pick` and `chunk` serve all places.
-        """
-        if isinstance(self.held, Mapped):
-            raise ValueError("these features lie on disk; take a chunk of them")
-        return self.held.embeddings
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        if self.target is not None:
+            return self.target
+        return torch.device("cpu") if self.embeddings is None else self.embeddings.device
+
+    @property
+    def place(self) -> Place:
+        """Where they lie."""
+        if self.embeddings is None:
+            return "disk"
+        return "memory" if self.embeddings.device.type == "cpu" else "device"
 
     def pick(
         self, videos: Int[Tensor, " B"], views: Int[Tensor, " B"], frames: Int[Tensor, "B t"]
     ) -> Picked:
         """Take a view of each video and some of its frames; `Picked.to` brings them."""
-        picked = self.held.pick(videos, views, frames)
-        if self.device.type == "cuda" and self.place != "device":
-            return picked.pinned()
-        return picked
+        if self.embeddings is None:
+            assert self.mapped is not None
+            picked = self.mapped.pick(videos, views, frames)
+        else:
+            where = self.embeddings.device
+            videos, views, frames = (index.to(where) for index in (videos, views, frames))
+            picked = Picked(
+                self.embeddings[videos[:, None], views[:, None], frames],
+                None if self.patches is None else self.patches[videos, views],
+            )
+        is_sent = self.device.type == "cuda" and self.place != "device"
+        return picked.pinned() if is_sent else picked
 
     def chunk(self, videos: slice, view: int, frames: Int[Tensor, " t"]) -> Picked:
         """The same view and frames of some videos, on the model's device, in float32."""
@@ -80,15 +101,21 @@ class Features:
 
     def text(self) -> str:
         """Where they lie, for people."""
-        mega = self.num_bytes / 1e6
-        size = f"{mega / 1e3:.2f} GB" if mega >= 100 else f"{mega:.1f} MB"
         where = {"device": f"on {self.device}", "memory": "in memory"}.get(self.place)
         if where is None:
             where = (
-                "left on disk, they are more than the memory set aside; read through the map, "
+                "stay on disk, they are more than the memory set aside; read through the map, "
                 f"shuffled {self.window:,} at a time"
             )
-        return f"{size} of features, {len(self):,} videos, {where}"
+        return f"features: {len(self):,} videos, {self.num_bytes / 1e6:,.1f} MB, {where}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the embeddings and patches."""
+        if self.mapped is not None:
+            return len(self) * self.mapped.video_bytes
+        held = (self.embeddings, self.patches)
+        return sum(part.numel() * part.element_size() for part in held if part is not None)
 
 
 def load_features(
@@ -121,31 +148,28 @@ def load_features(
     rows = np.flatnonzero(np.isin(status, [Status.OK, Status.SALVAGED]))
     if not len(rows):
         raise StoreError(f"{partition.path}: none of its {len(status):,} videos is usable")
-    shape = (partition.num_views, partition.num_frames, partition.dim)
-    video_bytes = 2 * int(np.prod(shape))
-    if wants_patches:
-        if partition.geometry.patches is None:
-            partition.read_patches(rows[:1])  # raises, and says what to do
-        video_bytes += 2 * shape[0] * int(np.prod(partition.geometry.patches or 0))
+    if wants_patches and partition.geometry.patches is None:
+        partition.read_patches(rows[:1])  # raises, and says what to do
+    mapped = Mapped(partition, rows, wants_patches)
     limits = budget(device, gigabytes, sharers=sharers)
-    place = limits.place(video_bytes * len(rows))
-    window = None
-    held: Resident | Mapped
+    place = limits.place(mapped.video_bytes * len(rows))
+    embeddings = patches = window = None
     if place == "disk":
-        window = max(RUN, int(limits.memory / video_bytes))
-        held = Mapped(partition, rows, wants_patches)
+        window = max(RUN, int(limits.memory / mapped.video_bytes))
     else:
         where = device if place == "device" else torch.device("cpu")
-        held = Resident.load(partition, rows, where, wants_patches)
+        embeddings = load_rows(partition.read, rows, mapped.shape[1:], where)
+        if wants_patches:
+            shape = (partition.num_views, *(partition.geometry.patches or ()))
+            patches = load_rows(partition.read_patches, rows, shape, where)
     return Features(
-        held=held,
+        embeddings=embeddings,
         labels=torch.from_numpy(partition.labels[rows]),
         rows=rows,
         num_listed=len(status),
-        shape=(len(rows), *shape),
-        num_bytes=video_bytes * len(rows),
-        place=place,
-        device=device,
+        patches=patches,
+        mapped=mapped if place == "disk" else None,
+        target=device,
         window=window,
     )
 

@@ -108,47 +108,17 @@ class Picked:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Resident:
-    """All of a partition in one tensor, on the device or in memory."""
-
-    embeddings: Float16[Tensor, "n V T D"]
-    patches: Float16[Tensor, "n V P U"] | None
-
-    @classmethod
-    def load(
-        cls,
-        partition: Partition,
-        rows: Int[np.ndarray, " n"],
-        place: torch.device,
-        patches: bool,
-    ) -> "Resident":
-        """Read some rows whole; what goes to a device passes through memory in parts."""
-        shape = (partition.num_views, partition.num_frames, partition.dim)
-        if place.type == "cpu":
-            whole = np.empty((len(rows), *shape), np.float16)
-            partition.read(rows, out=whole)
-            embeddings = torch.from_numpy(whole)
-        else:
-            embeddings = _copied(partition.read, rows, shape, place)
-        if not patches:
-            return cls(embeddings, None)
-        sizes = partition.geometry.patches or (0, 0)  # without any, reading says so
-        return cls(
-            embeddings,
-            _copied(partition.read_patches, rows, (partition.num_views, *sizes), place),
-        )
-
-    def pick(
-        self, videos: Int[Tensor, " B"], views: Int[Tensor, " B"], frames: Int[Tensor, "B t"]
-    ) -> Picked:
-        """Take one view of each video, and some of its frames."""
-        place = self.embeddings.device
-        videos, views, frames = (index.to(place) for index in (videos, views, frames))
-        return Picked(
-            self.embeddings[videos[:, None], views[:, None], frames],
-            None if self.patches is None else self.patches[videos, views],
-        )
+def load_rows(
+    read: Any, rows: Int[np.ndarray, " n"], shape: tuple[int, ...], place: torch.device
+) -> Float16[Tensor, "n ..."]:
+    """Read some rows whole; what goes to a device passes through memory in parts."""
+    if place.type == "cpu":
+        return torch.from_numpy(read(rows))
+    whole = torch.empty((len(rows), *shape), dtype=torch.float16, device=place)
+    step = max(1, _COPIED // (2 * int(np.prod(shape))))
+    for start in range(0, len(rows), step):
+        whole[start : start + step] = torch.from_numpy(read(rows[start : start + step]))
+    return whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,6 +128,20 @@ class Mapped:
     partition: Partition
     rows: Int[np.ndarray, " n"]
     has_patches: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """n, V, T, D."""
+        part = self.partition
+        return len(self.rows), part.num_views, part.num_frames, part.dim
+
+    @property
+    def video_bytes(self) -> int:
+        """Bytes of one video's embeddings, and of its patches where these are read too."""
+        views, frames, dim = self.shape[1:]
+        patches = self.partition.geometry.patches if self.has_patches else None
+        num_patches, width = patches or (0, 0)
+        return 2 * views * (frames * dim + num_patches * width)
 
     def pick(
         self, videos: Int[Tensor, " B"], views: Int[Tensor, " B"], frames: Int[Tensor, "B t"]
@@ -184,14 +168,3 @@ class Mapped:
             found[at] = part
         assert found is not None
         return found
-
-
-def _copied(
-    read: Any, rows: Int[np.ndarray, " n"], shape: tuple[int, ...], place: torch.device
-) -> Float16[Tensor, "n ..."]:
-    """Read rows to a device, some at a time."""
-    whole = torch.empty((len(rows), *shape), dtype=torch.float16, device=place)
-    step = max(1, _COPIED // (2 * int(np.prod(shape))))
-    for start in range(0, len(rows), step):
-        whole[start : start + step] = torch.from_numpy(read(rows[start : start + step]))
-    return whole
