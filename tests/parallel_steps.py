@@ -1,0 +1,47 @@
+"""Steps of a run in double precision, by one process or as `torchrun` starts several.
+
+    torchrun --nproc-per-node 2 parallel_steps.py STORE OUT SETTING...
+
+Writes losses and weights.  In double precision sums in another order agree to 1e-12, so that
+what remains would be a mistake.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from bieff.features.store import FeatureStore
+from bieff.train.config import load
+from bieff.train.distributed import joined
+from bieff.train.loop import prepare
+from bieff.train.residency import Picked
+from bieff.train.run import clip_of
+
+STEPS = 6
+
+
+def main() -> None:
+    """Train a few steps."""
+    path, out, *settings = sys.argv[1:]
+    torch.set_num_threads(1)
+    with joined(torch.device("cpu")) as device:
+        store = FeatureStore.open(Path(path))
+        clip = clip_of(store, device=device)
+        clip.model.double()
+        trainer = prepare(store, clip, load(overrides=settings))
+        trainer.model.double()
+        losses = []
+        for step in range(STEPS):
+            draw, picked = trainer.batches.at(step)
+            patches = None if picked.patches is None else picked.patches.double()
+            doubled = Picked(picked.frames.double(), patches)
+            losses.append(trainer.update(step, doubled, draw.labels))
+        if trainer.group.writes:
+            weights = {name: w.contiguous() for name, w in trainer.model.state_dict().items()}
+            save_file({**weights, "losses": torch.stack(losses)}, out)
+
+
+if __name__ == "__main__":
+    main()
