@@ -10,13 +10,21 @@ from torch import Tensor, nn
 from bieff.train.attention import AttentionBlock
 
 
+POSITION_STD = 0.3
+"""Spread of the frame positions at the start.
+
+CLIP's own 0.01 belongs to tokens of 0.02; projected frame embeddings are some 0.5 (ViT-B/16) to
+1.5 (tinyclip), and positions drowned in them are found late: see docs/LOG.md.
+"""
+
+
 class TemporalTransformer(nn.Module):
     """Learned frame positions, then pre-norm self-attention blocks over time.
 
     With `residual` the frames as stored are added to the output.  The authors' release has no
     such skip; ActionCLIP's and BIKE's heads have it.  At the start the blocks pass their input
-    on, so the output is the frames up to the positions (spread 0.01, CLIP's own) and, with
-    the residual, a factor of two: a cosine to frozen CLIP's of nearly 1.
+    on, and the positions have mean zero over time: the mean of the output is that of the frames,
+    up to the residual's factor of two, so pooled videos start as frozen CLIP's.
     """
 
     def __init__(
@@ -24,7 +32,8 @@ class TemporalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.residual = residual
-        self.positions = nn.Parameter(torch.randn(num_frames, dim) * 0.01)
+        positions = torch.randn(num_frames, dim) * POSITION_STD
+        self.positions = nn.Parameter(positions - positions.mean(dim=0))
         self.blocks = nn.ModuleList(AttentionBlock(dim, cross=False) for _ in range(num_layers))
 
     def forward(self, frames: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
