@@ -1,8 +1,12 @@
 """Train tinyclip, as CLIP was trained: contrastively, on stills and their captions.
 
-    python -m bieff.extract.tinyclip.pretrain --out first --one-shape 0.5
-    python -m bieff.extract.tinyclip.pretrain --out model --start first --seed 1
-        --one-shape 0.1 --steps 1000
+    p=bieff.extract.tinyclip.pretrain
+    python -m $p --out first
+    python -m $p --out second --start first --seed 1 --one-shape 0.1 --steps 1000
+    python -m $p --out model --start second --seed 2 --one-shape 0 --steps 900
+
+These three rounds wrote `model/`; `training.jsonl` is their log.  The first learns places, sizes
+and motions, the others more and more shapes.
 
 A still is one moment of a scene of `shapes` (all shapes, seen or not: CLIP has seen
 everything once); its caption names the shape with some of its colour, size, place and
