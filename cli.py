@@ -176,7 +176,8 @@ def extract(
 
     Example: bieff extract --dataset k400 --videos /data/k400 --frames 32
     """
-    # threads that wait for work must not take the cores that decode; read when torch loads
+    # threads that wait for work must not take the cores that decode, which doubled what an
+    # extraction cost on a busy machine (tests/bench_extract.py); read when torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from bieff.extract import command
 

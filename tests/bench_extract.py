@@ -16,6 +16,7 @@ the device multiplies bfloat16 matrices.
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -79,25 +80,31 @@ def main(count: int = 100, seconds: int = 10) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = make_clips(Path(folder), count, seconds)
         store = plan(data, CONFIG, clip, Path(folder) / "store")
+        cpu = [cpu_seconds()]
         outcomes, decode_s = decode_all(store, data)
+        cpu.append(cpu_seconds())
         tower = VisualTower(clip, device=device, batch_size=BATCH[device.type])
         tower_s = tower_all(tower, store, outcomes)
+        cpu.append(cpu_seconds())
         figures = {}
         if device.type == "cuda":
             figures = gpu_figures(tower, len(outcomes) * 96 / tower_s)
         del outcomes
+        cpu.append(cpu_seconds())
         begin = time.perf_counter()
         with InProcess(device=device) as runner:
             summary = extract(store, clip, CONFIG, device=device, runner=runner)
         extract_s = time.perf_counter() - begin
+        cpu.append(cpu_seconds())
         assert summary.is_whole
     ratio = extract_s / (decode_s + tower_s)
     images = count * 96
     what = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
     print(
         f"{commit()} extract {count} clips of {seconds} s | {name} on {what}, torch "
-        f"{torch.__version__} | {images / extract_s:,.0f} images/s, {count / extract_s:,.1f} "
-        f"clips/s | load {os.getloadavg()[0]:.1f}"
+        f"{torch.__version__} | {images / extract_s:,.0f} images/s, "
+        f"{count / extract_s:,.1f} clips/s | cpu-s decode {cpu[1] - cpu[0]:.1f} with start, tower {cpu[2] - cpu[1]:.1f}, "
+        f"extract {cpu[4] - cpu[3]:.1f} | load {os.getloadavg()[0]:.1f}"
     )
     result = {
         "bench": "extract",
@@ -109,6 +116,14 @@ def main(count: int = 100, seconds: int = 10) -> None:
     if figures:
         figures["images_per_s_from_mp4"] = round(images / extract_s)
     print(json.dumps(result | figures))
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it has started and that have ended."""
+    usages = [
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def decode_all(store, data: DataSet) -> tuple[list, float]:
