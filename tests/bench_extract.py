@@ -103,7 +103,8 @@ def main(count: int = 100, seconds: int = 10) -> None:
     print(
         f"{commit()} extract {count} clips of {seconds} s | {name} on {what}, torch "
         f"{torch.__version__} | {images / extract_s:,.0f} images/s, "
-        f"{count / extract_s:,.1f} clips/s | cpu-s decode {cpu[1] - cpu[0]:.1f} with start, tower {cpu[2] - cpu[1]:.1f}, "
+        f"{count / extract_s:,.1f} clips/s | cpu-s decode {cpu[1] - cpu[0]:.1f} with start, "
+        f"tower {cpu[2] - cpu[1]:.1f}, "
         f"extract {cpu[4] - cpu[3]:.1f} | load {os.getloadavg()[0]:.1f}"
     )
     result = {
