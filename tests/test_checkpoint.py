@@ -26,7 +26,7 @@ from bieff.train.loop import prepare, train
 from bieff.train.metrics import METRICS
 from bieff.train.run import open_run
 
-SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=1"]
+SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=2", "temporal_layers=1"]
 
 
 def _load(name):
