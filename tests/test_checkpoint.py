@@ -26,7 +26,7 @@ from bieff.train.loop import prepare, train
 from bieff.train.metrics import METRICS
 from bieff.train.run import open_run
 
-SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=1"]
+SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=2", "temporal_layers=1"]
 
 
 def _load(name):
@@ -233,7 +233,7 @@ def wait_for(condition, process, seconds=120):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_real_process_is_stopped_and_goes_on(clip, store, tmp_path, number):
-    settings = ["epochs=200", "warmup_epochs=1", "batch_size=11", "eval_every=90"]
+    settings = ["epochs=70", "warmup_epochs=1", "batch_size=11", "eval_every=90"]
     out = tmp_path / "run"
     arguments = ["train", "--features", store.path, "--out", out]
     for setting in [*settings, "save_seconds=0.05"]:
@@ -251,7 +251,7 @@ def test_a_real_process_is_stopped_and_goes_on(clip, store, tmp_path, number):
     process = bieff("train", "--resume", "--out", out)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
-    assert "trained 800 steps on 53 videos" in said
+    assert "trained 280 steps on 53 videos" in said
     train(store, clip, load(overrides=settings), tmp_path / "straight", watch=quiet)
     first, second = (load_file(path / LAST) for path in (tmp_path / "straight", out))
     assert all(torch.equal(first[key], second[key]) for key in first)

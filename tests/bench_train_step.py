@@ -1,0 +1,193 @@
+"""Where the time of a training step goes.
+
+    python tests/bench_train_step.py
+
+The whole step of `bieff train`, batch of 32 out of a store, at the size of the demo (tinyclip,
+the classes of `shapes`) and of ViT-B/16 with random weights (32 names of Kinetics-400), T = 8,
+M = 16.  Each part is also run alone, forward and backward, on inputs of the same shapes; its
+share is its time alone by that of the whole step, "other" is what is left.  On CUDA where there
+is one.  The last line is one JSON object.
+"""
+
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bieff.clip import TINYCLIP, Clip, ClipName, load, pick_device
+from bieff.extract.datasets.official import DATA
+from bieff.extract.shapes.clips import Edition, clips_of
+from bieff.train.config import load as settings
+from bieff.train.loop import prepare
+from bieff.train.loss import cosine, positive_pairs, symmetric_loss
+from bieff.train.step import Trainer
+
+FRAMES, VIDEOS = 8, 640
+LABELS = DATA / "k400_names.txt"
+
+
+def fake_store() -> Any:
+    """The module beside this one."""
+    path = Path(__file__).with_name("fake_store.py")
+    spec = importlib.util.spec_from_file_location("fake_store", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_store"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Of one call, to its end on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+class Parts:
+    """The parts of a trainer's step, each to be run alone."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.model = trainer, trainer.model
+        self.draw, self.picked = trainer.batches.at(0)
+        self.categories = self.draw.labels.unique()
+        with torch.no_grad():
+            frames = self.picked.frames
+            self.prompt = self.model.prompt(frames)
+            self.prompted = trainer.text(*self.prompt, categories=self.categories)
+            self.temporal_out = self.model.temporal(frames)
+            picked = torch.zeros(len(frames), dtype=torch.int64, device=trainer.device)
+            self.words = self.prompted.words(picked)
+        self.step_number = 0
+
+    def whole(self) -> None:
+        """What a run does."""
+        self.trainer.step(self.step_number)
+        self.step_number += 1
+
+    def data(self) -> None:
+        """Draw the batch and bring it."""
+        self.step_number += 1
+        self.trainer.batches.at(self.step_number)
+
+    def text(self) -> None:
+        """The frozen tower on the tree, classes and picked words."""
+        context, video = (_leaf(part) for part in self.prompt)
+        prompted = self.trainer.text(context, video, categories=self.categories)
+        picked = torch.zeros(len(self.picked.frames), dtype=torch.int64)
+        words, _ = prompted.words(picked.to(self.trainer.device))
+        (prompted.classes.sum() + words.sum()).backward()
+
+    def prompts(self) -> None:
+        """Pre-Prompt before the tower and Post-Prompt after it."""
+        frames = self.picked.frames
+        prompt = self.model.prompt(frames)
+        classes = self.model.post_prompt(_leaf(self.prompted.classes), frames)
+        (prompt.context.sum() + prompt.video.sum() + classes.sum()).backward()
+
+    def temporal(self) -> None:
+        """The temporal transformer."""
+        self.model.temporal(self.picked.frames).sum().backward()
+
+    def loss(self) -> None:
+        """Word guidance, cosines and Eq. 10."""
+        video, _ = self.model.word_guided(_leaf(self.temporal_out), *self.words)
+        logits = cosine(video[:, None], _leaf(self.prompted.classes))[:, 0] * 100
+        positives = positive_pairs(self.draw.labels, self.categories).to(logits.device)
+        symmetric_loss(logits, positives).backward()
+
+    def optimiser(self) -> None:
+        """AdamW; gradients are those of the last whole step."""
+        self.trainer.optimizer.step()
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_()
+
+
+PARTS = ("text", "prompts", "temporal", "loss", "optimiser", "data")
+
+
+def run(trainer: Trainer, repeats: int) -> dict[str, Any]:
+    """Median seconds of the whole step and of each part, by turns."""
+    parts = Parts(trainer)
+    device = trainer.device
+
+    def call(name: str) -> float:
+        with torch.autocast(
+            device.type, trainer.precision, enabled=trainer.precision != torch.float32
+        ):
+            return seconds(getattr(parts, name), device)
+
+    times: dict[str, list[float]] = {name: [] for name in ("whole", *PARTS)}
+    for repeat in range(repeats + 1):
+        for name in ("whole", "optimiser", *(p for p in PARTS if p != "optimiser")):
+            taken = seconds(parts.whole, device) if name == "whole" else call(name)
+            if repeat:  # the first is to warm up
+                times[name].append(taken)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    whole = median.pop("whole")
+    share = {name: round(taken / whole, 4) for name, taken in median.items()}
+    share["other"] = round(1 - sum(share.values()), 4)
+    return {"seconds": round(whole, 5), "steps_per_second": round(1 / whole, 2), "share": share}
+
+
+def case(clip: Clip, names: tuple[str, ...], repeats: int) -> dict[str, Any]:
+    """Make a store and measure on it."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = fake_store().write_store(
+            Path(folder) / "store", clip, counts={"train": VIDEOS}, frames=FRAMES, names=names
+        )
+        trainer = prepare(store, clip, settings())
+        with trainer.batches:
+            measured = run(trainer, repeats)
+    head = {"clip": str(clip.name), "B": 32, "names": len(names), "T": FRAMES, "D": clip.dim}
+    shares = ", ".join(f"{name} {part:.1%}" for name, part in measured["share"].items())
+    print(f"{head}: {measured['seconds'] * 1e3:.1f} ms a step: {shares}", flush=True)
+    return {**head, **measured}
+
+
+def main() -> None:
+    """Measure both sizes."""
+    device = pick_device(None)
+    revision = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    where = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(
+        f"{revision or '(no git)'} train_step | {where}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )
+    shapes = tuple(dict.fromkeys(c.name for c in clips_of(Edition())["shapes"]))
+    generator = torch.Generator().manual_seed(0)
+    kinetics = LABELS.read_text(encoding="utf-8").splitlines()
+    chosen = tuple(kinetics[i] for i in torch.randperm(400, generator=generator)[:32].tolist())
+    cases = [case(load(ClipName(model=TINYCLIP, pretrained=None), device=device), shapes, 15)]
+    vit = ClipName(model="ViT-B-16-quickgelu", pretrained="random")
+    cases.append(case(load(vit, device=device), chosen, 30 if device.type == "cuda" else 1))
+    print(
+        json.dumps(
+            {"bench": "train_step", "device": where, "torch": torch.__version__, "cases": cases}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
