@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from bieff.train.attention import AttentionBlock
 
-
 POSITION_STD = 0.3
 """Spread of the frame positions at the start.
 
@@ -23,8 +22,8 @@ class TemporalTransformer(nn.Module):
 
     With `residual` the frames as stored are added to the output.  The authors' release has no
     such skip; ActionCLIP's and BIKE's heads have it.  At the start the blocks pass their input
-    on, and the positions have mean zero over time: the mean of the output is that of the frames,
-    up to the residual's factor of two, so pooled videos start as frozen CLIP's.
+    on, and the positions have mean zero over time: the mean of the output is that of the
+    frames, up to the residual's factor of two, so pooled videos start as frozen CLIP's.
     """
 
     def __init__(
