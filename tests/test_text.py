@@ -152,7 +152,7 @@ def trees(draw: Any) -> tuple[Tensor, Tensor, int, int, int]:
     return tokenised(names), torch.tensor(categories), M, B, Q
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(tree=trees(), kind=st.sampled_from(sorted(set(KINDS) - {"tiny"})))
 def test_any_tree_agrees_with_full_prompts(tree, kind):
     tokens, categories, M, B, Q = tree
