@@ -132,13 +132,15 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(clip, store, tmp_
     assert_same_run(tmp_path / "straight", out)
 
 
-def test_order_stays_when_features_move(clip, store, tmp_path):
+def test_order_stays_when_features_move(clip, tmp_path):
     """A run that began from the disk goes on in memory, in the order it began with."""
-    config = load(overrides=[*SHORT, "feature_memory=1e-9"])
-    roomy = load(overrides=SHORT)
+    store = fake.write_store(tmp_path / "store", clip, counts={"train": 131})
+    config = load(overrides=[*SHORT, "epochs=2", "feature_memory=1e-9"])
+    roomy = load(overrides=[*SHORT, "epochs=2"])
+    assert prepare(store, clip, config).window == 64
     train(store, clip, config, tmp_path / "straight", watch=quiet)
     with pytest.raises(StoppedError):
-        train(store, clip, config, tmp_path / "moved", watch=interrupt_at(7))
+        train(store, clip, config, tmp_path / "moved", watch=interrupt_at(4))
     train(store, clip, roomy, tmp_path / "moved", watch=quiet, resume=True)
     first, second = (load_file(tmp_path / name / LAST) for name in ("straight", "moved"))
     assert all(torch.equal(first[key], second[key]) for key in first)
