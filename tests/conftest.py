@@ -1,11 +1,16 @@
 """Settings and fixtures that every test shares."""
 
+import os
 from pathlib import Path
 
 import pytest
-import torch
 
 # On two cores torch's default of one thread a core makes tiny operators wait for each other.
+# For the processes that tests start too: the same number of threads gives the same last bits.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # reads the variable
+
 torch.set_num_threads(1)
 
 SHARED_VIDEOS = Path(__file__).parent.parent.parent / "shared" / "videos"
