@@ -33,10 +33,7 @@ PART = 256
 FEW = 16
 """Prompts of which its memory is measured."""
 
-LABEL_MAPS = (
-    Path(__file__).parents[1] / "extract/datasets/data/kinetics400/kinetics400_label_map.txt",
-    Path("/work/shared/data/kinetics400/kinetics400_label_map.txt"),
-)
+NAMES = Path(__file__).parents[1] / "extract/datasets/data/k400_names.txt"
 
 
 def encode_in_full(
@@ -250,8 +247,7 @@ def run(case: Case) -> dict[str, float]:
 
 def main() -> None:
     clip = load(ClipName(model="ViT-B-16-quickgelu", pretrained="random"))
-    path = next(path for path in LABEL_MAPS if path.is_file())
-    tokens = clip.tokenize(path.read_text().split("\n")[:400])
+    tokens = clip.tokenize(NAMES.read_text().splitlines())
     revision = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
         capture_output=True,
