@@ -4,13 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google_crc32c import value as crc32c
 
 from bieff.features.layout import CRC_BYTES, ArrayLayout
-
-try:
-    from google_crc32c import value as crc32c
-except ImportError:  # what earlier zarr releases depend on
-    from crc32c import crc32c
 
 
 def is_whole(data: np.ndarray) -> bool:

@@ -10,10 +10,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-try:
-    from google_crc32c import value as crc32c
-except ImportError:  # what earlier zarr releases depend on
-    from crc32c import crc32c
+from google_crc32c import value as crc32c
 
 EVENTS = "events.out.tfevents.bieff"
 """TensorBoard reads any file with "tfevents" in its name."""
