@@ -21,8 +21,8 @@ demo: $(READY)  ## both stages and the zero-shot evaluation on clips made here, 
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-slow: $(READY)  ## every test this machine can run
-	$(BIN)/python -m pytest -m "not gpu"
+slow: $(READY)  ## the slow tests: killed processes, Dask over TCP, large lists, full-size CLIP
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: $(READY) link  ## linters, types and the fast tests
 	$(BIN)/ruff check .

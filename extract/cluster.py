@@ -234,7 +234,7 @@ def _result(future: Any, task: Task) -> dict[str, int]:
     from distributed.client import FutureCancelledError
 
     try:
-        counts: dict[str, int] = future.result()
+        counts: dict[str, int] | None = future.result()
     except KilledWorker:
         raise StoreError(
             f"{task.partition} shard {task.shard}: every worker that began it has died; look "
@@ -245,4 +245,9 @@ def _result(future: Any, task: Task) -> dict[str, int]:
             f"{task.partition} shard {task.shard}: Dask has given the task up ({error}); see "
             "that the scheduler is alive, and run the same command again to go on"
         ) from None
+    if counts is None:
+        raise StoreError(
+            f"{task.partition} shard {task.shard}: its worker was shut down; run the same "
+            "command again to go on"
+        )
     return counts

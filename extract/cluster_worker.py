@@ -109,9 +109,15 @@ class ExtractPlugin(WorkerPlugin):  # type: ignore[misc]
             self._extractor = None
 
 
-def write_shard(task: Task) -> dict[str, int]:
-    """The task: write one shard; its videos by status."""
-    return dict(get_worker().plugins[PLUGIN].write_shard(task))
+def write_shard(task: Task) -> dict[str, int] | None:
+    """The task: write one shard; its videos by status, or None if the run has ended.
+
+    An exception would do for the second, but Dask writes its traceback to the terminal.
+    """
+    try:
+        return dict(get_worker().plugins[PLUGIN].write_shard(task))
+    except _Stopped:
+        return None
 
 
 def stop_working(dask_worker: Any) -> None:

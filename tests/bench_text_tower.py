@@ -4,7 +4,7 @@
 
 ViT-B/16's text tower with random weights, M = 16 context tokens and one row a video, names of
 Kinetics-400, float32 on the CPU with all its threads.  At K = 32 the whole encoder takes all
-256 prompts at once; at K = 400 it takes 256 of the 1,600, and its time, being linear in them,
+256 prompts at once; at K = 400 it takes 128 of the 1,600, and its time, being linear in them,
 is multiplied.  Its memory is that of a few prompts, multiplied.  The last line is one JSON
 object.
 """
@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from bieff.clip import ClipName, load
 from bieff.train.text import TextTower
 
-CASES = ((8, 32), (4, 400))
+CASES = ((8, 32, 256), (4, 400, 128))
+"""Videos, names, and the prompts of them that the whole encoder takes at once."""
+
 NUM_CONTEXT = 16
 REPEATS = 2
-PART = 256
-"""Prompts that the whole encoder takes; as many as 8 videos and 32 names make."""
-
 FEW = 16
 """Prompts of which its memory is measured."""
 
@@ -83,7 +82,7 @@ def encode_in_full(
 class Case:
     """B videos and K names: the same prompts both ways, or a part for the whole encoder."""
 
-    def __init__(self, clip: nn.Module, tokens: Tensor, *, B: int, K: int) -> None:
+    def __init__(self, clip: nn.Module, tokens: Tensor, *, B: int, K: int, part: int) -> None:
         generator = torch.Generator().manual_seed(K)
         self.clip, self.B, self.K = clip, B, K
         self.tokens = tokens[torch.randperm(len(tokens), generator=generator)[:K]]
@@ -95,7 +94,7 @@ class Case:
         self.video = (0.02 * torch.randn(B, 1, width, generator=generator)).requires_grad_()
         self.weight = torch.randn(B, K, self.tower.dim, generator=generator)
         self.cut = int(self.tokens.argmax(dim=1).max()) + 1 + NUM_CONTEXT + 1
-        self.part = self.part_of(PART)
+        self.part = self.part_of(part)
         self.scale = B * K / self.weight[self.part][..., 0].numel()
 
     def part_of(self, prompts: int) -> tuple[slice, slice]:
@@ -258,7 +257,7 @@ def main() -> None:
         f"{revision or '(no git)'} text_tower {clip.name} float32 | cpu,"
         f" {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    cases = [run(Case(clip.model, tokens, B=B, K=K)) for B, K in CASES]
+    cases = [run(Case(clip.model, tokens, B=B, K=K, part=part)) for B, K, part in CASES]
     print(json.dumps({"bench": "text_tower", "cases": cases}))
 
 
