@@ -3,7 +3,8 @@
     python tests/bench_text_tower.py
 
 ViT-B/16's text tower with random weights, M = 16 context tokens and one row a video, names of
-Kinetics-400, float32 on the CPU with all its threads.  At K = 32 the whole encoder takes all
+Kinetics-400, float32 on one core: what waits for another thread would measure whatever else
+the machine does.  At K = 32 the whole encoder takes all
 256 prompts at once; at K = 400 it takes 128 of the 1,600, and its time, being linear in them,
 is multiplied.  Its memory is that of a few prompts, multiplied.  The last line is one JSON
 object.
@@ -28,7 +29,7 @@ CASES = ((8, 32, 256), (4, 400, 128))
 """Videos, names, and the prompts of them that the whole encoder takes at once."""
 
 NUM_CONTEXT = 16
-REPEATS = 2
+REPEATS = 1
 FEW = 16
 """Prompts of which its memory is measured."""
 
@@ -161,7 +162,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 def measure(case: Case) -> tuple[dict[str, float], float]:
     """Time all ways in turn and take medians; seconds by name, and the largest error.
 
-    The tree, being quick, is timed three times before and after each run of the others.
+    The tree, being quick, is timed twice before and after each run of the others.
     """
     times: dict[str, list[float]] = {}
     want: list[Tensor] = []
@@ -172,7 +173,7 @@ def measure(case: Case) -> tuple[dict[str, float], float]:
         return result
 
     def tree() -> None:
-        for _ in range(3):
+        for _ in range(2):
             times.setdefault("rate", []).append(matrix_rate(case.rows, case.tower.width))
             with torch.no_grad():
                 add("tree forward", case.tree)
@@ -245,6 +246,7 @@ def run(case: Case) -> dict[str, float]:
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     clip = load(ClipName(model="ViT-B-16-quickgelu", pretrained="random"))
     tokens = clip.tokenize(NAMES.read_text().splitlines())
     revision = subprocess.run(
