@@ -34,7 +34,7 @@ def test_a_name_with_braces_is_put_in_as_it_is(clip):
 
 
 def test_a_template_without_a_place_for_the_name_is_refused(clip):
-    with pytest.raises(ConfigError, match=r"expected a text with \{\} in it, got 'a video'"):
+    with pytest.raises(ConfigError, match=r"or a text with \{\} in it, got 'a video'"):
         class_embeddings(clip, ["star"], "a video")
 
 
