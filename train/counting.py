@@ -87,9 +87,8 @@ def _count(
         n_classes=len(chosen.categories),
         n_listed=len(labels),
         n_evaluated=len(true),
-        top1=100 * float(first.mean()),
-        top1_all=100 * float(first.sum() / len(labels)),
-        top5=100 * float(fifth.mean()),
+        n_top1=int(first.sum()),
+        n_top5=int(fifth.sum()),
     )
 
 

@@ -18,6 +18,9 @@ from bieff.features.store import FeatureStore, Partition
 
 NUM_DRAWS = 10
 
+TAKEN_FROM = {"closed": "val", "splits3": "all", "full": "all", "half10": "all", "k600": "val"}
+"""Which partition each protocol asks about."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvalList:
@@ -81,12 +84,12 @@ def half_of(num_classes: int, draw: int) -> Int[np.ndarray, " k"]:
 
 
 def _closed(store: FeatureStore) -> tuple[Partition, list[EvalList]]:
-    partition = _partition(store, "val", "closed")
+    partition = _partition(store, "closed")
     return partition, [EvalList("val", *_every(store, partition))]
 
 
 def _splits3(store: FeatureStore) -> tuple[Partition, list[EvalList]]:
-    partition = _partition(store, "all", "splits3")
+    partition = _partition(store, "splits3")
     lists = test_lists(partition)
     if not lists:
         raise StoreError(
@@ -101,18 +104,18 @@ def _splits3(store: FeatureStore) -> tuple[Partition, list[EvalList]]:
 
 
 def _full(store: FeatureStore) -> tuple[Partition, list[EvalList]]:
-    partition = _partition(store, "all", "full")
+    partition = _partition(store, "full")
     return partition, [EvalList("all", *_every(store, partition))]
 
 
 def _half10(store: FeatureStore) -> tuple[Partition, list[EvalList]]:
-    partition = _partition(store, "all", "half10")
+    partition = _partition(store, "half10")
     halves = {f"draw {k}": half_of(len(store.class_names), k) for k in range(NUM_DRAWS)}
     return partition, _of_classes(partition, halves)
 
 
 def _k600(store: FeatureStore) -> tuple[Partition, list[EvalList]]:
-    partition = _partition(store, "val", "k600")
+    partition = _partition(store, "k600")
     if not store.class_subsets:
         raise StoreError(
             f"{store.path} names no subsets of its classes; they come with "
@@ -143,11 +146,14 @@ def _every(
     return np.flatnonzero(partition.labels >= 0), classes
 
 
-def _partition(store: FeatureStore, name: str, protocol: str) -> Partition:
+def _partition(store: FeatureStore, protocol: str) -> Partition:
+    name = TAKEN_FROM[protocol]
     if name not in store.partitions:
+        fitting = [p for p, part in TAKEN_FROM.items() if part in store.partitions]
+        hint = f", take --protocol {' or '.join(fitting)}" if fitting else ""
         raise StoreError(
             f"{store.path} has no {name!r} partition, it has {', '.join(store.partitions)}; "
-            f"{protocol} cannot be evaluated on it"
+            f"{protocol} is not for it{hint}"
         )
     return store.partitions[name]
 

@@ -45,7 +45,7 @@ class Examinee:
     """Weight of ours in the mix of both."""
 
 
-Scores = Sequence[Float64[np.ndarray, "n k"]]
+Scores = Sequence[Float64[np.ndarray, "_ _"]]
 """Of one examinee, for each question; a row sums to 1."""
 
 

@@ -23,7 +23,7 @@ from bieff.features.durable import disk_errors, write_atomically
 Batch = tuple[int, int, int]
 """Subject, question, and place of its first video: the key of a batch's scores."""
 
-Scored = Mapping[Batch, Float64[np.ndarray, "B k"]]
+Scored = Mapping[Batch, Float64[np.ndarray, "_ _"]]
 
 SECONDS = 5.0
 """Between two writings; what a kill can cost."""
@@ -35,7 +35,7 @@ class KeptScores:
 
     folder: Path
 
-    def read(self) -> dict[Batch, Float64[np.ndarray, "B k"]]:
+    def read(self) -> dict[Batch, Float64[np.ndarray, "_ _"]]:
         """What earlier processes left."""
         found: dict[Batch, np.ndarray] = {}
         for file in sorted(self.folder.glob("*.npz")):

@@ -25,9 +25,26 @@ class ListFigures:
 
     n_listed: int
     n_evaluated: int
-    top1: float
-    top1_all: float
-    top5: float
+    n_top1: int
+    """Videos whose class scored best."""
+
+    n_top5: int
+    """Videos whose class was among the best five."""
+
+    @property
+    def top1(self) -> float:
+        """Percent of the evaluated videos."""
+        return 100 * self.n_top1 / self.n_evaluated
+
+    @property
+    def top1_all(self) -> float:
+        """Percent of the listed videos: undecodable ones are wrong."""
+        return 100 * self.n_top1 / self.n_listed
+
+    @property
+    def top5(self) -> float:
+        """Percent of the evaluated videos."""
+        return 100 * self.n_top5 / self.n_evaluated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -54,7 +54,7 @@ class Scoring:
 
     def run(
         self, watch: Watch, *, kept: KeptScores | None = None
-    ) -> list[list[Float64[np.ndarray, "n k"]]]:
+    ) -> list[list[Float64[np.ndarray, "_ _"]]]:
         """Softmax scores of each subject for each question, averaged over views, in float64.
 
         Of several processes each scores its share of the batches, and all get all scores.
@@ -93,7 +93,7 @@ class Scoring:
 
     def _score(
         self, batches: Sequence[Batch], watch: Watch, kept: KeptScores | None, *, before: int
-    ) -> dict[Batch, Float64[np.ndarray, "B k"]]:
+    ) -> dict[Batch, Float64[np.ndarray, "_ _"]]:
         """Score some batches, and keep them every few seconds, whatever ends it."""
         sizes = [len(self._rows(batch)) for batch in batches]
         scored: dict[Batch, np.ndarray] = {}
