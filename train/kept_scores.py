@@ -40,7 +40,7 @@ class KeptScores:
         found: dict[Batch, np.ndarray] = {}
         for file in sorted(self.folder.glob("*.npz")):
             try:
-                with np.load(file) as parts:
+                with file.open("rb") as opened, np.load(opened) as parts:
                     read = {name: parts[name] for name in parts.files}
             except (OSError, ValueError, BadZipFile):
                 continue  # damaged by the disk: these videos are scored again
