@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class _Group(click.Group):
                 "interrupted; run the same command again to go on"
             ) from None
 
+
+_Decorator = Callable[[Any], Any]
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -328,55 +330,162 @@ def train(**options: Any) -> None:
         click.echo(said)
 
 
+_PROTOCOLS = click.Choice(["closed", "splits3", "full", "half10", "k600"])
+
+_LOOKING = (
+    click.option("--per-class", is_flag=True, help="Print the accuracy of each class."),
+    click.option(
+        "--confusions",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Print the N most frequent mistakes.",
+    ),
+)
+
+_EVALUATING = (
+    click.option("--best", is_flag=True, help="The best checkpoint on `val`, not the last."),
+    click.option(
+        "--template",
+        metavar="NAME|TEXT",
+        help="How frozen CLIP is asked: bare, one, person, 16, 28, 48, or a text with {}.  "
+        "[default: one]",
+    ),
+    click.option("--model-only", is_flag=True, help="Leave frozen CLIP out."),
+    click.option(
+        "--names",
+        type=_FILE,
+        help="One or several descriptions of each class (json, csv, txt) in place of its name.",
+    ),
+    click.option(
+        "--mix", type=float, metavar="WEIGHT", help="Ours and frozen CLIP combined, too."
+    ),
+    click.option("--save-scores", type=_FILE, help="Write the scores of every video (HDF5)."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        help="Videos at a time.  [default: 32, fewer for many classes]",
+    ),
+    click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]"),
+    *_LOOKING,
+)
+
+
+def _options(options: Sequence[_Decorator]) -> _Decorator:
+    """Options that several commands share, in this order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 @main.command(name="eval")
 @click.argument("run", type=_FOLDER, required=False)
 @click.option(
     "--features", type=_FOLDER, help="Store to evaluate on.  [default: the run's own]"
 )
-@click.option("--template", help="How frozen CLIP is asked.")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-def evaluate(**options: Any) -> None:
+@click.option("--protocol", type=_PROTOCOLS, default="closed", show_default=True)
+@_options(_EVALUATING)
+def evaluate(
+    run: Path | None,
+    features: Path | None,
+    protocol: str,
+    per_class: bool,
+    confusions: int | None,
+    **options: Any,
+) -> None:
     """Evaluate RUN (default: the newest in runs/) on the closed set it was trained on.
 
-    Example: bieff eval runs/k400
-    """
-    from bieff.train.command import evaluate_closed
+    The figures go to results.json in the run too; one that was stopped goes on when it is
+    asked the same again.  docs/protocols.md says what each protocol is.
 
-    _print_results(evaluate_closed(**options))
+    Example: bieff eval runs/k400 --per-class
+    """
+    from bieff.train.evaluation_command import Evaluation, evaluate_closed
+
+    evaluation = Evaluation(**options)
+    results = evaluate_closed(evaluation, run=run, features=features, protocol=protocol)
+    _print_results(results, per_class=per_class, confusions=confusions)
 
 
 @main.command()
 @click.argument("name", metavar="SET")
 @click.option("--run", type=_FOLDER, help="The trained run.  [default: the newest in runs/]")
 @click.option("--features", type=_FOLDER, help="The set's store.  [default: features/SET]")
-@click.option("--template", help="How frozen CLIP is asked.")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-def zeroshot(**options: Any) -> None:
+@click.option(
+    "--protocol",
+    type=_PROTOCOLS,
+    help="[default: splits3; k600 for its zero-shot classes; full without official splits]",
+)
+@_options(_EVALUATING)
+def zeroshot(
+    name: str,
+    run: Path | None,
+    features: Path | None,
+    protocol: str | None,
+    per_class: bool,
+    confusions: int | None,
+    **options: Any,
+) -> None:
     """Evaluate a run on a data set whose classes it has never seen, beside frozen CLIP.
 
-    Example: bieff zeroshot hmdb51 --run runs/k400
+    The figures go to results.json in the run too; one that was stopped goes on when it is
+    asked the same again.  docs/protocols.md says what each protocol is.
+
+    Example: bieff zeroshot hmdb51 --run runs/k400 --protocol half10
     """
-    from bieff.train.command import evaluate_zero_shot
+    from bieff.train.evaluation_command import Evaluation, evaluate_zero_shot
 
-    _print_results(evaluate_zero_shot(**options))
+    evaluation = Evaluation(**options)
+    results = evaluate_zero_shot(
+        evaluation, name=name, run=run, features=features, protocol=protocol
+    )
+    _print_results(results, per_class=per_class, confusions=confusions)
 
 
-def _print_results(results: list[Any]) -> None:
-    header = ("data set", "protocol", "model", "prompt", "top-1", "top-5", "videos", "views")
-    rows = [
-        (
-            r.dataset,
-            r.protocol,
-            r.model,
-            r.template,
-            f"{r.top1:.2f}" + ("" if r.top1_std is None else f" ± {r.top1_std:.2f}"),
-            f"{r.top5:.2f}",
-            f"{r.n_evaluated:,} of {r.n_listed:,}",
-            f"{r.frames} x {r.clips} x {r.crops}",
-        )
-        for r in results
-    ]
-    _print_table(header, rows)
+@main.command()
+@click.argument("file", type=_FILE)
+@click.option("--mix", type=float, metavar="WEIGHT", help="Combine ours and frozen CLIP anew.")
+@click.option("--video", metavar="ID", help="Print what is said of one video.")
+@_options(_LOOKING)
+def scores(
+    file: Path, mix: float | None, video: str | None, per_class: bool, confusions: int | None
+) -> None:
+    """Look at the scores in FILE again, which --save-scores wrote; needs no model.
+
+    Example: bieff scores scores.h5 --confusions 20
+    """
+    from bieff.train.counting import results_of
+    from bieff.train.evaluation_command import read_scores
+    from bieff.train.tables import video_table
+
+    examination = read_scores(file, mix=mix)
+    if video is not None:
+        _print_table(*video_table(examination, video))
+        return
+    _print_results(results_of(examination), per_class=per_class, confusions=confusions)
+
+
+def _print_results(
+    results: list[Any], *, per_class: bool = False, confusions: int | None = None
+) -> None:
+    from bieff.train.tables import class_table, confusion_table, paper_lines, result_table
+
+    if not results:
+        return  # another process of this evaluation prints
+    _print_table(*result_table(results))
+    for result in results:
+        title = f"{result.dataset}, {result.protocol}, {result.model}"
+        if per_class:
+            click.echo(title)
+            _print_table(*class_table(result))
+        if confusions:
+            click.echo(f"{title}: most frequent mistakes")
+            _print_table(*confusion_table(result, confusions))
+    for line in paper_lines(results):
+        click.echo(line)
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

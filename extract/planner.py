@@ -26,6 +26,7 @@ class Blueprint:
     class_names: tuple[str, ...]
     partitions: Mapping[str, PartitionPlan]
     root: Path
+    class_subsets: Mapping[str, tuple[int, ...]]
 
     def geometries(self) -> dict[str, Geometry]:
         """Sizes of the partitions."""
@@ -52,6 +53,7 @@ class Blueprint:
             partitions=self.partitions,
             versions={name: importlib.metadata.version(name) for name in PACKAGES},
             root=self.root,
+            class_subsets=self.class_subsets,
         )
 
 
@@ -70,6 +72,7 @@ def blueprint(data: DataSet, config: ExtractConfig, clip: Clip) -> Blueprint:
             for name, videos in data.partitions.items()
         },
         root=data.root.resolve(),
+        class_subsets=data.class_subsets,
     )
 
 

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ FOLDERS = ("videos", "ledger", "errors")
 
 Plans = Mapping[str, PartitionPlan]
 
+Subsets = Mapping[str, Sequence[int]]
+
 
 def plan_attributes(
     *,
@@ -37,11 +40,12 @@ def plan_attributes(
     partitions: Plans,
     versions: Mapping[str, str],
     root: str,
+    class_subsets: Subsets = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The attributes of a new store.
 
     Raises:
-        InputError: If a partition is empty or a label has no class name.
+        InputError: If a partition is empty, or a label or a subset has no class name.
     """
     recipe = canonical(recipe)
     for key in ("frames", "dim"):
@@ -58,7 +62,19 @@ def plan_attributes(
             name: _sizes(name, plan, recipe, len(class_names))
             for name, plan in partitions.items()
         },
+        "class_subsets": _subsets(class_subsets, len(class_names)),
     }
+
+
+def _subsets(class_subsets: Subsets, num_classes: int) -> dict[str, list[int]]:
+    for name, labels in class_subsets.items():
+        wrong = [label for label in labels if not 0 <= label < num_classes]
+        if wrong or len(set(labels)) != len(labels):
+            raise InputError(
+                f"class subset {name!r}: expected distinct labels from 0 to {num_classes - 1}, "
+                f"got {wrong[0] if wrong else 'one twice'}"
+            )
+    return {name: list(labels) for name, labels in class_subsets.items()}
 
 
 def _sizes(
@@ -210,20 +226,24 @@ def require_same_plan(
 
 
 def bring_up_to_date(
-    path: Path, stored: Mapping[str, Any], partitions: Plans, *, root: str
+    path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], partitions: Plans
 ) -> None:
-    """Where the videos lie is no part of the plan; files may have moved or come since."""
+    """Where the videos lie is no part of the plan; files may have moved or come since.
+
+    Nor are the named subsets of the classes: a store from before there were any gets them.
+    """
     stale = [
         name
         for name, plan in partitions.items()
         if not is_up_to_date(_table(path, name), plan.videos)
     ]
-    if not stale and root == stored["root"]:
+    fresh = {key: asked[key] for key in ("root", "class_subsets")}
+    if not stale and all(stored.get(key, {}) == value for key, value in fresh.items()):
         return
     with exclusive(path), disk_errors(path):
         for name in stale:
             write_videos(_table(path, name), partitions[name].videos)
-        write_root(path, {**stored, "root": root}, stored["partitions"])
+        write_root(path, {**stored, **fresh}, stored["partitions"])
 
 
 def _table(path: Path, partition: str) -> Path:

@@ -3,6 +3,7 @@
 A zarr v3 group, so that anything that reads zarr reads it; rows are videos:
 
     zarr.json                     attributes: schema version, recipe and its hash, class names
+                                  and official subsets of them
     videos/train.jsonl            line = row: id, path, label, bytes, splits
     train/embeddings  f2 [N, V, T, D]     not normalised; NaN where a video is not usable
     train/patches     f2 [N, V, P, W]     only where the recipe has patches
@@ -18,6 +19,7 @@ N is padded to whole shards.  A shard counts only if its marker says so (`ledger
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bieff.features import plan
@@ -43,6 +45,11 @@ class FeatureStore:
         self.versions: Mapping[str, str] = attributes["versions"]
         self.root: str = attributes["root"]
         """Folder that the videos' paths start from."""
+        subsets = attributes.get("class_subsets", {})  # older stores have none
+        self.class_subsets: dict[str, tuple[int, ...]] = {
+            name: tuple(labels) for name, labels in subsets.items()
+        }
+        """Official subsets of the classes by name, such as the zero-shot splits of k600."""
         self.partitions: dict[str, Partition] = {
             name: Partition(path, name, plan.geometry(attributes, name), self.recipe_hash)
             for name in attributes["partitions"]
@@ -61,11 +68,13 @@ class FeatureStore:
         partitions: Mapping[str, PartitionPlan],
         versions: Mapping[str, str],
         root: Path | str = "",
+        class_subsets: plan.Subsets = MappingProxyType({}),
     ) -> "FeatureStore":
         """Plan a store, or open the one that was planned there in the same way.
 
         An existing store keeps its rows; videos that lie elsewhere by now (path, size, root)
-        are brought up to date.  Nothing is ever deleted for a new plan.
+        are brought up to date, and so are the subsets of the classes.  Nothing is ever deleted
+        for a new plan.
 
         Args:
             path: Folder of the store.
@@ -75,11 +84,12 @@ class FeatureStore:
             partitions: What to hold, by name.
             versions: Of the libraries at work; written down, not compared.
             root: Folder that relative paths of videos start from.
+            class_subsets: Labels of official subsets of the classes, by name.
 
         Raises:
             StoreMismatchError: If the store there has another recipe, class names or videos.
             StoreError: If the folder is not a store and not empty, or cannot be written.
-            InputError: If a partition is empty or a label has no class name.
+            InputError: If a partition is empty, or a label or a subset has no class name.
         """
         path = Path(path)
         asked = plan.plan_attributes(
@@ -88,6 +98,7 @@ class FeatureStore:
             partitions=partitions,
             versions=versions,
             root=str(root),
+            class_subsets=class_subsets,
         )
         if not plan.is_planned(path):
             with disk_errors(path.parent):
@@ -99,7 +110,7 @@ class FeatureStore:
                     return cls.open(path)
         stored = plan.read_attributes(path)
         plan.require_same_plan(path, stored, asked, partitions)
-        plan.bring_up_to_date(path, stored, partitions, root=str(root))
+        plan.bring_up_to_date(path, stored, asked, partitions)
         return cls.open(path)
 
     @classmethod

@@ -75,13 +75,19 @@ def write_store(
     bad: dict[str, list[int]] | None = None,
     noise: float = 1.0,
     seed: int = 0,
+    clips: int = 1,
+    class_subsets: dict[str, tuple[int, ...]] | None = None,
 ) -> FeatureStore:
-    """A finished store; `bad` names rows of a partition that could not be decoded."""
+    """A finished store; `bad` names rows of a partition that could not be decoded.
+
+    The views are `clips` temporal clips.  Each video has a role in three overlapping splits.
+    """
     counts = counts or {"train": 53, "val": 17}
     draw = np.random.default_rng(seed)
     directions = draw.normal(size=(len(names), clip.dim))
     labels = {part: draw.integers(len(names), size=count) for part, count in counts.items()}
-    view = {"clips": 1}
+    view = {"clips": clips}
+    roles = np.random.default_rng(seed + 1)
     store = FeatureStore.create(
         path,
         recipe={
@@ -101,7 +107,14 @@ def write_store(
         partitions={
             part: PartitionPlan(
                 videos=[
-                    Video(id=f"{part}-{row:03}", path=f"{part}/{row}.mp4", label=int(label))
+                    Video(
+                        id=f"{part}-{row:03}",
+                        path=f"{part}/{row}.mp4",
+                        label=int(label),
+                        splits=dict(
+                            zip("123", roles.choice(["train", "test"], 3), strict=True)
+                        ),
+                    )
                     for row, label in enumerate(labels[part])
                 ],
                 num_views=views,
@@ -110,6 +123,7 @@ def write_store(
             for part in counts
         },
         versions={},
+        class_subsets=class_subsets or {},
     )
     for part, partition in store.partitions.items():
         for shard in range(partition.num_shards):

@@ -160,10 +160,15 @@ def test_train_eval_zeroshot(run_in_world, tmp_path):
     assert "closed" in evaluated.stdout
     zero_shot = run_in_world("zeroshot", "shapes-unseen", "--template", "a {}")
     assert zero_shot.exit_code == 0, zero_shot.output
-    for name in ("closed-shapes.json", "splits3-shapes-unseen.json"):
-        ours, frozen = json.loads((tmp_path / "copy" / "runs" / "shapes-2" / name).read_text())
-        assert (ours["run"], frozen["run"]) == ("shapes-2", None)
-    assert frozen["template"] == "a {}"
+    run = tmp_path / "copy" / "runs" / "shapes-2"
+    records = json.loads((run / "results.json").read_text())
+    assert [(r["protocol"], r["dataset"], r["run"], r["template"]) for r in records] == [
+        ("closed", "shapes", "shapes-2", "pre-prompt"),
+        ("closed", "shapes", None, "This is a video about {}"),
+        ("splits3", "shapes-unseen", "shapes-2", "pre-prompt"),
+        ("splits3", "shapes-unseen", None, "a {}"),
+    ]
+    assert not (run / "partial").exists()
 
 
 def test_a_store_that_nobody_has_is_explained(run_in_world):

@@ -132,13 +132,6 @@ def test_zero_shot_classes_are_160_of_the_220_new_in_kinetics_600():
     assert len({splits[k] for k in splits}) == 3
 
 
-def test_templates():
-    assert [len(official.templates(name)) for name in ("kinetics", "ucf101")] == [28, 48]
-    assert all(
-        t.count("{}") == 1 for name in ("kinetics", "ucf101") for t in official.templates(name)
-    )
-
-
 # ---- ucf101 and hmdb51 on disk
 
 EYE = "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01"

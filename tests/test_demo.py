@@ -29,6 +29,15 @@ FIELDS = {
     "template",
     "store",
     "run",
+    "top1_all",
+    "top1_all_std",
+    "weights",
+    "mix",
+    "names",
+    "names_hash",
+    "lists",
+    "classes",
+    "confusions",
 }
 
 

@@ -1,6 +1,9 @@
-"""Frozen CLIP: open_clip's own text tower on a template, averaged frames, nothing else."""
+"""Frozen CLIP: its own text tower on templates, averaged frames, nothing else."""
 
+import importlib.util
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,20 @@ from torch.nn import functional as F
 
 from bieff.clip import TINYCLIP, ClipName, load
 from bieff.features.errors import ConfigError
+from bieff.train.descriptions import Descriptions
 from bieff.train.frozen import CHUNK, class_embeddings, frozen_logits
+from bieff.train.templates import Templates, find_templates
+
+
+def _load(name):
+    """Import a file that lies beside this one; tests/ is not a package."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            name, Path(__file__).with_name(f"{name}.py")
+        )
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -16,25 +32,47 @@ def clip():
     return load(ClipName(model=TINYCLIP, pretrained=None))
 
 
-def test_class_embeddings_are_open_clips_own(clip):
-    names = [f"star number {i}" for i in range(CHUNK + 3)]
-    got = class_embeddings(clip, names, "a video of a {}.")
+def open_clips_own(clip, texts):
     with torch.no_grad():
-        expected = clip.model.encode_text(
-            clip.tokenize([f"a video of a {name}." for name in names]), normalize=True
-        )
-    torch.testing.assert_close(got, expected)
+        return clip.model.encode_text(clip.tokenize(texts), normalize=True)
+
+
+def test_class_embeddings_are_open_clips_own(tmp_path):
+    """More than fit in one go, in an order that is not that of the alphabet."""
+    clip = _load("fake_store").load_clip(tmp_path / "clip")  # which knows every word
+    names = [f"star number {7 * i % 263}" for i in range(CHUNK + 7)]
+    got = class_embeddings(clip, names, "a video of a {}.")
+    expected = open_clips_own(clip, [f"a video of a {name}." for name in names])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)  # another order of sums
+    assert ((got @ got.T) > 0.99999).sum() < 3 * len(names)  # hardly two are alike
 
 
 def test_a_name_with_braces_is_put_in_as_it_is(clip):
-    got = class_embeddings(clip, ["{0} star"], "{}")
-    with torch.no_grad():
-        expected = clip.model.encode_text(clip.tokenize(["{0} star"]), normalize=True)
-    torch.testing.assert_close(got, expected)
+    got = class_embeddings(clip, ["{0} star"], "bare")
+    torch.testing.assert_close(got, open_clips_own(clip, ["{0} star"]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["one", "16", "28", "48"])
+def test_templates_and_descriptions_are_averaged_in_embedding_space(clip, name):
+    """Each unit embedding counts once, whatever the others' number."""
+    described = Descriptions((("star",), ("ring growing", "a ring", "a growing ring")))
+    templates = find_templates(name)
+    got = class_embeddings(clip, described, templates)
+    for row, texts in zip(got, described.texts, strict=True):
+        filled = [t.replace("{}", text) for text in texts for t in templates.texts]
+        mean = open_clips_own(clip, filled).double().mean(dim=0)
+        expected = (mean / mean.norm()).float()
+        torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_set_may_be_given_as_texts(clip):
+    given = class_embeddings(clip, ["star", "ring"], Templates(("{}", "a {}")))
+    both = [class_embeddings(clip, ["star", "ring"], text) for text in ("{}", "a {}")]
+    torch.testing.assert_close(given, F.normalize(both[0] + both[1], dim=-1))
 
 
 def test_a_template_without_a_place_for_the_name_is_refused(clip):
-    with pytest.raises(ConfigError, match=r"expected a text with \{\} in it, got 'a video'"):
+    with pytest.raises(ConfigError, match=r"or a text with \{\} in it, got 'a video'"):
         class_embeddings(clip, ["star"], "a video")
 
 

@@ -1,4 +1,4 @@
-"""What the commands of stage two do, from options as a user types them."""
+"""What `bieff train` does, from options as a user types them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,8 @@ from bieff.features.store import FeatureStore
 from bieff.train import config as settings
 from bieff.train.distributed import current, joined
 from bieff.train.loop import prepare, train
-from bieff.train.pre_prompt import HAND_CRAFTED
-from bieff.train.progress import steps_bar, videos_bar
-from bieff.train.protocols import closed, frozen, splits3, trained
-from bieff.train.results import Result, save_results
-from bieff.train.run import Run, clip_of, newest_run, newest_stopped, open_run
+from bieff.train.progress import steps_bar
+from bieff.train.run import Run, clip_of, newest_stopped, open_run
 
 RUNS = Path("runs")
 FEATURES = Path("features")
@@ -111,43 +108,6 @@ def describe(counts: dict[str, int], clip: Clip) -> str:
         f"tunable parameters: {_millions(counts['total'])} ({parts or 'none'}); "
         f"frozen CLIP: {_millions(whole)}, both towers and the token table"
     )
-
-
-def evaluate_closed(
-    *, run: Path | None, features: Path | None, template: str | None, device: str | None
-) -> list[Result]:
-    """Evaluate a run on the `val` partition, beside frozen CLIP."""
-    chosen = newest_run(RUNS) if run is None else open_run(run)
-    store = FeatureStore.open(features or Path(chosen.record["store"]))
-    return _evaluate(chosen, store, template, device, is_closed=True)
-
-
-def evaluate_zero_shot(
-    *,
-    name: str,
-    run: Path | None,
-    features: Path | None,
-    template: str | None,
-    device: str | None,
-) -> list[Result]:
-    """Evaluate a run on the test splits of a set it was not trained on."""
-    chosen = newest_run(RUNS) if run is None else open_run(run)
-    store = FeatureStore.open(features or FEATURES / name)
-    return _evaluate(chosen, store, template, device, is_closed=False)
-
-
-def _evaluate(
-    run: Run, store: FeatureStore, template: str | None, device: str | None, *, is_closed: bool
-) -> list[Result]:
-    clip = clip_of(store, device=pick_device(device))
-    ours = trained(run, clip, store)
-    beside = frozen(clip, store, num_frames=ours.num_frames, template=template or HAND_CRAFTED)
-    protocol = closed if is_closed else splits3
-    with videos_bar(f"evaluating {store.recipe['data_set']}") as watch:
-        results = protocol(store, [ours, beside], watch=watch)
-    kind = results[0].protocol
-    save_results(run.path / f"{kind}-{store.recipe['data_set']}.json", results)
-    return results
 
 
 def free(folder: Path) -> Path:

@@ -91,11 +91,10 @@ class Features:
         is_sent = self.device.type == "cuda" and self.place != "device"
         return picked.pinned() if is_sent else picked
 
-    def chunk(self, videos: slice, view: int, frames: Int[Tensor, " t"]) -> Picked:
+    def chunk(self, videos: Int[Tensor, " B"], view: int, frames: Int[Tensor, " t"]) -> Picked:
         """The same view and frames of some videos, on the model's device, in float32."""
-        chosen = torch.arange(len(self))[videos]
         picked = self.pick(
-            chosen, torch.full_like(chosen, view), frames.expand(len(chosen), -1)
+            videos, torch.full_like(videos, view), frames.expand(len(videos), -1)
         )
         return picked.to(self.device)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -77,6 +78,14 @@ class Group:
         flag = torch.tensor([float(here)], device=_message_device())
         dist.all_reduce(flag)
         return bool(flag.item())
+
+    def collect(self, own: Any) -> list[Any]:
+        """What each process has, in their order; it is pickled."""
+        if self.size == 1:
+            return [own]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, own)
+        return found
 
     def wait(self) -> None:
         """Until all processes are here."""

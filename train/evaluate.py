@@ -23,7 +23,7 @@ def probabilities(
     num_frames: int,
     clips: int,
     batch_size: int = 32,
-    videos: range | None = None,
+    videos: range | Int[Tensor, " n"] | None = None,
 ) -> Iterator[Float64[np.ndarray, "B K"]]:
     """Softmax scores of all videos in order, averaged over their views, in float64.
 
@@ -33,11 +33,12 @@ def probabilities(
         num_frames: t, frames the model takes.
         clips: Temporal clips among the views, clip by clip.
         batch_size: Videos at a time; changes nothing but memory and speed.
-        videos: Some of them, side by side; None takes all.
+        videos: Which of them, by their place in the features; None takes all.
     """
     chosen = range(len(features)) if videos is None else videos
-    for start in range(chosen.start, chosen.stop, batch_size):
-        part = slice(start, min(start + batch_size, chosen.stop))
+    if isinstance(chosen, range):
+        chosen = torch.arange(chosen.start, chosen.stop)
+    for part in chosen.split(batch_size):
         # a decorated generator would not be without gradients while it runs
         with torch.no_grad():
             mean = _mean_softmax(features, part, score, num_frames=num_frames, clips=clips)
@@ -45,7 +46,7 @@ def probabilities(
 
 
 def _mean_softmax(
-    features: Features, part: slice, score: Score, *, num_frames: int, clips: int
+    features: Features, part: Int[Tensor, " B"], score: Score, *, num_frames: int, clips: int
 ) -> Float64[Tensor, "B K"]:
     """Softmax scores of some videos, averaged over their views."""
     _, num_views, num_stored, _ = features.shape

@@ -1,5 +1,6 @@
 """Progress bars of stage two, on standard error; standard output is for results."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+LINE_SECONDS = 60.0
+"""Between two lines where standard error is no terminal."""
 
 
 class StepsBar:
@@ -37,10 +41,39 @@ def steps_bar(what: str, *, is_shown: bool = True) -> Iterator[StepsBar]:
         yield StepsBar(progress, what)
 
 
+class VideoLines:
+    """What a log file gets in place of a bar: a line a minute, with the time that is left."""
+
+    def __init__(self, what: str, console: Console) -> None:
+        self._what, self._console = what, console
+        self._done, self._time = 0, time.monotonic()
+        self._is_first = True
+
+    def __call__(self, done: int, total: int) -> None:
+        """Note how far it is."""
+        waited = time.monotonic() - self._time
+        if self._is_first:  # what an earlier process did says nothing of the speed
+            self._is_first, self._done = False, done
+            return
+        if waited < LINE_SECONDS:
+            return
+        left = (total - done) * waited / max(done - self._done, 1)
+        self._done, self._time = done, time.monotonic()
+        line = f"{self._what}: {done:,} of {total:,} videos, about {left / 60:.0f} min left"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
-def videos_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of evaluated videos; call it with (videos done, videos in all)."""
-    with _progress("videos,") as progress:
+def videos_bar(what: str, *, is_shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar of evaluated videos; call it with (videos done, videos in all).
+
+    Where standard error is no terminal, a line a minute.
+    """
+    console = Console(stderr=True, quiet=not is_shown)
+    if not console.is_terminal:
+        yield VideoLines(what, console)
+        return
+    with _progress("videos,", is_shown=is_shown) as progress:
         task = progress.add_task(what, total=None)
 
         def watch(done: int, total: int) -> None:

@@ -1,166 +1,169 @@
-"""Evaluation protocols by name: which list, which categories, what is averaged.
+"""Evaluation protocols by name; docs/protocols.md says exactly what each one is.
 
 closed    the `val` partition, all of its classes
 splits3   the official test lists, all classes, mean and standard deviation over the lists
+full      every video, all classes
+half10    ten draws of half of the classes, mean and standard deviation over the draws
+k600      three official choices of 160 classes outside Kinetics-400
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int
-from torch import Tensor
 
-from bieff.clip import Clip
-from bieff.features.errors import StoreError
+from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore, Partition
+from bieff.train.counting import results_of
 from bieff.train.data import Features, load_features
-from bieff.train.evaluate import Score, hits, probabilities
-from bieff.train.frozen import class_embeddings, frozen_logits
-from bieff.train.model import BiEfficient, Scores
-from bieff.train.pre_prompt import HAND_CRAFTED
+from bieff.train.distributed import current, sharers
+from bieff.train.eval_lists import PROTOCOLS, default_protocol, lists_of, test_lists
+from bieff.train.examination import Examination, Examinee, Head, questions_of
+from bieff.train.kept_scores import KeptScores
+from bieff.train.record import device_name
 from bieff.train.results import Result
-from bieff.train.run import Run, load_model
-from bieff.train.text import TextTower
+from bieff.train.run import commit, versions
+from bieff.train.scoring import Scoring, Watch
+from bieff.train.subjects import Subject, frozen, trained
 
-Watch = Callable[[int, int], None]
-"""Called with (videos done, videos in all)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
-    """A model to be evaluated on one store."""
-
-    score: Score
-    num_frames: int
-    template: str
-    run: str | None
-    """Id of the trained run; None for frozen CLIP."""
-
-
-def trained(run: Run, clip: Clip, store: FeatureStore) -> Subject:
-    """The run's model, asked about the store's classes."""
-    model: BiEfficient = load_model(run, clip)
-    device = next(clip.model.parameters()).device
-    text = TextTower(clip.model, clip.tokenize(store.class_names)).to(device)
-
-    def score(frames: Tensor, patches: Tensor | None) -> Tensor:
-        scores: Scores = model(frames, text, patches=patches)
-        return scores.logits
-
-    return Subject(
-        score=score,
-        num_frames=int(run.record["frames"]),
-        template=run.config.prompt,
-        run=run.id,
-    )
-
-
-def frozen(
-    clip: Clip, store: FeatureStore, *, num_frames: int, template: str = HAND_CRAFTED
-) -> Subject:
-    """CLIP as it is, asked about the store's classes in a template."""
-    classes = class_embeddings(clip, store.class_names, template)
-    model: Any = clip.model
-    temperature = 1 / model.logit_scale.exp().item()
-    return Subject(
-        score=lambda frames, _: frozen_logits(frames, classes, temperature),
-        num_frames=num_frames,
-        template=template,
-        run=None,
-    )
+__all__ = [
+    "PROTOCOLS",
+    "Subject",
+    "Watch",
+    "closed",
+    "default_protocol",
+    "examine",
+    "frozen",
+    "full",
+    "half10",
+    "k600",
+    "splits3",
+    "test_lists",
+    "trained",
+]
 
 
 def closed(store: FeatureStore, subjects: Sequence[Subject], *, watch: Watch) -> list[Result]:
     """Top-1 and top-5 over the `val` partition."""
-    partition = _partition(store, "val")
-    listed = np.ones(partition.num_videos, dtype=bool)
-    return _evaluate(store, partition, subjects, {"val": listed}, "closed", watch)
+    return results_of(examine(store, subjects, "closed", watch=watch))
 
 
 def splits3(store: FeatureStore, subjects: Sequence[Subject], *, watch: Watch) -> list[Result]:
     """Top-1 and top-5 over each official test list, mean and standard deviation."""
-    partition = _partition(store, "all")
-    lists = test_lists(partition)
-    if not lists:
-        raise StoreError(
-            f"{store.path} lists no test splits; `bieff eval` evaluates a closed set"
-        )
-    return _evaluate(store, partition, subjects, lists, "splits3", watch)
+    return results_of(examine(store, subjects, "splits3", watch=watch))
 
 
-def test_lists(partition: Partition) -> dict[str, Bool[np.ndarray, " N"]]:
-    """Name of each official split -> True where the video is in its test list."""
-    videos = partition.videos
-    names = sorted({name for video in videos for name in video.splits})
-    lists = {
-        name: np.array([video.splits.get(name) == "test" for video in videos]) for name in names
-    }
-    return {name: listed for name, listed in lists.items() if listed.any()}
+def full(store: FeatureStore, subjects: Sequence[Subject], *, watch: Watch) -> list[Result]:
+    """Top-1 and top-5 over every video."""
+    return results_of(examine(store, subjects, "full", watch=watch))
 
 
-def _evaluate(
+def half10(store: FeatureStore, subjects: Sequence[Subject], *, watch: Watch) -> list[Result]:
+    """Top-1 and top-5 over ten draws of half of the classes."""
+    return results_of(examine(store, subjects, "half10", watch=watch))
+
+
+def k600(store: FeatureStore, subjects: Sequence[Subject], *, watch: Watch) -> list[Result]:
+    """Top-1 and top-5 over the three choices of 160 classes."""
+    return results_of(examine(store, subjects, "k600", watch=watch))
+
+
+def examine(
     store: FeatureStore,
-    partition: Partition,
     subjects: Sequence[Subject],
-    lists: Mapping[str, Bool[np.ndarray, " N"]],
     protocol: str,
+    *,
     watch: Watch,
-) -> list[Result]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch_size: int | None = None,
+    keep_in: Path | None = None,
+) -> Examination:
+    """Ask all subjects what the protocol asks, and keep every score.
+
+    Under `torchrun` the processes share the videos, and each gets the whole examination.
+
+    Args:
+        store: Finished, of the CLIP that the subjects come from.
+        subjects: Who is asked.
+        protocol: One of `PROTOCOLS`.
+        watch: Called after every batch.
+        batch_size: Videos at a time; None takes each subject's own.
+        keep_in: Folder for scores while the examination is under way; a later call that asks
+            the same goes on with them.
+
+    Raises:
+        ConfigError: If there is no such protocol, or the frames do not fit.
+        StoreError: If the store does not fit the protocol, or is not finished.
+        InputError: If a score is not a number.
+    """
+    partition, lists = lists_of(store, protocol)
     features = load_features(
-        partition, device=device, wants_patches=store.recipe.get("patches") is not None
+        partition,
+        device=_device(subjects),
+        wants_patches=_wants_patches(store, subjects),
+        sharers=sharers(),
     )
+    questions = questions_of(lists, features.rows)
     clips, crops = _views(store, partition.name)
-    total, done, results = len(features) * len(subjects), 0, []
-    for subject in subjects:
-        scores = []
-        for part in probabilities(
-            features, subject.score, num_frames=subject.num_frames, clips=clips
-        ):
-            scores.append(part)
-            done += len(part)
-            watch(done, total)
-        top1, top5 = _accuracies(np.concatenate(scores), features, lists)
-        listed = sum(int(chosen.sum()) for chosen in lists.values())
-        evaluated = sum(int(chosen[features.rows].sum()) for chosen in lists.values())
-        results.append(
-            Result(
-                protocol=protocol,
-                dataset=str(store.recipe["data_set"]),
-                model="bieff" if subject.run else "frozen",
-                top1=float(np.mean(top1)),
-                top1_std=float(np.std(top1)) if len(top1) > 1 else None,
-                top5=float(np.mean(top5)),
-                n_evaluated=evaluated,
-                n_listed=listed,
-                n_undecodable=listed - evaluated,
-                frames=subject.num_frames,
-                clips=clips,
-                crops=crops,
-                template=subject.template,
-                store=store.recipe_hash,
-                run=subject.run,
-            )
-        )
-    return results
-
-
-def _accuracies(
-    scores: Float64[np.ndarray, "n K"],
-    features: Features,
-    lists: Mapping[str, Bool[np.ndarray, " N"]],
-) -> tuple[list[float], list[float]]:
-    """Percent right on each list, top-1 and top-5."""
-    labels: Int[np.ndarray, " n"] = features.labels.numpy()
-    first, fifth = (hits(scores, labels, top) for top in (1, 5))
-    chosen = [listed[features.rows] for listed in lists.values()]
-    return (
-        [100 * float(first[part].mean()) for part in chosen],
-        [100 * float(fifth[part].mean()) for part in chosen],
+    head = Head(
+        protocol=protocol,
+        dataset=_name(store),
+        store=store.recipe_hash,
+        clips=clips,
+        crops=crops,
     )
+    kept = None
+    if keep_in is not None:
+        kept = KeptScores(keep_in / _key(head, features, subjects, batch_size))
+    scoring = Scoring(
+        features=features,
+        subjects=subjects,
+        questions=questions,
+        clips=clips,
+        num_classes=len(store.class_names),
+        batch_size=batch_size,
+    )
+    scores = scoring.run(watch, kept=kept)
+    if kept is not None and current().writes:
+        kept.clear()
+    rows = np.unique(np.concatenate([chosen.rows for chosen in lists]))
+    _require_numbers(scores, [question.rows for question in questions], partition)
+    videos = partition.videos
+    return Examination(
+        head=head,
+        class_names=tuple(store.class_names),
+        lists=tuple(lists),
+        rows=rows,
+        ids=tuple(videos[row].id for row in rows.tolist()),
+        labels=partition.labels[rows],
+        usable=np.isin(rows, features.rows),
+        examinees=tuple(map(_examinee, subjects)),
+        scores=tuple(scores),
+    )
+
+
+def _examinee(subject: Subject) -> Examinee:
+    return Examinee(
+        model=subject.model,
+        frames=subject.num_frames,
+        template=subject.template,
+        names=subject.names,
+        names_hash=subject.names_hash,
+        run=subject.run,
+        weights=subject.weights,
+    )
+
+
+def _device(subjects: Sequence[Subject]) -> torch.device:
+    named = next((s.device for s in subjects if s.device is not None), None)
+    return named or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _wants_patches(store: FeatureStore, subjects: Sequence[Subject]) -> bool:
+    has = store.recipe.get("patches") is not None
+    return any(has if s.wants_patches is None else s.wants_patches for s in subjects)
 
 
 def _views(store: FeatureStore, partition: str) -> tuple[int, int]:
@@ -170,9 +173,38 @@ def _views(store: FeatureStore, partition: str) -> tuple[int, int]:
     return clips, len(views) // clips
 
 
-def _partition(store: FeatureStore, name: str) -> Partition:
-    if name not in store.partitions:
-        raise StoreError(
-            f"{store.path} has no {name!r} partition, it has {', '.join(store.partitions)}"
-        )
-    return store.partitions[name]
+def _name(store: FeatureStore) -> str:
+    """The data set, and that it is not the whole of it."""
+    name, limit = str(store.recipe["data_set"]), store.recipe.get("limit")
+    return name if limit is None else f"{name}-first-{limit}"
+
+
+def _key(
+    head: Head, features: Features, subjects: Sequence[Subject], batch_size: int | None
+) -> str:
+    """Of everything that the bits of a score depend on."""
+    if any(subject.fingerprint is None for subject in subjects):
+        raise ValueError("keep_in: expected a fingerprint of every subject, got none")
+    depends = [
+        [head.protocol, head.dataset, head.store],
+        hashlib.sha256(features.rows.astype("<i8").tobytes()).hexdigest(),
+        [subject.fingerprint for subject in subjects],
+        [batch_size or subject.batch_size for subject in subjects],
+        [device_name(features.device), commit(), versions()],
+    ]
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+
+
+def _require_numbers(
+    scores: Sequence[Sequence[np.ndarray]], rows: Sequence[np.ndarray], partition: Partition
+) -> None:
+    for of_subject in scores:
+        for values, asked in zip(of_subject, rows, strict=True):
+            wrong = asked[~np.isfinite(values).all(axis=1)]
+            if len(wrong):
+                video = partition.videos[int(wrong[0])].id
+                raise InputError(
+                    f"the scores of {len(wrong):,} videos are not numbers, the first is "
+                    f"{video!r}; train again with a smaller lr, or look at the store with "
+                    "`bieff store verify`"
+                )

@@ -1,12 +1,65 @@
 """Results: what was measured, on what, under which protocol."""
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Int
+
+from bieff.features.durable import write_atomically
 from bieff.features.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListFigures:
+    """Figures of one list of a protocol: a split, or a draw of classes."""
+
+    name: str
+    n_classes: int
+    """Classes that the videos were told apart among."""
+
+    n_listed: int
+    n_evaluated: int
+    n_top1: int
+    """Videos whose class scored best."""
+
+    n_top5: int
+    """Videos whose class was among the best five."""
+
+    @property
+    def top1(self) -> float:
+        """Percent of the evaluated videos."""
+        return 100 * self.n_top1 / self.n_evaluated
+
+    @property
+    def top1_all(self) -> float:
+        """Percent of the listed videos: undecodable ones are wrong."""
+        return 100 * self.n_top1 / self.n_listed
+
+    @property
+    def top5(self) -> float:
+        """Percent of the evaluated videos."""
+        return 100 * self.n_top5 / self.n_evaluated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassFigures:
+    """Videos of one class; one that is on several lists counts once for each."""
+
+    name: str
+    n_listed: int
+    n_evaluated: int
+    n_right: int
+
+    @property
+    def top1(self) -> float | None:
+        """Percent of the evaluated videos; None without any."""
+        return 100 * self.n_right / self.n_evaluated if self.n_evaluated else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +68,7 @@ class Result:
 
     protocol: str
     dataset: str
-    model: Literal["bieff", "frozen"]
+    model: Literal["bieff", "frozen", "mix"]
     top1: float
     """Percent of the evaluated videos; the mean over splits where there are several."""
 
@@ -40,24 +93,94 @@ class Result:
     run: str | None
     """Id of the run; None for frozen CLIP."""
 
+    top1_all: float | None = None
+    """Percent of the listed videos: undecodable ones are wrong.  None in old records."""
+
+    top1_all_std: float | None = None
+    weights: str | None = None
+    """Of the run: "last", or "best" on `val`."""
+
+    mix: float | None = None
+    """Weight of ours in a mix with frozen CLIP."""
+
+    names: str | None = None
+    """File of the descriptions of the classes; None for the store's class names."""
+
+    names_hash: str | None = None
+    """Of what the classes were called."""
+
+    lists: tuple[ListFigures, ...] = ()
+    classes: tuple[ClassFigures, ...] = ()
+    """By label."""
+
+    confusions: tuple[tuple[int, int, int], ...] = ()
+    """(label, predicted, videos) of the mistakes, the most frequent first."""
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Result":
+        """What `to_dict` gave."""
+        nested = {
+            "lists": tuple(ListFigures(**part) for part in record.get("lists", ())),
+            "classes": tuple(ClassFigures(**part) for part in record.get("classes", ())),
+            "confusions": tuple((a, b, n) for a, b, n in record.get("confusions", ())),
+        }
+        return cls(**{**record, **nested})
+
+    @property
+    def question(self) -> tuple[Any, ...]:
+        """What was asked; two results of one question are the same, measured again."""
+        return (
+            *(self.protocol, self.dataset, self.model, self.run, self.weights, self.mix),
+            *(self.template, self.names_hash, self.frames, self.clips, self.crops, self.store),
+        )
+
+
+def confusion_matrix(result: Result) -> Int[np.ndarray, "K K"]:
+    """Videos by label (row) and prediction (column)."""
+    matrix = np.diag([part.n_right for part in result.classes])
+    for label, predicted, count in result.confusions:
+        matrix[label, predicted] = count
+    return matrix
+
 
 def save_results(path: Path, results: Sequence[Result]) -> None:
-    """Write a list of records, whole or not at all."""
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps([r.to_dict() for r in results], indent=2) + "\n")
-    unfinished.rename(path)
+    """Write a list of records, whole or not at all; a field a line."""
+    records = []
+    for result in results:
+        fields = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in result.to_dict().items()]
+        records.append("  {\n" + ",\n".join(fields) + "\n  }")
+    write_atomically(path, ("[\n" + ",\n".join(records) + "\n]\n").encode())
 
 
 def load_results(path: Path) -> list[Result]:
     """Read what `save_results` wrote.
 
     Raises:
-        InputError: If there is no such file.
+        InputError: If there is no such file, or it is something else.
     """
     if not path.is_file():
         raise InputError(f"no results at {path}")
-    return [Result(**record) for record in json.loads(path.read_text())]
+    try:
+        return [Result.from_dict(record) for record in json.loads(path.read_text())]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"cannot read the results at {path}: {error}") from None
+
+
+def merge_results(path: Path, results: Sequence[Result]) -> None:
+    """Add results to those at `path`; one of the same question takes the old one's place."""
+    with _alone(path):
+        known = load_results(path) if path.exists() else []
+        merged = {result.question: result for result in [*known, *results]}
+        save_results(path, list(merged.values()))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait for the only right to change the file; another evaluation takes milliseconds."""
+    with path.with_suffix(".lock").open("a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield

@@ -8,7 +8,8 @@
       last.safetensors      the tunable weights
       best.safetensors      those of the best evaluation on `val`
       resume.safetensors    what `--resume` goes on from; gone when the run is finished
-      closed-shapes.json    figures, a file for each protocol and data set
+      results.json          figures of its evaluations, see train/results.py
+      partial/              scores of an evaluation that is under way
 
 A result without its run.json does not exist.
 """

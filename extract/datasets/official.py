@@ -55,14 +55,5 @@ def zero_shot_splits() -> dict[str, tuple[int, ...]]:
     return splits
 
 
-def templates(name: str) -> tuple[str, ...]:
-    """Prompt templates of the CLIP authors, `{}` for the class: "kinetics" 28, "ucf101" 48."""
-    files = {
-        "kinetics": "clip_templates_kinetics_28.txt",
-        "ucf101": "clip_templates_ucf101_48.txt",
-    }
-    return tuple(_lines(files[name]))
-
-
 def _lines(file: str) -> list[str]:
     return (DATA / file).read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,169 @@
+"""What the classes are called: their names, or one or several descriptions of each.
+
+A file of descriptions covers every class of the store.  Three forms are read:
+
+    names.json    {"brush hair": "a person brushes their hair", "cartwheel": ["...", "..."]},
+                  or a list with an entry for each class, in the order of labels
+    names.csv     with the header id,name; labels from 0; a label may have several lines
+    names.txt     a line for each class, in the order of labels
+"""
+
+import csv
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from bieff.features.errors import InputError
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """The texts of each class, by label."""
+
+    texts: tuple[tuple[str, ...], ...]
+    """At least one for each class."""
+
+    source: str | None = None
+    """Name of the file they come from; None for the store's class names."""
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Descriptions":
+        """The class names as they are."""
+        return cls(tuple((name,) for name in names))
+
+    @cached_property
+    def flat(self) -> list[str]:
+        """All texts, class by class."""
+        return [text for texts in self.texts for text in texts]
+
+    @cached_property
+    def owners(self) -> Int[Tensor, " texts"]:
+        """The class of each text of `flat`."""
+        counts = torch.tensor([len(texts) for texts in self.texts])
+        return torch.arange(len(self.texts)).repeat_interleave(counts)
+
+    @property
+    def are_single(self) -> bool:
+        """Whether every class has one text."""
+        return len(self.flat) == len(self.texts)
+
+    @property
+    def hash(self) -> str:
+        """Of all texts in order, 16 hexadecimal digits; results are recognised by it."""
+        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
+
+
+def read_descriptions(file: Path, class_names: Sequence[str]) -> Descriptions:
+    """Read the descriptions of all classes.
+
+    Raises:
+        InputError: If the file cannot be read, leaves a class out, names an unknown one, or
+            describes a class by the name of another.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        by_label = _parse(file, text, class_names)
+    except OSError as error:
+        raise InputError(f"cannot read names {str(file)!r}: {error.strerror}") from None
+    except ValueError as error:  # JSON, csv and Unicode errors are among them
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read names {str(file)!r}: {error}") from None
+    texts = []
+    for label, name in enumerate(class_names):
+        found = tuple(" ".join(text.split()) for text in by_label.get(label, ()))
+        if not found or not all(found):
+            raise InputError(
+                f"{file}: expected a description of each of {len(class_names)} classes, got "
+                f"none of class {label}, {name!r}"
+            )
+        texts.append(found)
+    _require_own_names(file, texts, class_names)
+    return Descriptions(tuple(texts), file.name)
+
+
+def _parse(file: Path, text: str, class_names: Sequence[str]) -> dict[int, list[str]]:
+    """The descriptions by label."""
+    kind = file.suffix.casefold()
+    if kind == ".json":
+        parsed = json.loads(text)
+        if isinstance(parsed, Mapping):
+            return {
+                _label(file, name, class_names): _list(file, value)
+                for name, value in parsed.items()
+            }
+        if isinstance(parsed, list):
+            return _in_order(file, [_list(file, value) for value in parsed], class_names)
+        raise InputError(f"{file}: expected a JSON object or list, got {parsed!r}")
+    if kind == ".csv":
+        return _parse_csv(file, text, class_names)
+    return _in_order(file, [[line] for line in text.splitlines()], class_names)
+
+
+def _parse_csv(file: Path, text: str, class_names: Sequence[str]) -> dict[int, list[str]]:
+    rows = csv.DictReader(text.splitlines())
+    if not {"id", "name"} <= set(rows.fieldnames or ()):
+        raise InputError(f"{file}: expected a first line of id,name, got {rows.fieldnames}")
+    by_label: dict[int, list[str]] = {}
+    for row in rows:
+        label = (row["id"] or "").strip()
+        if not label.isdecimal() or int(label) >= len(class_names):
+            raise InputError(
+                f"{file}: expected ids from 0 to {len(class_names) - 1}, got {row['id']!r}"
+            )
+        by_label.setdefault(int(label), []).append(row["name"] or "")
+    return by_label
+
+
+def _in_order(
+    file: Path, values: Sequence[list[str]], class_names: Sequence[str]
+) -> dict[int, list[str]]:
+    if len(values) != len(class_names):
+        raise InputError(
+            f"{file}: expected {len(class_names)} classes, as the store has, got {len(values)}"
+        )
+    return dict(enumerate(values))
+
+
+def _list(file: Path, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{file}: expected a text or a list of texts, got {value!r}")
+    return texts
+
+
+def _label(file: Path, name: str, class_names: Sequence[str]) -> int:
+    labels = {_key(known): label for label, known in enumerate(class_names)}
+    if _key(name) not in labels:
+        close = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
+        raise InputError(f"{file}: the store has no class {name!r}; did you mean {close[0]!r}?")
+    return labels[_key(name)]
+
+
+def _require_own_names(
+    file: Path, texts: Sequence[tuple[str, ...]], class_names: Sequence[str]
+) -> None:
+    """Refuse a file in another order than the labels, as some of HMDB-51 are."""
+    labels = {_key(name): label for label, name in enumerate(class_names)}
+    for label, found in enumerate(texts):
+        for text in found:
+            other = labels.get(_key(text), label)
+            if other != label:
+                raise InputError(
+                    f"{file}: class {label} is {class_names[label]!r}, but is described as "
+                    f"{text!r}, which is class {other}; bring the file into the store's order"
+                )
+
+
+def _key(name: str) -> str:
+    """What spellings of a class have in common."""
+    return "".join(c for c in name.casefold() if c.isalnum()) or name

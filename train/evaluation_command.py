@@ -1,0 +1,162 @@
+"""What `bieff eval`, `zeroshot` and `scores` do, from options as a user types them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bieff.clip import TINYCLIP, ClipName, pick_device
+from bieff.features.errors import ConfigError, StoreMissingError
+from bieff.features.store import FeatureStore
+from bieff.train.command import FEATURES, RUNS
+from bieff.train.counting import results_of
+from bieff.train.descriptions import read_descriptions
+from bieff.train.distributed import current, joined
+from bieff.train.examination import Examination
+from bieff.train.progress import videos_bar
+from bieff.train.protocols import default_protocol, examine, frozen, trained
+from bieff.train.results import Result, merge_results
+from bieff.train.run import RESULTS, Run, clip_of, newest_run, open_run
+from bieff.train.scores_file import load_scores, save_scores
+from bieff.train.subjects import Weights
+from bieff.train.templates import find_templates
+
+PARTIAL = "partial"
+"""Folder of a run, for the scores of an evaluation that is under way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How a run is evaluated, beside frozen CLIP or without.
+
+    Raises:
+        ConfigError: If an option is out of range, or two contradict each other.
+    """
+
+    best: bool = False
+    """Take the weights of the best evaluation on `val` instead of the last."""
+
+    template: str | None = None
+    model_only: bool = False
+    names: Path | None = None
+    mix: float | None = None
+    batch_size: int | None = None
+    save_scores: Path | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mix is not None and not 0 <= self.mix <= 1:
+            raise ConfigError(f"--mix: expected a weight from 0 to 1, got {self.mix}")
+        if self.model_only and (self.mix is not None or self.template is not None):
+            raise ConfigError(
+                "--model-only leaves frozen CLIP out, which --mix and --template are of; "
+                "leave one out"
+            )
+        find_templates(self.template or "one")  # before any work is done
+
+    def of(self, run: Run, store: FeatureStore, protocol: str) -> list[Result]:
+        """Evaluate, and add the figures to the run's results.json.
+
+        Of several processes that `torchrun` started, one writes and has results to show.
+        """
+        with joined(pick_device(self.device)) as device:
+            clip = clip_of(store, device=device)
+            names = None
+            if self.names is not None:
+                names = read_descriptions(self.names, store.class_names)
+            weights: Weights = "best" if self.best else "last"
+            subjects = [trained(run, clip, store, weights=weights, names=names)]
+            if not self.model_only:
+                frames, template = subjects[0].num_frames, self.template or "one"
+                beside = frozen(clip, store, num_frames=frames, template=template, names=names)
+                subjects.append(beside)
+            what = f"evaluating {store.recipe['data_set']}, {protocol}"
+            with videos_bar(what, is_shown=current().writes) as watch:
+                examination = examine(
+                    store,
+                    subjects,
+                    protocol,
+                    watch=watch,
+                    batch_size=self.batch_size,
+                    keep_in=run.path / PARTIAL,
+                )
+            return self._write(run, examination) if current().writes else []
+
+    def _write(self, run: Run, examination: Examination) -> list[Result]:
+        if self.mix is not None:
+            examination = examination.with_mix(self.mix)
+        results = results_of(examination)
+        merge_results(run.path / RESULTS, results)
+        if self.save_scores is not None:
+            save_scores(examination, self.save_scores)
+        return results
+
+
+def evaluate_closed(
+    evaluation: Evaluation, *, run: Path | None, features: Path | None, protocol: str
+) -> list[Result]:
+    """Evaluate a run on the store it was trained on, or another one.
+
+    Args:
+        evaluation: How.
+        run: Its folder; None takes the newest finished one.
+        features: The store; None takes the run's own.
+        protocol: One of `PROTOCOLS`.
+    """
+    chosen = newest_run(RUNS) if run is None else open_run(run)
+    path = features or Path(chosen.record["store"])
+    store = _open(path, chosen, str(chosen.record["data_set"]))
+    return evaluation.of(chosen, store, protocol)
+
+
+def evaluate_zero_shot(
+    evaluation: Evaluation,
+    *,
+    name: str,
+    run: Path | None,
+    features: Path | None,
+    protocol: str | None,
+) -> list[Result]:
+    """Evaluate a run on a set that it was not trained on.
+
+    Args:
+        evaluation: How.
+        name: Of the data set.
+        run: Its folder; None takes the newest finished one.
+        features: The set's store; None takes the one in features/.
+        protocol: One of `PROTOCOLS`; None takes the usual one of such a store.
+    """
+    chosen = newest_run(RUNS) if run is None else open_run(run)
+    store = _open(features or FEATURES / name, chosen, name)
+    return evaluation.of(chosen, store, protocol or default_protocol(store))
+
+
+def read_scores(file: Path, *, mix: float | None = None) -> Examination:
+    """Scores that `--save-scores` wrote, with the mix that is asked for, if any."""
+    examination = load_scores(file)
+    return examination if mix is None else examination.with_mix(mix)
+
+
+def _open(path: Path, run: Run, name: str) -> FeatureStore:
+    """Open a store, or say which command makes it."""
+    try:
+        return FeatureStore.open(path)
+    except StoreMissingError:
+        command = " ".join(_extract_command(path, run, name))
+        raise StoreMissingError(
+            f"no feature store at {path}; make it with `{command}`"
+        ) from None
+
+
+def _extract_command(path: Path, run: Run, name: str) -> Sequence[str]:
+    is_shapes = name.startswith("shapes")
+    command = ["bieff", "extract", "--dataset", name, "--frames", str(run.record["frames"])]
+    if not is_shapes and not (Path("data") / name).is_dir():
+        command += ["--videos", "DIR"]
+    if path != FEATURES / name:
+        command += ["--out", str(path)]
+    clip = run.clip_name
+    if clip != ClipName() and not (is_shapes and clip.model == TINYCLIP):
+        command += ["--model", clip.model]
+        if clip.pretrained is not None:
+            command += ["--pretrained", clip.pretrained]
+    return command
