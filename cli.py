@@ -413,6 +413,31 @@ def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> 
         raise click.exceptions.Exit(NOT_WHOLE)
 
 
+@main.command()
+@click.argument("run", type=_FOLDER, required=False)
+@click.option("--out", type=_FILE, help="The page.  [default: RUN/report.html]")
+@click.option(
+    "--features", type=_FOLDER, help="The run's store, where it lies elsewhere by now."
+)
+@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
+@click.option(
+    "--without-videos",
+    is_flag=True,
+    help="Leave out what the closed set is evaluated for: classes, confusions and videos.",
+)
+def report(without_videos: bool, **options: Any) -> None:
+    """Write all there is to say of RUN (default: the newest in runs/) on one HTML page.
+
+    The page needs no network and no other file.  Results come from `bieff eval` and `bieff
+    zeroshot`, which put them beside the run.
+
+    Example: bieff report runs/k400 --out k400.html
+    """
+    from bieff.apps.report import report as write_report
+
+    click.echo(f"report: {write_report(**options, with_videos=not without_videos)}")
+
+
 def _print_results(results: list[Any]) -> None:
     header = ("data set", "protocol", "model", "prompt", "top-1", "top-5", "videos", "views")
     rows = [
