@@ -1,0 +1,258 @@
+"""`bieff report`: a run on one page, which needs no network and no other file.
+
+Jinja2 writes the page and escapes whatever comes from users; a policy in the page's head
+forbids every script but its own, and everything from elsewhere.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from markupsafe import Markup
+
+from bieff.apps import report_classes, report_files, report_videos
+from bieff.apps.predict import Predictor
+from bieff.apps.report_charts import HEIGHT, WIDTH, charts
+from bieff.apps.report_classes import Cell, ClassFigures
+from bieff.apps.report_videos import VideoCard
+from bieff.clip import pick_device
+from bieff.features.durable import write_atomically
+from bieff.features.errors import BieffError, StoreMismatchError
+from bieff.features.store import FeatureStore
+from bieff.train.progress import videos_bar
+from bieff.train.run import Run, clip_of, newest_run, open_run
+
+TEMPLATES = Path(__file__).parent / "templates"
+RUNS = Path("runs")
+
+SHOWN = 3
+"""Videos of each kind, and the confusions named are four times as many."""
+
+HEADLINES = 4
+"""Results that stand at the top in large figures."""
+
+MODELS = {"bieff": "BiEfficient", "frozen": "frozen CLIP", "mix": "mix of both"}
+
+
+@dataclass(frozen=True, slots=True)
+class Videos:
+    """What only the model and its store can tell."""
+
+    classes: list[ClassFigures] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
+    confusions: list[Cell] = field(default_factory=list)
+    surest: list[VideoCard] = field(default_factory=list)
+    furthest_off: list[VideoCard] = field(default_factory=list)
+    missing: str = ""
+    """Why there is none of it."""
+
+
+def report(
+    *,
+    run: Path | None,
+    out: Path | None = None,
+    features: Path | None = None,
+    device: str | None = None,
+    with_videos: bool = True,
+) -> Path:
+    """Write the page of a run; returns where.
+
+    Args:
+        run: Its folder; None takes the newest finished one in runs/.
+        out: The file; None: report.html in the run's folder.
+        features: The store it was trained on, where that lies elsewhere by now.
+        device: Evaluates the closed set; None takes the best there is.
+        with_videos: Whether to evaluate the closed set, for classes, confusions and videos.
+
+    Raises:
+        BieffError: If there is no such run, or the file cannot be written.
+    """
+    opened = newest_run(RUNS) if run is None else open_run(run)
+    file = out or opened.path / "report.html"
+    store, missing = _store(opened, features)
+    videos = Videos(missing=missing)
+    if store is not None:
+        videos = Videos(missing="left out with --without-videos")
+        if with_videos:
+            videos = _videos(opened, store, pick_device(device))
+    page = render(opened, store, videos)
+    try:
+        write_atomically(file, page.encode())
+    except OSError as error:
+        raise BieffError(
+            f"cannot write {file}: {error.strerror}; name another file with --out"
+        ) from error
+    return file
+
+
+def _store(run: Run, features: Path | None) -> tuple[FeatureStore | None, str]:
+    """The run's store, or why there is none; one that was named must be the right one."""
+    try:
+        store = FeatureStore.open(features or Path(run.record["store"]))
+        if store.recipe_hash != run.record["store_recipe_hash"]:
+            raise StoreMismatchError(
+                f"{store.path} is another store than run {run.path} was trained on: expected "
+                f"recipe {run.record['store_recipe_hash'][:12]}, got {store.recipe_hash[:12]}"
+            )
+    except BieffError as error:
+        if features is not None:
+            raise
+        return None, f"{error}, or say with --features where it lies"
+    return store, ""
+
+
+def _videos(run: Run, store: FeatureStore, device: torch.device) -> Videos:
+    """Evaluate the closed set; a run or store that cannot be says why on the page."""
+    try:
+        clip = clip_of(store, device=device)
+        with videos_bar("evaluating") as watch:
+            found = report_classes.closed_set(run, clip, store, watch=watch)
+        table = report_classes.confusion(found)
+        with Predictor(clip, run=run) as predictor:
+
+            def show(choose: Callable[[Any, int], Any]) -> list[VideoCard]:
+                chosen = choose(found, SHOWN).tolist()
+                return report_videos.cards(predictor, store, found, chosen) if chosen else []
+
+            return Videos(
+                classes=report_classes.class_figures(found),
+                names=found.names,
+                cells=report_classes.cells(table),
+                confusions=report_classes.top_confusions(table, 4 * SHOWN),
+                surest=show(report_videos.surest),
+                furthest_off=show(report_videos.furthest_off),
+            )
+    except BieffError as error:
+        return Videos(missing=str(error))
+
+
+def render(run: Run, store: FeatureStore | None, videos: Videos) -> str:
+    """The page as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    results = report_files.read_results(run)
+    rows, settings = _result_rows(results), report_files.settings(run)
+    record = run.record
+    return environment.get_template("report.html").render(
+        run=run,
+        record=record,
+        # the project's own files, the only text that is not escaped
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        results=rows,
+        headlines=[row for row in rows if row["is_ours"]][:HEADLINES],
+        charts=charts(report_files.read_curves(run.path)),
+        width=WIDTH,
+        height=HEIGHT,
+        videos=videos,
+        cost=cost(run, store),
+        settings=settings,
+        changed=[line for line in settings if line[1] != line[2]],
+        commands=report_files.commands(run, store, results),
+        everything=json.dumps(record, indent=2),
+    )
+
+
+def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Results as the table shows them, each with its distance to frozen CLIP."""
+    beside = {
+        (record.get("dataset"), record["protocol"]): float(record["top1"])
+        for record in results
+        if record["model"] == "frozen"
+    }
+    rows = []
+    for record in results:
+        base = beside.get((record.get("dataset"), record["protocol"]))
+        is_frozen = record["model"] == "frozen"
+        rows.append(
+            {
+                **{name: record.get(name) for name in ("top1_std", "top5", "top1_all")},
+                "dataset": record.get("dataset", ""),
+                "protocol": record["protocol"],
+                "model": MODELS.get(str(record["model"]), str(record["model"])),
+                "is_ours": record["model"] == "bieff",
+                "template": record.get("template") or "",
+                "top1": float(record["top1"]),
+                "gain": None if base is None or is_frozen else float(record["top1"]) - base,
+                "evaluated": record.get("n_evaluated"),
+                "listed": record.get("n_listed"),
+                "views": " x ".join(
+                    str(record[name])
+                    for name in ("frames", "clips", "crops")
+                    if record.get(name) is not None
+                ),
+            }
+        )
+    return rows
+
+
+def cost(run: Run, store: FeatureStore | None) -> list[tuple[str, str]]:
+    """What both stages took, and what the model weighs, line by line."""
+    record = run.record
+    lines = []
+    if store is not None and (stage_one := _stage_one(store)):
+        lines.append(("Stage one, extraction", stage_one))
+    seconds, steps = float(record["seconds"]), int(record["steps"])
+    lines.append(
+        (
+            "Stage two, training",
+            f"{duration(seconds)} for {steps:,} steps of {record['config']['batch_size']} "
+            f"videos on {record['device']}, {record['precision']}",
+        )
+    )
+    if record.get("peak_memory_bytes"):
+        lines.append(("Peak memory", f"{record['peak_memory_bytes'] / 1e9:.2f} GB"))
+    counts = dict(record["parameters"])
+    total = counts.pop("total")
+    parts = ", ".join(f"{name} {_count(n)}" for name, n in counts.items() if n)
+    lines.append(("Tunable parameters", f"{_count(total)} ({parts or 'none'})"))
+    whole = int(record["parameters_with_clip"])
+    lines.append(("With frozen CLIP, both towers", _count(whole)))
+    lines.append(("Features", f"{record['features']['bytes'] / 1e6:,.1f} MB in training"))
+    return lines
+
+
+def _stage_one(store: FeatureStore) -> str:
+    """Seconds of all shards, as their markers say."""
+    waiting = busy = 0.0
+    videos = 0
+    for partition in store.partitions.values():
+        for shard in range(partition.num_shards):
+            if (marker := partition.marker(shard)) is None:
+                continue
+            videos += sum(marker.counts.values())
+            waiting += marker.seconds.get("waiting for decoders", 0.0)
+            busy += marker.seconds.get("cutting and encoding", 0.0)
+    if not videos:
+        return ""
+    return (
+        f"{duration(waiting + busy)} for {videos:,} videos: {duration(busy)} cutting and "
+        f"encoding, {duration(waiting)} waiting for decoders"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
