@@ -363,6 +363,57 @@ def zeroshot(**options: Any) -> None:
 
 
 @main.command()
+@click.argument("videos", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--labels",
+    multiple=True,
+    metavar="NAMES|FILE",
+    help="Class names with commas between them, or a file of them; may be repeated.  "
+    "[default: the run's classes]",
+)
+@click.option("--run", type=_FOLDER, help="A trained run.  [default: none, CLIP as it is]")
+@click.option("--frames", type=int, help="Frames of a video.  [default: the run's, or 8]")
+@click.option(
+    "--model",
+    help="As for `bieff extract`.  [default: the run's, or ViT-B-16-quickgelu]",
+)
+@click.option("--pretrained", help="As for `bieff extract`.  [default: the run's, or openai]")
+@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
+@click.option("--top", default=5, show_default=True, help="Classes to print of each video.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, all scores.")
+@click.option(
+    "--keyframes",
+    type=click.Path(path_type=Path),
+    metavar="PNG|FOLDER",
+    help="Draw the frames with their times, and which of them counted.",
+)
+def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> None:
+    """Say what happens in VIDEOS, files or folders, in the words of --labels.
+
+    With --run its model answers, otherwise frozen CLIP.  Exit code 3: some videos are damaged
+    or cannot be used; each is named with the reason.
+
+    Example: bieff predict clip.mp4 --labels "kicking a ball, running" --keyframes clip.png
+    """
+    from bieff.apps.predict_command import is_whole, predict_videos
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    all_whole = True
+    for found in predict_videos(videos, **options, say=say):
+        all_whole &= is_whole(found)
+        if as_json:
+            click.echo(json.dumps(found.to_dict()))
+        elif found.scores is not None:
+            click.echo(found.video)
+            for name, score in found.ranking(top):
+                click.echo(f"  {score:6.1%}  {name}")
+    if not all_whole:
+        raise click.exceptions.Exit(NOT_WHOLE)
+
+
+@main.command()
 @click.option("--model", help="As for extract.  [default: ViT-B-16-quickgelu]")
 @click.option("--pretrained", help="As for extract.  [default: random, which is as fast]")
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")

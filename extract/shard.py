@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,7 @@ from bieff.extract.shard_lock import ShardLocks
 from bieff.extract.shard_work import ShardWork
 from bieff.extract.tasks import Done, Task, Watch
 from bieff.extract.tower import VisualTower
-from bieff.extract.views import crop_of
+from bieff.extract.views import View, crop_of
 from bieff.extract.workers import DecodePool, Job, Outcome
 from bieff.features.store import FeatureStore
 
@@ -147,7 +147,11 @@ class _Run:
             if outcome.status.usable:
                 numbers = work.plans[i](outcome.num_frames)
                 work.data.frames[i] = numbers
-                work.stream.add(i, squares_of(outcome, numbers, work, i, self._tower))
+                video_id = work.videos[i].id
+                squares = squares_of(
+                    outcome, numbers, work.views, self._tower, video_id=video_id
+                )
+                work.stream.add(i, squares)
             work.note(i, outcome)
             busy = time.monotonic() - before - waiting
             work.count(outcome.status, waiting=waiting, busy=busy)
@@ -181,18 +185,21 @@ class _Run:
 
 
 def squares_of(
-    outcome: Outcome, numbers: np.ndarray, work: ShardWork, i: int, tower: VisualTower
+    outcome: Outcome,
+    numbers: np.ndarray,
+    views: Sequence[View],
+    tower: VisualTower,
+    *,
+    video_id: str,
 ) -> UInt8[Tensor, "VT 3 size size"]:
     """The squares of all views of a video, view by view, on the tower's device."""
     assert outcome.frames is not None
     frames = tower.upload(torch.from_numpy(outcome.frames))
     height, width = frames.shape[1:3]
     parts = []
-    for view, shown in zip(work.views, numbers, strict=True):
+    for view, shown in zip(views, numbers, strict=True):
         places = torch.from_numpy(outcome.places(shown)).to(frames.device)
-        crop = crop_of(
-            view, height, width, tower.preprocessing.size, video_id=work.videos[i].id
-        )
+        crop = crop_of(view, height, width, tower.preprocessing.size, video_id=video_id)
         parts.append(cut(frames[places], crop))
     return torch.cat(parts)
 

@@ -154,7 +154,10 @@ def tower_all(tower: VisualTower, store, outcomes: list) -> float:
         for outcome in take:
             i = outcome.row % len(work.videos)
             numbers = work.plans[i](outcome.num_frames)
-            work.stream.add(i, squares_of(outcome, numbers, work, i, tower))
+            squares = squares_of(
+                outcome, numbers, work.views, tower, video_id=work.videos[i].id
+            )
+            work.stream.add(i, squares)
         work.stream.close()
         if tower.device.type == "cuda":
             torch.cuda.synchronize()

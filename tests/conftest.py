@@ -1,6 +1,8 @@
 """Settings and fixtures that every test shares."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,19 @@ def real_videos():
     if not SHARED_VIDEOS.is_dir():
         pytest.skip(f"no real clips at {SHARED_VIDEOS}")
     return SHARED_VIDEOS
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real, headless Chromium; browser.py says what it can do."""
+    pytest.importorskip("selenium", reason="no selenium here, so no page was looked at")
+    spec = importlib.util.spec_from_file_location(
+        "browser", Path(__file__).with_name("browser.py")
+    )
+    module = sys.modules["browser"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

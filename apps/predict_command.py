@@ -1,0 +1,166 @@
+"""What `bieff predict` does, from options as a user types them."""
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+from bieff.apps import keyframes as strips
+from bieff.apps.predict import Predictor
+from bieff.apps.prediction import Prediction
+from bieff.clip import ClipName
+from bieff.extract.datasets.labels import read_class_names
+from bieff.extract.datasets.names import readable
+from bieff.extract.datasets.scan import scan
+from bieff.features.errors import BieffError, ConfigError, InputError
+from bieff.features.schema import Status
+
+Say = Callable[[str], None]
+
+MOST_IN_ONE = 50
+"""Videos whose strips go into one picture; beyond it would be too tall to open."""
+
+
+def predict_videos(
+    videos: Sequence[Path],
+    *,
+    labels: Sequence[str],
+    run: Path | None,
+    model: str | None,
+    pretrained: str | None,
+    frames: int | None,
+    device: str | None,
+    keyframes: Path | None,
+    say: Say,
+) -> Generator[Prediction, None, None]:
+    """Score the labels in every video; draws the strips when all are done.
+
+    Args:
+        videos: Files and folders.
+        labels: Names with commas between them, and files of names; none takes the run's.
+        run: Folder of a run; None asks frozen CLIP.
+        model: As for `bieff extract`; with a run, only where its weights lie by now.
+        pretrained: The same.
+        frames: T; None takes the run's, or 8 without one.
+        device: None takes the best there is.
+        keyframes: A PNG file for all strips, or a folder for one file a video.
+        say: Takes a sentence for people.
+
+    Raises:
+        BieffError: If an option, the run or the CLIP is not as it must be.
+    """
+    paths = find_videos(videos)
+    names = parse_labels(labels) if labels else None
+    if keyframes is not None:
+        _require_room(keyframes, len(paths))
+    clip = None
+    if model is not None or pretrained is not None:
+        clip = ClipName.of(model or ClipName().model, pretrained)
+    strip_names = _strip_names(paths)
+    drawn: list[Prediction] = []
+    with (
+        Predictor.load(run=run, clip=clip, device=device, frames=frames) as predictor,
+        contextlib.closing(predictor.predict(paths, names)) as found,
+    ):
+        say(f"{predictor.name}, {predictor.num_frames} frames")
+        for prediction in found:
+            if prediction.message:
+                say(sentence(prediction))
+            yield prediction
+            if keyframes is None or prediction.scores is None:
+                continue
+            if keyframes.suffix.lower() == ".png":
+                drawn.append(prediction)
+            else:
+                strips.save(keyframes / strip_names[prediction.video], [prediction])
+    if drawn and keyframes is not None:
+        strips.save(keyframes, drawn)
+
+
+def sentence(prediction: Prediction) -> str:
+    """What is wrong with a video, in one line."""
+    what = "not used" if prediction.scores is None else "damaged"
+    if str(prediction.video) in prediction.message:
+        return f"{what}: {prediction.message}"
+    return f"{prediction.video}: {what}: {prediction.message}"
+
+
+def is_whole(prediction: Prediction) -> bool:
+    """Whether every frame of the video was there."""
+    return prediction.status is Status.OK
+
+
+def find_videos(paths: Sequence[Path]) -> list[Path]:
+    """The files, and the videos at any depth of the folders; each once, in order.
+
+    A file that is not there is kept: it is told with the videos that cannot be used.
+
+    Raises:
+        InputError: If a folder holds no video.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            layout = "videos at any depth"
+            inside = [path / video for video in scan(path, layout=layout).videos]
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def parse_labels(texts: Sequence[str]) -> list[str]:
+    """Class names in words, of names with commas between them and of label files.
+
+    Raises:
+        InputError: If a file cannot be read, or there are fewer than two names.
+    """
+    names: list[str] = []
+    for text in texts:
+        if _is_file(text):
+            names += read_class_names(Path(text)).readable
+        else:
+            names += [readable(name) for name in text.split(",") if name.strip()]
+    if len(names) < 2:
+        got = repr(", ".join(texts))
+        raise InputError(
+            f"labels: expected two or more with commas between them, or a file of them, got "
+            f'{got}, which is no file either; try --labels "walking, running"'
+        )
+    return names
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a name may be
+        return False
+
+
+def _require_room(keyframes: Path, count: int) -> None:
+    """Say before any work is done that the strips cannot be written."""
+    is_picture = keyframes.suffix.lower() == ".png"
+    if is_picture and count > MOST_IN_ONE:
+        raise ConfigError(
+            f"--keyframes: expected at most {MOST_IN_ONE} videos in one picture, got {count}; "
+            "name a folder instead, for one picture a video"
+        )
+    folder = keyframes.parent if is_picture else keyframes
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BieffError(
+            f"cannot write {keyframes}: {error.strerror}; name another place with --keyframes"
+        ) from error
+
+
+def _strip_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A file name for each video's strip; numbered where two videos are called the same."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name, number = f"{path.stem}.png", 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}.png"
+        taken.add(name)
+        names[path] = name
+    return names
