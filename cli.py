@@ -545,6 +545,38 @@ def report(without_videos: bool, **options: Any) -> None:
     click.echo(f"report: {write_report(**options, with_videos=not without_videos)}")
 
 
+@main.command()
+@click.option("--model", help="As for extract.  [default: ViT-B-16-quickgelu]")
+@click.option("--pretrained", help="As for extract.  [default: random, which is as fast]")
+@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(model: str | None, pretrained: str | None, device: str | None, as_json: bool) -> None:
+    """Measure this machine in about a minute, and estimate the hours of k400, ucf101, hmdb51.
+
+    Every rate stands beside the ceiling measured with it.
+
+    Example: bieff bench --model ViT-B-32-quickgelu
+    """
+    # as an extraction has it; read when torch loads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from bieff.apps.bench import bench as measure
+    from bieff.apps.bench_table import ceiling_lines, closing_lines, estimates, heading, rates
+
+    done = measure(model, pretrained, device, say=lambda line: click.echo(line, err=True))
+    if as_json:
+        click.echo(json.dumps(done.to_dict()))
+        return
+    click.echo(heading(done))
+    for table, lines in (
+        (rates(done), ceiling_lines(done)),
+        (estimates(done), closing_lines(done)),
+    ):
+        click.echo(f"\n{table.title}")
+        _print_table(table.header, table.rows)
+        for line in lines:
+            click.echo(line)
+
+
 def _print_results(
     results: list[Any], *, per_class: bool = False, confusions: int | None = None
 ) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bieff.apps.bench_text import encode_in_full
 from bieff.clip import ClipName, load
 from bieff.train.text import TextTower
 
@@ -34,50 +34,6 @@ FEW = 16
 """Prompts of which its memory is measured."""
 
 NAMES = Path(__file__).parents[1] / "extract/datasets/data/k400_names.txt"
-
-
-def encode_in_full(
-    clip: nn.Module,
-    tokens: Int[Tensor, "k length"],
-    context: Float[Tensor, "M W"] | None,
-    video: Float[Tensor, "B Q W"] | None,
-    *,
-    cut: int | None = None,
-    ends_only: bool = False,
-) -> Float[Tensor, "B k rows D"]:
-    """Encode B x k whole prompts as the authors do, in the joint space.
-
-    Args:
-        clip: Any open_clip model with a causal text tower.
-        tokens: The bare names with SOT and EOT.
-        context: The same for all prompts, after SOT.
-        video: Rows of each video, after the context.
-        cut: Encode this many positions only; all 77 by default.
-        ends_only: Project EOT rows only, as open_clip does, and return these alone.
-    """
-    tower: Any = getattr(clip, "text", clip)
-    embedded = tower.token_embedding(tokens)[None]  # (1, k, length, W)
-    num_videos = 1 if video is None else len(video)
-    parts = [embedded[:, :, :1]]
-    if context is not None:
-        parts.append(context.expand(1, len(tokens), -1, -1))
-    if video is not None:
-        parts.append(video[:, None].expand(-1, len(tokens), -1, -1))
-    parts.append(embedded[:, :, 1:])
-    prompts = torch.cat([part.expand(num_videos, -1, -1, -1) for part in parts], dim=2)
-    length = cut or tokens.shape[1]
-    x = prompts[:, :, :length].flatten(0, 1) + tower.positional_embedding[:length]
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    x = tower.ln_final(x).unflatten(0, (num_videos, len(tokens)))
-    if ends_only:
-        ends = tokens.argmax(dim=1) + prompts.shape[2] - tokens.shape[1]
-        x = x[:, torch.arange(len(tokens)), ends, None]
-    projection = tower.text_projection
-    if isinstance(projection, nn.Linear):
-        x = projection(x)
-    elif projection is not None:
-        x = x @ projection
-    return x
 
 
 class Case:

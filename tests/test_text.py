@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bieff.apps.bench_text import encode_in_full
 from bieff.clip import ClipName, import_open_clip, load
 from bieff.features.errors import InputError
 from bieff.train.text import TextTower
 
 bench = runpy.run_path(str(Path(__file__).with_name("bench_text_tower.py")))
-encode_in_full, peak_bytes = bench["encode_in_full"], bench["peak_bytes"]
+peak_bytes = bench["peak_bytes"]
 
 SOT, EOT, VOCABULARY, CONTEXT_LENGTH = 97, 98, 99, 77
 
