@@ -30,6 +30,7 @@ from bieff.train.checkpoint import (
     weights_of,
 )
 from bieff.train.config import TrainConfig
+from bieff.train.cost import forget_peak, peak_memory
 from bieff.train.data import draw_batch, frame_groups, load_features
 from bieff.train.distributed import current, sharers
 from bieff.train.interrupt import stop_requests
@@ -38,7 +39,6 @@ from bieff.train.reading import LossReading
 from bieff.train.record import (
     make_record,
     patches_of,
-    peak_memory,
     require_same,
     require_same_numbers,
     resumed,
@@ -164,6 +164,7 @@ def train(
             f"{out} is not empty; name another folder with --out, remove it, or go on with its "
             "run with --resume"
         )
+    forget_peak(next(clip.model.parameters()).device)
     trainer = prepare(store, clip, config, run=run)
     validation = Validation.load(store, config, trainer.device)
     say(trainer.features.text())
@@ -311,7 +312,8 @@ class Sitting:
     def _write_record(self, *, finished: str | None = None) -> None:
         progress = self.progress
         self.record["seconds"] = round(progress.seconds, 2)
-        self.record["peak_memory_bytes"] = peak_memory(self.trainer.device)
+        peak = max(self.record["peak_memory_bytes"], peak_memory(self.trainer.device))
+        self.record["peak_memory_bytes"] = peak
         if progress.best_step is not None:
             self.record["best"] = {"steps": progress.best_step, "val_top1": progress.best_top1}
         self.record["finished"] = finished
