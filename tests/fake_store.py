@@ -74,9 +74,14 @@ def write_store(
     patches: tuple[int, int] | None = None,
     bad: dict[str, list[int]] | None = None,
     noise: float = 1.0,
+    num_splits: int = 0,
     seed: int = 0,
 ) -> FeatureStore:
-    """A finished store; `bad` names rows of a partition that could not be decoded."""
+    """A finished store; `bad` names rows of a partition that could not be decoded.
+
+    With `num_splits` every third video is in the test list of split 1, the next of split 2,
+    and so on, and each in the training lists of the other splits.
+    """
     counts = counts or {"train": 53, "val": 17}
     draw = np.random.default_rng(seed)
     directions = draw.normal(size=(len(names), clip.dim))
@@ -101,7 +106,15 @@ def write_store(
         partitions={
             part: PartitionPlan(
                 videos=[
-                    Video(id=f"{part}-{row:03}", path=f"{part}/{row}.mp4", label=int(label))
+                    Video(
+                        id=f"{part}-{row:03}",
+                        path=f"{part}/{row}.mp4",
+                        label=int(label),
+                        splits={
+                            str(split + 1): "test" if row % 3 == split else "train"
+                            for split in range(num_splits)
+                        },
+                    )
                     for row, label in enumerate(labels[part])
                 ],
                 num_views=views,

@@ -1,6 +1,7 @@
 """Stage two: train the tunable parts on cached features (paper Sec. 4.1)."""
 
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ from bieff.train.record import (
     require_same_numbers,
     resumed,
 )
-from bieff.train.run import Run, build_model, open_run, write_record
+from bieff.train.run import RECORD, Run, build_model, open_run, write_record
 from bieff.train.step import Trainer, make_optimizer
 from bieff.train.text import TextTower
 from bieff.train.validation import Validation
@@ -182,6 +183,31 @@ def train(
         sitting = Sitting(trainer, validation, store, out, record, progress, watch)
         sitting.run()
     return open_run(out)
+
+
+def train_or_go_on(
+    store: FeatureStore,
+    clip: Clip,
+    config: TrainConfig,
+    out: Path,
+    *,
+    watch: Watch,
+    command: Sequence[str] = (),
+) -> Run:
+    """The run in `out`, trained to its end whatever is there of it.
+
+    For folders that a command of ours keeps; what is there must be a run of these settings, or
+    what a process left that died before it had one.
+
+    Raises:
+        BieffError: As `train` does.
+    """
+    is_begun = (out / RECORD).exists()
+    if is_begun and open_run(out).record["finished"]:
+        return open_run(out)
+    if not is_begun and out.is_dir():
+        shutil.rmtree(out)
+    return train(store, clip, config, out, watch=watch, resume=is_begun, command=command)
 
 
 @dataclass(slots=True)
