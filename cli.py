@@ -577,6 +577,60 @@ def bench(model: str | None, pretrained: str | None, device: str | None, as_json
             click.echo(line)
 
 
+@main.command()
+@click.option("--features", type=_FOLDER, required=True, help="A store with train and val.")
+@click.option(
+    "--tables",
+    default="4,5,6,7,8,9,10",
+    show_default=True,
+    help="Of the paper; 1 is frames, 3 the cost at 16 frames.",
+)
+@click.option("--seeds", default=3, show_default=True, help="Runs a row.")
+@click.option(
+    "--zeroshot",
+    metavar="SET,...",
+    default="",
+    help="Stores beside the features, to evaluate every run on too.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of all rows that a table does not vary; may be repeated.",
+)
+@click.option("--out", type=_FOLDER, help="Folder.  [default: runs/STORE-ablation]")
+@click.option(
+    "--jobs", default=1, show_default=True, help="Runs at a time; several have a thread each."
+)
+@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
+def ablate(tables: str, zeroshot: str, **options: Any) -> None:
+    """Train and evaluate every row of the paper's tables, several seeds each.
+
+    Rows of the same settings share their runs.  Ctrl-C saves; the same command again goes on,
+    and more tables, seeds or sets are added to what is there.  Exit code 1 if a run failed.
+
+    Example: bieff ablate --features features/shapes --tables 4,5 --seeds 3 --jobs 2
+    """
+    from bieff.train.ablation_rows import parse_tables
+    from bieff.train.ablations import ablate as ablate_store
+    from bieff.train.progress import runs_bar
+
+    with runs_bar() as watch:
+        report, failed = ablate_store(
+            **options,
+            tables=parse_tables(tables),
+            zero_shot=[name for name in zeroshot.split(",") if name],
+            watch=watch,
+            command=sys.argv,
+        )
+    click.echo(report.read_text())
+    click.echo(f"written to {report} and {report.with_suffix('.json')}")
+    if failed:
+        click.echo(f"{len(failed)} runs failed: {', '.join(failed)}", err=True)
+        raise click.exceptions.Exit(1)
+
+
 def _print_results(
     results: list[Any], *, per_class: bool = False, confusions: int | None = None
 ) -> None:

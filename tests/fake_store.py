@@ -74,13 +74,16 @@ def write_store(
     patches: tuple[int, int] | None = None,
     bad: dict[str, list[int]] | None = None,
     noise: float = 1.0,
+    num_splits: int = 0,
     seed: int = 0,
     clips: int = 1,
     class_subsets: dict[str, tuple[int, ...]] | None = None,
 ) -> FeatureStore:
     """A finished store; `bad` names rows of a partition that could not be decoded.
 
-    The views are `clips` temporal clips.  Each video has a role in three overlapping splits.
+    The views are `clips` temporal clips.  Each video has a role in three overlapping splits;
+    with `num_splits` every third video is in the test list of split 1 instead, the next of
+    split 2, and so on, and each in the training lists of the other splits.
     """
     counts = counts or {"train": 53, "val": 17}
     draw = np.random.default_rng(seed)
@@ -88,6 +91,15 @@ def write_store(
     labels = {part: draw.integers(len(names), size=count) for part, count in counts.items()}
     view = {"clips": clips}
     roles = np.random.default_rng(seed + 1)
+
+    def roles_of(row: int) -> dict[str, str]:
+        if not num_splits:
+            return dict(zip("123", roles.choice(["train", "test"], 3), strict=True))
+        return {
+            str(split + 1): "test" if row % 3 == split else "train"
+            for split in range(num_splits)
+        }
+
     store = FeatureStore.create(
         path,
         recipe={
@@ -111,9 +123,7 @@ def write_store(
                         id=f"{part}-{row:03}",
                         path=f"{part}/{row}.mp4",
                         label=int(label),
-                        splits=dict(
-                            zip("123", roles.choice(["train", "test"], 3), strict=True)
-                        ),
+                        splits=roles_of(row),
                     )
                     for row, label in enumerate(labels[part])
                 ],

@@ -1,6 +1,7 @@
 """Stage two: train the tunable parts on cached features (paper Sec. 4.1)."""
 
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from bieff.train.checkpoint import (
     weights_of,
 )
 from bieff.train.config import TrainConfig
+from bieff.train.cost import forget_peak, peak_memory
 from bieff.train.data import draw_batch, frame_groups, load_features
 from bieff.train.distributed import current, sharers
 from bieff.train.interrupt import stop_requests
@@ -38,12 +40,11 @@ from bieff.train.reading import LossReading
 from bieff.train.record import (
     make_record,
     patches_of,
-    peak_memory,
     require_same,
     require_same_numbers,
     resumed,
 )
-from bieff.train.run import Run, build_model, open_run, write_record
+from bieff.train.run import RECORD, Run, build_model, open_run, write_record
 from bieff.train.step import Trainer, make_optimizer
 from bieff.train.text import TextTower
 from bieff.train.validation import Validation
@@ -164,6 +165,7 @@ def train(
             f"{out} is not empty; name another folder with --out, remove it, or go on with its "
             "run with --resume"
         )
+    forget_peak(next(clip.model.parameters()).device)
     trainer = prepare(store, clip, config, run=run)
     validation = Validation.load(store, config, trainer.device)
     say(trainer.features.text())
@@ -181,6 +183,31 @@ def train(
         sitting = Sitting(trainer, validation, store, out, record, progress, watch)
         sitting.run()
     return open_run(out)
+
+
+def train_or_go_on(
+    store: FeatureStore,
+    clip: Clip,
+    config: TrainConfig,
+    out: Path,
+    *,
+    watch: Watch,
+    command: Sequence[str] = (),
+) -> Run:
+    """The run in `out`, trained to its end whatever is there of it.
+
+    For folders that a command of ours keeps; what is there must be a run of these settings, or
+    what a process left that died before it had one.
+
+    Raises:
+        BieffError: As `train` does.
+    """
+    is_begun = (out / RECORD).exists()
+    if is_begun and open_run(out).record["finished"]:
+        return open_run(out)
+    if not is_begun and out.is_dir():
+        shutil.rmtree(out)
+    return train(store, clip, config, out, watch=watch, resume=is_begun, command=command)
 
 
 @dataclass(slots=True)
@@ -311,7 +338,8 @@ class Sitting:
     def _write_record(self, *, finished: str | None = None) -> None:
         progress = self.progress
         self.record["seconds"] = round(progress.seconds, 2)
-        self.record["peak_memory_bytes"] = peak_memory(self.trainer.device)
+        peak = max(self.record["peak_memory_bytes"], peak_memory(self.trainer.device))
+        self.record["peak_memory_bytes"] = peak
         if progress.best_step is not None:
             self.record["best"] = {"steps": progress.best_step, "val_top1": progress.best_top1}
         self.record["finished"] = finished

@@ -9,6 +9,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -80,6 +82,59 @@ def videos_bar(what: str, *, is_shown: bool = True) -> Iterator[Callable[[int, i
             progress.update(task, completed=done, total=total)
 
         yield watch
+
+
+class RunsBar:
+    """A bar for the runs of a command, and one for each that is running."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._all = progress.add_task("all runs", total=None)
+        self._done = 0
+        self._running: dict[str, tuple[TaskID, float]] = {}
+
+    def begin(self, total: int, done: int) -> None:
+        """There are so many runs, and so many of them were done before."""
+        self._progress.reset(self._all, total=total - done)
+        self.say(f"{total} runs, {done} of them done already" if done else f"{total} runs")
+
+    def update(self, name: str, what: str, share: float) -> None:
+        """A run is so far: training, or evaluating."""
+        if name not in self._running:
+            self._running[name] = (self._progress.add_task(name, total=1.0), 0.0)
+        task, _ = self._running[name]
+        self._progress.update(task, completed=share, description=f"{name}, {what}")
+        if what == "training":  # the rest is short
+            self._running[name] = (task, share)
+        shares = sum(share for _, share in self._running.values())
+        self._progress.update(self._all, completed=self._done + shares)
+
+    def end(self, name: str, line: str) -> None:
+        """A run has ended; `line` says how."""
+        if name in self._running:
+            self._progress.remove_task(self._running.pop(name)[0])
+        self._done += 1
+        self._progress.update(self._all, completed=self._done)
+        self.say(f"{name}: {line}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def runs_bar() -> Iterator[RunsBar]:
+    """Bars of several runs."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        speed_estimate_period=600,  # a run's training is even, its beginning is not
+        console=Console(stderr=True),
+    ) as progress:
+        yield RunsBar(progress)
 
 
 def _progress(what: str, *, is_shown: bool = True) -> Progress:

@@ -2,8 +2,6 @@
 
 import hashlib
 import platform
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +12,7 @@ from bieff.clip import Clip
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
 from bieff.features.store import FeatureStore
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
+from bieff.train.cost import stage_one, step_cost
 from bieff.train.data import Features
 from bieff.train.run import Run, commit, versions
 from bieff.train.step import Trainer
@@ -48,6 +47,10 @@ def make_record(
         "parameters": counts,
         "parameters_with_clip": counts["total"]
         + sum(p.numel() for p in clip.model.parameters()),
+        "cost": {
+            "stage_one": stage_one(store),
+            "batch": step_cost(trainer, patches_of(store)),
+        },
         **_circumstances(trainer),
         "command": list(command),
         "resumed": [],
@@ -153,11 +156,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}"
     return f"{device}, {platform.processor() or platform.machine()}"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the worst moment: of the device's memory, or of the process on the CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
