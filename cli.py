@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bieff.features.errors import BieffError
+from bieff.features.errors import BieffError, InputError
 
 WIDE = 160
 """Columns of a table that goes to a file."""
@@ -38,8 +38,19 @@ class _Group(click.Group):
 
 _Decorator = Callable[[Any], Any]
 
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+
+class _Place(click.Path):
+    """A path that is a folder, or a file, if it is there; otherwise it is bad input."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            raise InputError(f"{param.opts[-1]}: {error.message.rstrip('.')}") from None
+
+
+_FOLDER = _Place(path_type=Path, file_okay=False)
+_FILE = _Place(path_type=Path, dir_okay=False)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -214,6 +225,8 @@ def extract(
     )
     for summary in summaries:
         click.echo(summary.text())
+    for summary in summaries:
+        summary.require_usable()
     if not all(summary.is_whole for summary in summaries):
         raise click.exceptions.Exit(NOT_WHOLE)
 

@@ -4,10 +4,12 @@ Both stages load through here, so that the text tower of stage two is the partne
 visual tower of stage one; `fingerprint` is how they know.
 """
 
+import difflib
 import hashlib
 import importlib
 import logging
 import pickle
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,11 +54,20 @@ class ClipName:
                 "leave --pretrained out"
             )
         if not brings_weights and pretrained is None:
+            near = difflib.get_close_matches(model, [TINYCLIP], n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise InputError(
-                f"model {model!r} needs weights; add --pretrained with an open_clip tag such "
-                "as 'openai', the path of a weights file, or 'random'"
+                f"model {model!r}{hint} needs weights; add --pretrained with an open_clip tag "
+                "such as 'openai', the path of a weights file, or 'random'"
             )
         return cls(model=model, pretrained=pretrained)
+
+    @property
+    def may_be_downloaded(self) -> bool:
+        """Whether its weights come from the network unless they were fetched before."""
+        if self.pretrained is None:
+            return self.model.startswith("hf-hub:")
+        return self.pretrained.split(":")[0] != RANDOM and not Path(self.pretrained).is_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +150,7 @@ def load(name: ClipName, *, device: str | torch.device = "cpu") -> Clip:
         SafetensorError,
         pickle.UnpicklingError,
     ) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...")
         raise InputError(
             f"cannot load CLIP {str(name)!r}: {reason}; check the name and the connection, or "
             "give --pretrained the path of a weights file already on this machine"
@@ -215,8 +226,6 @@ def _check_name(open_clip: Any, name: ClipName, *, is_random: bool) -> None:
 
 
 def _closest(name: str, known: Sequence[str]) -> str:
-    import difflib
-
     return (difflib.get_close_matches(name, known, n=1, cutoff=0.0) or [known[0]])[0]
 
 

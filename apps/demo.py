@@ -1,6 +1,5 @@
 """`bieff demo`: both stages and the zero-shot evaluation on clips made here, no download."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +11,15 @@ from bieff.extract.config import ExtractConfig
 from bieff.extract.run import extract, plan
 from bieff.extract.shapes.clips import Edition
 from bieff.extract.shapes.sets import COMPANIONS, load_shapes
+from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore
+from bieff.train.checkpoint import StoppedError
 from bieff.train.config import TrainConfig
-from bieff.train.loop import train
+from bieff.train.loop import train_or_go_on
 from bieff.train.progress import steps_bar, videos_bar
 from bieff.train.protocols import closed, frozen, splits3, trained
 from bieff.train.results import Result, save_results
-from bieff.train.run import RECORD, RESULTS, Run, open_run
+from bieff.train.run import RESULTS, Run
 
 FRAMES = 8
 
@@ -49,8 +50,11 @@ def demo(
         config: How to train; None is the paper's recipe, with that seed.
 
     Raises:
-        InputError: If `out` holds a finished demo, or something else.
+        InputError: If `out` holds what is not the demo's.
+        StoreMismatchError: If it holds a demo of other clips.
+        ConfigError: If it holds a run of other settings.
     """
+    _require_own(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clip = clips.load(ClipName(model=TINYCLIP, pretrained=None), device=device)
     stores = {
@@ -79,12 +83,19 @@ def _extract(
 
 
 def _train(store: FeatureStore, clip: Clip, config: TrainConfig, out: Path) -> Run:
-    folder = out / "runs" / "shapes"
-    if (folder / RECORD).is_file():
-        run = open_run(folder)
-        same = run.config == config and run.record["store_recipe_hash"] == store.recipe_hash
-        if same and run.record["finished"]:
-            return run
-        shutil.rmtree(folder)  # the demo's own, and interrupted or of other settings
-    with steps_bar("training") as watch:
-        return train(store, clip, config, folder, watch=watch)
+    try:
+        with steps_bar("training") as watch:
+            return train_or_go_on(store, clip, config, out / "runs" / "shapes", watch=watch)
+    except StoppedError:
+        raise StoppedError("stopped and saved; run the same command again to go on") from None
+
+
+def _require_own(out: Path) -> None:
+    """Refuse a folder that holds something else than a demo."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, expected a folder; name another with --out")
+    own = {"data", "features", "runs", RESULTS}
+    if out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - own)):
+        raise InputError(
+            f"{out} holds {others[0]!r}, which is not of a demo; name another folder with --out"
+        )

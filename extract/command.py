@@ -200,6 +200,8 @@ def extract_all(
         data = sources.load(name, say)
         clip_name = machine.clip_name(data)
         if clip_name not in loaded:
+            if clip_name.may_be_downloaded:
+                say(f"loading CLIP {clip_name}, which takes a while if it is not here yet")
             loaded[clip_name] = clips.load(clip_name, device=machine.own_device)
         clip = loaded[clip_name]
         planned.append((plan(data, config, clip, sources.store(name)), clip))

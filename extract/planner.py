@@ -65,7 +65,7 @@ def blueprint(data: DataSet, config: ExtractConfig, clip: Clip) -> Blueprint:
     )
     views = {name: train_views if name == "train" else val_views for name in data.partitions}
     return Blueprint(
-        recipe=make_recipe(data.name, config, clip, views),
+        recipe=make_recipe(data, config, clip, views),
         class_names=data.class_names,
         partitions={
             name: PartitionPlan(videos=videos, num_views=len(views[name]))
@@ -95,12 +95,12 @@ def first_videos(data: DataSet, limit: int | None) -> DataSet:
 
 
 def make_recipe(
-    name: str, config: ExtractConfig, clip: Clip, views: Mapping[str, list[View]]
+    data: DataSet, config: ExtractConfig, clip: Clip, views: Mapping[str, list[View]]
 ) -> dict[str, Any]:
     """Everything the numbers of a store depend on."""
     preprocessing = clip.preprocessing
     recipe = {
-        "data_set": name,
+        "data_set": data.name,
         "clip": {
             "model": clip.name.model,
             "pretrained": clip.name.pretrained,
@@ -117,6 +117,8 @@ def make_recipe(
         "patches": _patches(clip) if config.context == "patches" else None,
         "views": {part: [view.to_json() for view in chosen] for part, chosen in views.items()},
     }
+    if data.made_as:
+        recipe["made_as"] = dict(data.made_as)
     return recipe if config.limit is None else recipe | {"limit": config.limit}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bieff.features.error_log import read_errors
+from bieff.features.errors import InputError
 from bieff.features.schema import Status, VideoError
 from bieff.features.store import FeatureStore
 from bieff.features.summary import summarize
@@ -56,6 +57,19 @@ class Summary:
         if self.max_bad is None:
             return self.num_bad == 0
         return self.num_failed <= self.max_bad * self.num_videos
+
+    def require_usable(self) -> None:
+        """Refuse a store in which not one video could be used.
+
+        Raises:
+            InputError: If every video failed; says why the first did.
+        """
+        if self.num_videos and self.num_failed == self.num_videos:
+            first = f", the first: {self.bad[0].message}" if self.bad else ""
+            raise InputError(
+                f"{self.store}: none of the {self.num_videos:,} videos could be used{first}; "
+                "mend them, and run again with --retry-failed"
+            )
 
     def text(self) -> str:
         """What there is to say of it."""

@@ -600,7 +600,11 @@ def test_a_missing_or_empty_folder_says_what_is_expected(tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ucf", {}, "unknown data set 'ucf': expected one of k400, k600, ucf101"),
+        (
+            "ucf",
+            {},
+            r"unknown data set 'ucf' \(did you mean 'ucf101'\?\): expected one of k400, k600",
+        ),
         ("ucf101", {"lists": {"val": Path("x")}}, "'ucf101' has its own lists"),
         ("ucf101", {"labels": Path("x")}, "'ucf101' has its own class names"),
         ("folder", {"first_label": 1}, "'folder' has its own labels"),

@@ -1,13 +1,15 @@
 """The built-in data set: its world, its pixels, its files."""
 
+import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import av
 import numpy as np
 import pytest
 
 from bieff.extract.shapes.clips import (
+    VERSION,
     Clip,
     Edition,
     clips_of,
@@ -226,3 +228,12 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="is not empty and holds no clips made by bieff"):
         next(make(tmp_path, "shapes", SMALL))
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.mp4"]
+
+
+def test_clips_of_an_older_version_are_not_mixed_with_new_ones(tmp_path):
+    folder = tmp_path / "shapes-unseen"
+    next(make(folder, "shapes-unseen", SMALL))
+    marker = folder / "edition.json"
+    marker.write_text(json.dumps(asdict(replace(SMALL, version=VERSION - 1))))
+    with pytest.raises(InputError, match=r"holds clips of version 1 .* makes version 2"):
+        load_shapes("shapes-unseen", folder)

@@ -77,7 +77,8 @@ def prepare(
     if "train" not in store.partitions:
         raise StoreError(
             f"{store.path} has no training partition, it has {', '.join(store.partitions)}; "
-            "train on another store"
+            "train on another store, or put the videos of a folder data set under train/ and "
+            "val/ and extract them again"
         )
     device = next(clip.model.parameters()).device
     group = current()
@@ -159,6 +160,8 @@ def train(
     run = None
     if resume:
         run = open_run(out)
+        if run.record["finished"]:
+            raise InputError(f"run {run.path} is finished; train again into another folder")
         require_same(run, store, clip, config)
     elif out.is_dir() and any(path.name != LOCK_NAME for path in out.iterdir()):
         raise InputError(
@@ -203,8 +206,9 @@ def train_or_go_on(
         BieffError: As `train` does.
     """
     is_begun = (out / RECORD).exists()
-    if is_begun and open_run(out).record["finished"]:
-        return open_run(out)
+    if is_begun and (run := open_run(out)).record["finished"]:
+        require_same(run, store, clip, config)
+        return run
     if not is_begun and out.is_dir():
         shutil.rmtree(out)
     return train(store, clip, config, out, watch=watch, resume=is_begun, command=command)

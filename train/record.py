@@ -84,15 +84,13 @@ def resumed(
 
 
 def require_same(run: Run, store: FeatureStore, clip: Clip, config: TrainConfig) -> None:
-    """Refuse to go on with something else than the run began with.
+    """Refuse something else than the run began with.
 
     Raises:
         ConfigError: If a setting differs that numbers depend on; shows each.
         StoreMismatchError: If the store or the CLIP is another.
     """
     record = run.record
-    if record["finished"]:
-        raise InputError(f"run {run.path} is finished; train again into another folder")
     stored, asked = run.config.to_dict(), config.to_dict()
     changed = [
         f"{name}: the run has {stored[name]!r}, asked for {asked[name]!r}"

@@ -14,6 +14,7 @@
 A result without its run.json does not exist.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -121,7 +122,18 @@ def open_run(path: Path) -> Run:
         raise InputError(f"no run at {path}; make one with `bieff train`") from None
     except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
         raise InputError(f"cannot read the run at {path}: {error}") from None
+    if not isinstance(record, dict) or not {"config", "finished", "started"} <= record.keys():
+        raise InputError(f"cannot read the run at {path}: its {RECORD} is no record of a run")
     return Run(path, record)
+
+
+def _runs_in(folder: Path) -> list[Run]:
+    """The runs whose records can be read; one that is damaged must not hide the others."""
+    runs = []
+    for record in sorted(folder.glob(f"*/{RECORD}")):
+        with contextlib.suppress(InputError):
+            runs.append(open_run(record.parent))
+    return runs
 
 
 def newest_run(folder: Path) -> Run:
@@ -130,8 +142,7 @@ def newest_run(folder: Path) -> Run:
     Raises:
         InputError: If there is no finished run.
     """
-    runs = [open_run(record.parent) for record in folder.glob(f"*/{RECORD}")]
-    finished = [run for run in runs if run.record["finished"]]
+    finished = [run for run in _runs_in(folder) if run.record["finished"]]
     if not finished:
         raise InputError(
             f"no finished run in {folder}; make one with `bieff train`, or name one"
@@ -145,8 +156,7 @@ def newest_stopped(folder: Path) -> Run:
     Raises:
         InputError: If there is none.
     """
-    runs = [open_run(record.parent) for record in folder.glob(f"*/{RECORD}")]
-    stopped = [run for run in runs if not run.record["finished"]]
+    stopped = [run for run in _runs_in(folder) if not run.record["finished"]]
     if not stopped:
         raise InputError(f"no unfinished run in {folder}; name one with --out")
     return max(stopped, key=lambda run: str(run.record["started"]))

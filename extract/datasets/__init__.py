@@ -7,6 +7,7 @@ list             list files and a label file             list_file.py
 shapes...        made by the project itself              bieff.extract.shapes
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -109,7 +110,11 @@ def _check_options(
     name: str, *, lists: object | None, labels: object | None, first_label: int | None
 ) -> None:
     if name not in names():
-        raise InputError(f"unknown data set {name!r}: expected one of {', '.join(names())}")
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(
+            f"unknown data set {name!r}{hint}: expected one of {', '.join(names())}"
+        )
     if lists and name != "list":
         raise InputError(f"data set {name!r} has its own lists; use --dataset list with yours")
     if labels and name not in ("list", "folder"):

@@ -43,6 +43,9 @@ class DataSet:
     class_subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Official subsets of the classes by name, such as the zero-shot splits of k600."""
 
+    made_as: Mapping[str, int] = field(default_factory=dict)
+    """What decides the pixels of videos that the project makes itself; part of the recipe."""
+
     default_clip: str | None = None
     """The CLIP to take if the user names none; None for the usual one."""
 

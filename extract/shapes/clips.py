@@ -153,9 +153,14 @@ def make(
     Goes on where an interrupted run stopped.
 
     Raises:
-        InputError: If the folder holds another edition, or files that are not ours.
+        InputError: If the folder holds another edition or version, or files that are not ours.
     """
     found = edition_of(folder)
+    if edition.version != VERSION:
+        raise InputError(
+            f"{folder} holds clips of version {edition.version} of {data_set}, this bieff "
+            f"makes version {VERSION}; name another folder with --videos, or remove this one"
+        )
     if found is not None and found != edition:
         raise InputError(
             f"{folder} holds another edition of {data_set}: expected {edition}, got {found}; "

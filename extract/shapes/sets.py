@@ -1,5 +1,6 @@
 """The three built-in data sets as stage one reads them; their clips are made on first use."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -50,6 +51,7 @@ def load_shapes(name: str, folder: Path, *, edition: Edition | None = None) -> D
         class_names=class_names,
         partitions=partitions,
         root=folder,
+        made_as=asdict(edition),
         default_clip=TINYCLIP,
     )
 
