@@ -326,11 +326,17 @@ def import_(file: Path, to: Path | None) -> None:
     is_flag=True,
     help="Go on with the run in --out, or the newest unfinished one in runs/.",
 )
+@click.option("--shots", type=int, help="Train on so few videos a class, drawn at random.")
+@click.option("--split", help="Official split to draw from and to test on.  [default: 1]")
+@click.option("--draw", default=0, show_default=True, help="Seed of the videos drawn.")
+@click.option("--same-shots", type=_FOLDER, help="A run whose few videos to train on again.")
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be trained, and count the parameters."
 )
-def train(**options: Any) -> None:
+def train(
+    shots: int | None, split: str | None, draw: int, same_shots: Path | None, **options: Any
+) -> None:
     """Train the temporal transformer and the prompts on cached features.
 
     Ctrl-C saves; --resume goes on as if nothing had happened.  Several GPUs: torchrun
@@ -339,8 +345,12 @@ def train(**options: Any) -> None:
     Example: bieff train --features features/k400 --frames 8 --set epochs=30
     """
     from bieff.train.command import train_run
+    from bieff.train.shots import Few
 
-    if said := train_run(**options, command=sys.argv):
+    few = None
+    if any(option is not None for option in (shots, split, same_shots)):
+        few = Few(shots=shots, split=split, seed=draw, same_as=same_shots)
+    if said := train_run(**options, few=few, command=sys.argv):
         click.echo(said)
 
 
@@ -642,6 +652,43 @@ def ablate(tables: str, zeroshot: str, **options: Any) -> None:
     if failed:
         click.echo(f"{len(failed)} runs failed: {', '.join(failed)}", err=True)
         raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option(
+    "--features", type=_FOLDER, required=True, help="A store, such as features/hmdb51."
+)
+@click.option("--shots", default=16, show_default=True, help="Training videos a base class.")
+@click.option("--draws", default=3, show_default=True, help="Choices of videos, a run each.")
+@click.option("--split", help="Official split to draw from and to test on.  [default: 1]")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of training; may be repeated.",
+)
+@click.option("--out", type=_FOLDER, help="Folder.  [default: runs/STORE-base2novel]")
+@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
+def base2novel(**options: Any) -> None:
+    """Train on few videos of half the classes, evaluate on both halves, beside frozen CLIP.
+
+    Ctrl-C saves; the same command again goes on.
+
+    Example: bieff base2novel --features features/hmdb51 --shots 16 --draws 3
+    """
+    from bieff.train.base2novel import base2novel as run_all
+
+    rows = [
+        (
+            line.model,
+            f"{line.base:.2f} ± {line.base_std:.2f}",
+            f"{line.novel:.2f} ± {line.novel_std:.2f}",
+            f"{line.harmonic:.2f}",
+        )
+        for line in run_all(**options, command=sys.argv)
+    ]
+    _print_table(("model", "base top-1", "novel top-1", "harmonic mean"), rows)
 
 
 def _print_results(

@@ -11,6 +11,7 @@ from bieff.train.distributed import current, joined
 from bieff.train.loop import prepare, train
 from bieff.train.progress import steps_bar
 from bieff.train.run import Run, clip_of, newest_stopped, open_run
+from bieff.train.shots import Few, Shots, training_view
 
 RUNS = Path("runs")
 FEATURES = Path("features")
@@ -28,6 +29,7 @@ def train_run(
     dry_run: bool,
     resume: bool = False,
     command: Sequence[str] = (),
+    few: Few | None = None,
 ) -> str:
     """Train a run, or go on with one; returns what there is to say of it.
 
@@ -36,6 +38,8 @@ def train_run(
     """
     if resume and dry_run:
         raise ConfigError("--resume and --dry-run contradict each other; leave one out")
+    if resume and few is not None:
+        raise ConfigError("--resume goes on with the run's own videos; leave --shots out")
     if frames is not None:
         if any(text.partition("=")[0].strip() == "frames" for text in overrides):
             raise ConfigError("frames are given by --frames and by --set; leave one out")
@@ -50,6 +54,12 @@ def train_run(
             raise ConfigError("no store is named; add --features, such as features/k400")
         features = Path(earlier.record["store"])
     store = FeatureStore.open(features)
+    if earlier is not None:
+        shots = Shots.of_run(earlier)
+    else:
+        shots = None if few is None else few.draw(store)
+    if shots is not None:
+        store = training_view(store, shots)
     with joined(pick_device(device)) as where:
         clip = clip_of(store, device=where)
         if dry_run:
@@ -65,6 +75,7 @@ def train_run(
                 say=bar.say,
                 resume=resume,
                 command=command,
+                shots=None if shots is None else shots.to_dict(),
             )
         return _summary(run, clip) if current().writes else ""
 
@@ -95,7 +106,10 @@ def _summary(run: Run, clip: Clip) -> str:
             f"val top-1 {figures['val_top1']:.2f}, top-5 {figures['val_top5']:.2f}; best "
             f"{best['val_top1']:.2f} after {best['steps']:,} steps"
         )
-    return "\n".join([*lines, f"run: {run.path}"])
+    lines.append(f"run: {run.path}")
+    if (shots := Shots.of_run(run)) is not None:
+        lines += [shots.text(), f"`bieff eval {run.path}` evaluates it on the whole test list"]
+    return "\n".join(lines)
 
 
 def describe(counts: dict[str, int], clip: Clip) -> str:

@@ -27,7 +27,8 @@ def stage_one(store: FeatureStore) -> dict[str, dict[str, Any]]:
             marker = partition.marker(shard)
             seconds.update({} if marker is None else marker.seconds)
         rounded = {what: round(value, 3) for what, value in seconds.items()}
-        cost[name] = {"videos": partition.num_videos, "seconds": rounded}
+        # where only some are trained on, all were extracted
+        cost[name] = {"videos": partition.geometry.num_videos, "seconds": rounded}
     return cost
 
 

@@ -1,7 +1,7 @@
 """What `bieff eval`, `zeroshot` and `scores` do, from options as a user types them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bieff.clip import TINYCLIP, ClipName, pick_device
@@ -17,6 +17,7 @@ from bieff.train.protocols import default_protocol, examine, frozen, trained
 from bieff.train.results import Result, merge_results
 from bieff.train.run import RESULTS, Run, clip_of, newest_run, open_run
 from bieff.train.scores_file import load_scores, save_scores
+from bieff.train.shots import FEW_SHOT, Shots, evaluation_view, labels_of
 from bieff.train.subjects import Weights
 from bieff.train.templates import find_templates
 
@@ -53,10 +54,13 @@ class Evaluation:
             )
         find_templates(self.template or "one")  # before any work is done
 
-    def of(self, run: Run, store: FeatureStore, protocol: str) -> list[Result]:
+    def of(
+        self, run: Run, store: FeatureStore, protocol: str, *, called: str | None = None
+    ) -> list[Result]:
         """Evaluate, and add the figures to the run's results.json.
 
         Of several processes that `torchrun` started, one writes and has results to show.
+        `called` is the name that results give the protocol, of a view of a store.
         """
         with joined(pick_device(self.device)) as device:
             clip = clip_of(store, device=device)
@@ -79,6 +83,9 @@ class Evaluation:
                     batch_size=self.batch_size,
                     keep_in=run.path / PARTIAL,
                 )
+            if called is not None:
+                head = replace(examination.head, protocol=called)
+                examination = replace(examination, head=head)
             return self._write(run, examination) if current().writes else []
 
     def _write(self, run: Run, examination: Examination) -> list[Result]:
@@ -96,6 +103,8 @@ def evaluate_closed(
 ) -> list[Result]:
     """Evaluate a run on the store it was trained on, or another one.
 
+    A run on few videos is evaluated on the whole test list of its split.
+
     Args:
         evaluation: How.
         run: Its folder; None takes the newest finished one.
@@ -105,6 +114,11 @@ def evaluate_closed(
     chosen = newest_run(RUNS) if run is None else open_run(run)
     path = features or Path(chosen.record["store"])
     store = _open(path, chosen, str(chosen.record["data_set"]))
+    shots = Shots.of_run(chosen)
+    if shots is not None and protocol == "closed":
+        classes = labels_of(store, list(shots.videos))
+        view = evaluation_view(store, shots.split, classes=classes)
+        return evaluation.of(chosen, view, protocol, called=FEW_SHOT)
     return evaluation.of(chosen, store, protocol)
 
 

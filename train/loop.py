@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -134,6 +134,7 @@ def train(
     say: Say = lambda line: None,
     resume: bool = False,
     command: Sequence[str] = (),
+    shots: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train to the last step, and write the run folder `out`.
 
@@ -149,6 +150,7 @@ def train(
         say: Called with what people should know.
         resume: Go on with the run in `out`.
         command: What the user typed, for the record.
+        shots: The draw of few videos that `store` shows, for the record.
 
     Raises:
         InputError: If `out` holds something already, or nothing to go on with.
@@ -161,8 +163,8 @@ def train(
     if resume:
         run = open_run(out)
         if run.record["finished"]:
-            raise InputError(f"run {run.path} is finished; train again into another folder")
-        require_same(run, store, clip, config)
+            raise InputError(f"run {out} is finished; train again into another folder")
+        require_same(run, store, clip, config, shots)
     elif out.is_dir() and any(path.name != LOCK_NAME for path in out.iterdir()):
         raise InputError(
             f"{out} is not empty; name another folder with --out, remove it, or go on with its "
@@ -177,7 +179,7 @@ def train(
     trainer.group.wait()  # all have looked at the folder
     out.mkdir(parents=True, exist_ok=True)
     with trainer.batches, exclusive(out) if trainer.group.writes else nullcontext():
-        progress, record = Progress(), make_record(store, clip, trainer, command)
+        progress, record = Progress(), make_record(store, clip, trainer, command, shots)
         if run is not None:
             progress = load_checkpoint(out, trainer.model, trainer.optimizer) or progress
             record = resumed(run.record, trainer, command, progress.step)
@@ -196,6 +198,7 @@ def train_or_go_on(
     *,
     watch: Watch,
     command: Sequence[str] = (),
+    shots: Mapping[str, Any] | None = None,
 ) -> Run:
     """The run in `out`, trained to its end whatever is there of it.
 
@@ -207,11 +210,20 @@ def train_or_go_on(
     """
     is_begun = (out / RECORD).exists()
     if is_begun and (run := open_run(out)).record["finished"]:
-        require_same(run, store, clip, config)
+        require_same(run, store, clip, config, shots)
         return run
     if not is_begun and out.is_dir():
         shutil.rmtree(out)
-    return train(store, clip, config, out, watch=watch, resume=is_begun, command=command)
+    return train(
+        store,
+        clip,
+        config,
+        out,
+        watch=watch,
+        resume=is_begun,
+        command=command,
+        shots=shots,
+    )
 
 
 @dataclass(slots=True)

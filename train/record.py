@@ -19,9 +19,13 @@ from bieff.train.step import Trainer
 
 
 def make_record(
-    store: FeatureStore, clip: Clip, trainer: Trainer, command: Sequence[str]
+    store: FeatureStore,
+    clip: Clip,
+    trainer: Trainer,
+    command: Sequence[str],
+    shots: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What is known before the first step."""
+    """What is known before the first step; `shots` is the draw of few videos, if it was one."""
     counts = trainer.model.parameter_counts()
     features = trainer.features
     return {
@@ -37,6 +41,7 @@ def make_record(
         "patches": patches_of(store),
         "class_names": list(store.class_names),
         "videos": len(features),
+        "shots": shots,
         "rows_hash": rows_hash(features),
         "features": {
             "place": features.place,
@@ -83,12 +88,18 @@ def resumed(
     return {**record, "resumed": [*record["resumed"], sitting]}
 
 
-def require_same(run: Run, store: FeatureStore, clip: Clip, config: TrainConfig) -> None:
+def require_same(
+    run: Run,
+    store: FeatureStore,
+    clip: Clip,
+    config: TrainConfig,
+    shots: Mapping[str, Any] | None = None,
+) -> None:
     """Refuse something else than the run began with.
 
     Raises:
         ConfigError: If a setting differs that numbers depend on; shows each.
-        StoreMismatchError: If the store or the CLIP is another.
+        StoreMismatchError: If the store, the CLIP or the draw of few videos is another.
     """
     record = run.record
     stored, asked = run.config.to_dict(), config.to_dict()
@@ -112,6 +123,11 @@ def require_same(run: Run, store: FeatureStore, clip: Clip, config: TrainConfig)
                 f"run {run.path} began with another {what}: expected {wanted[:12]}, got "
                 f"{got[:12]}; name the store it began with, {record['store']}"
             )
+    if record.get("shots") != shots:
+        raise StoreMismatchError(
+            f"run {run.path} began with another draw of few videos, or without one; go on "
+            "with its own, or train into another folder"
+        )
 
 
 def require_same_numbers(run: Run, trainer: Trainer) -> None:
