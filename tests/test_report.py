@@ -298,6 +298,7 @@ def test_nothing_comes_from_elsewhere(told):
     assert not re.search(r"https?:|url\(|@import", text)
 
 
+@pytest.mark.slow
 def test_names_of_users_are_text(hostile):
     page = Page(hostile)
     assert len(page.all("script")) == 1
@@ -419,6 +420,7 @@ def test_a_click_sorts_a_table(told, browser):
     assert len(set(shown)) > 1
 
 
+@pytest.mark.slow
 def test_hostile_names_do_nothing_in_a_browser(hostile, browser):
     browser.open(hostile)
     assert browser.complaints() == []  # an open alert would end this with an error
@@ -428,6 +430,7 @@ def test_hostile_names_do_nothing_in_a_browser(hostile, browser):
     assert browser.find("h1").text == "<img src=x onerror=alert(2)>"
 
 
+@pytest.mark.slow
 def test_the_policy_stops_what_escaping_might_let_through(hostile, browser, tmp_path):
     page = tmp_path / "page.html"
     attack = (
