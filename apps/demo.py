@@ -63,7 +63,10 @@ def demo(
         protocol = closed if name == "shapes" else splits3
         subjects = [trained(run, clip, store), frozen(clip, store, num_frames=FRAMES)]
         with videos_bar(f"evaluating {name}") as evaluated:
-            results += protocol(store, subjects, watch=evaluated)
+            found = protocol(store, subjects, watch=evaluated)
+        # beside the run, as `bieff eval` and `bieff zeroshot` put them
+        save_results(run.path / f"{found[0].protocol}-{name}.json", found)
+        results += found
     save_results(out / RESULTS, results)
     return Demo(out, results)
 
