@@ -17,7 +17,7 @@ from bieff.train.config import TrainConfig
 from bieff.train.loop import train
 from bieff.train.progress import steps_bar, videos_bar
 from bieff.train.protocols import closed, frozen, splits3, trained
-from bieff.train.results import Result, save_results
+from bieff.train.results import Result, merge_results, save_results
 from bieff.train.run import RECORD, RESULTS, Run, open_run
 
 FRAMES = 8
@@ -65,7 +65,7 @@ def demo(
         with videos_bar(f"evaluating {name}") as evaluated:
             found = protocol(store, subjects, watch=evaluated)
         # beside the run, as `bieff eval` and `bieff zeroshot` put them
-        save_results(run.path / f"{found[0].protocol}-{name}.json", found)
+        merge_results(run.path / RESULTS, found)
         results += found
     save_results(out / RESULTS, results)
     return Demo(out, results)
