@@ -18,7 +18,7 @@ from bieff.train.config import TrainConfig
 from bieff.train.loop import train_or_go_on
 from bieff.train.progress import steps_bar, videos_bar
 from bieff.train.protocols import closed, frozen, splits3, trained
-from bieff.train.results import Result, save_results
+from bieff.train.results import Result, merge_results, save_results
 from bieff.train.run import RESULTS, Run
 
 FRAMES = 8
@@ -67,7 +67,10 @@ def demo(
         protocol = closed if name == "shapes" else splits3
         subjects = [trained(run, clip, store), frozen(clip, store, num_frames=FRAMES)]
         with videos_bar(f"evaluating {name}") as evaluated:
-            results += protocol(store, subjects, watch=evaluated)
+            found = protocol(store, subjects, watch=evaluated)
+        # beside the run, as `bieff eval` and `bieff zeroshot` put them
+        merge_results(run.path / RESULTS, found)
+        results += found
     save_results(out / RESULTS, results)
     return Demo(out, results)
 

@@ -20,6 +20,7 @@ from bieff.apps import report_classes, report_files, report_videos
 from bieff.apps.predict import Predictor
 from bieff.apps.report_charts import HEIGHT, WIDTH, charts
 from bieff.apps.report_classes import Cell, ClassFigures
+from bieff.apps.report_cost import cost
 from bieff.apps.report_videos import VideoCard
 from bieff.clip import pick_device
 from bieff.features.durable import write_atomically
@@ -172,8 +173,8 @@ def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Results as the table shows them, each with its distance to frozen CLIP."""
     beside = {
         (record.get("dataset"), record["protocol"]): float(record["top1"])
-        for record in results
-        if record["model"] == "frozen"
+        for record in sorted(results, key=lambda record: float(record["top1"]))
+        if record["model"] == "frozen"  # the best of several templates comes last
     }
     rows = []
     for record in results:
@@ -184,9 +185,11 @@ def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 **{name: record.get(name) for name in ("top1_std", "top5", "top1_all")},
                 "dataset": record.get("dataset", ""),
                 "protocol": record["protocol"],
-                "model": MODELS.get(str(record["model"]), str(record["model"])),
+                "model": _who(record),
                 "is_ours": record["model"] == "bieff",
-                "template": record.get("template") or "",
+                "template": ", ".join(
+                    str(record[name]) for name in ("template", "names") if record.get(name)
+                ),
                 "top1": float(record["top1"]),
                 "gain": None if base is None or is_frozen else float(record["top1"]) - base,
                 "evaluated": record.get("n_evaluated"),
@@ -201,58 +204,9 @@ def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def cost(run: Run, store: FeatureStore | None) -> list[tuple[str, str]]:
-    """What both stages took, and what the model weighs, line by line."""
-    record = run.record
-    lines = []
-    if store is not None and (stage_one := _stage_one(store)):
-        lines.append(("Stage one, extraction", stage_one))
-    seconds, steps = float(record["seconds"]), int(record["steps"])
-    lines.append(
-        (
-            "Stage two, training",
-            f"{duration(seconds)} for {steps:,} steps of {record['config']['batch_size']} "
-            f"videos on {record['device']}, {record['precision']}",
-        )
-    )
-    if record.get("peak_memory_bytes"):
-        lines.append(("Peak memory", f"{record['peak_memory_bytes'] / 1e9:.2f} GB"))
-    counts = dict(record["parameters"])
-    total = counts.pop("total")
-    parts = ", ".join(f"{name} {_count(n)}" for name, n in counts.items() if n)
-    lines.append(("Tunable parameters", f"{_count(total)} ({parts or 'none'})"))
-    whole = int(record["parameters_with_clip"])
-    lines.append(("With frozen CLIP, both towers", _count(whole)))
-    lines.append(("Features", f"{record['features']['bytes'] / 1e6:,.1f} MB in training"))
-    return lines
-
-
-def _stage_one(store: FeatureStore) -> str:
-    """Seconds of all shards, as their markers say."""
-    waiting = busy = 0.0
-    videos = 0
-    for partition in store.partitions.values():
-        for shard in range(partition.num_shards):
-            if (marker := partition.marker(shard)) is None:
-                continue
-            videos += sum(marker.counts.values())
-            waiting += marker.seconds.get("waiting for decoders", 0.0)
-            busy += marker.seconds.get("cutting and encoding", 0.0)
-    if not videos:
-        return ""
-    return (
-        f"{duration(waiting + busy)} for {videos:,} videos: {duration(busy)} cutting and "
-        f"encoding, {duration(waiting)} waiting for decoders"
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
+def _who(record: Mapping[str, Any]) -> str:
+    """Which model, and what is not usual about it."""
+    name = MODELS.get(str(record["model"]), str(record["model"]))
+    if record.get("mix") is not None:
+        name += f", {record['mix']:g} ours"
+    return name + (", best weights" if record.get("weights") == "best" else "")

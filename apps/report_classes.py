@@ -10,11 +10,9 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from bieff.clip import Clip
-from bieff.features.errors import StoreError
 from bieff.features.store import FeatureStore
-from bieff.train.data import load_features
-from bieff.train.evaluate import probabilities
-from bieff.train.protocols import Subject, frozen, trained
+from bieff.train.evaluation_command import PARTIAL
+from bieff.train.protocols import examine, frozen, trained
 from bieff.train.run import Run
 
 PARTITION = "val"
@@ -61,46 +59,23 @@ class Cell:
 def closed_set(
     run: Run, clip: Clip, store: FeatureStore, *, watch: Callable[[int, int], None]
 ) -> ClosedSet:
-    """Score all videos of `val` with the run's model and with frozen CLIP.
+    """Score all videos of `val` as `bieff eval` does, by the run's model and by frozen CLIP.
 
     Raises:
-        StoreError: If the store has no such partition.
+        StoreError: If the store has no such partition, or is not finished.
     """
-    if PARTITION not in store.partitions:
-        raise StoreError(
-            f"{store.path} has no {PARTITION!r} partition, it has {', '.join(store.partitions)}"
-        )
-    device = next(clip.model.parameters()).device
-    features = load_features(
-        store.partitions[PARTITION],
-        device=device,
-        wants_patches=run.config.prompts_see == "patches",
-    )
-    clips = max(view.get("clips", 1) for view in store.recipe["views"][PARTITION])
     ours = trained(run, clip, store)
-    subjects = [ours, frozen(clip, store, num_frames=ours.num_frames)]
-    scores, done = [], 0
-
-    def score_all(subject: Subject) -> Float64[np.ndarray, "n K"]:
-        nonlocal done
-        parts = []
-        for part in probabilities(
-            features, subject.score, num_frames=subject.num_frames, clips=clips
-        ):
-            parts.append(part)
-            done += len(part)
-            watch(done, len(subjects) * len(features))
-        return np.concatenate(parts)
-
-    scores = [score_all(subject) for subject in subjects]
-    labels = features.labels.numpy()
-    known = labels >= 0
+    beside = frozen(clip, store, num_frames=ours.num_frames)
+    examination = examine(
+        store, [ours, beside], "closed", watch=watch, keep_in=run.path / PARTIAL
+    )
+    (scores,), (scores_beside,) = examination.scores
     return ClosedSet(
         names=list(store.class_names),
-        rows=features.rows[known].astype(np.int64),
-        labels=labels[known],
-        ours=scores[0][known],
-        frozen=scores[1][known],
+        rows=examination.rows[examination.usable].astype(np.int64),
+        labels=examination.labels[examination.usable].astype(np.int64),
+        ours=scores,
+        frozen=scores_beside,
     )
 
 

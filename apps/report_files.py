@@ -18,7 +18,10 @@ from bieff.train.run import RECORD, Run
 Series = list[tuple[float, float]]
 """Step and value, by step."""
 
-_SAME = ("protocol", "dataset", "model", "template", "names", "mix", "frames", "clips", "crops")
+_SAME = (
+    *("protocol", "dataset", "model", "weights", "mix", "template", "names_hash"),
+    *("frames", "clips", "crops", "store"),
+)
 """Fields by which two records are of one measurement; the later file wins."""
 
 
@@ -91,17 +94,29 @@ def commands(
         lines += [(_typed(words), "as it was typed") for words in sittings if words]
     else:
         lines.append((_train_line(run), "from the run's settings"))
-    if any(record["protocol"] == "closed" for record in results):
-        lines.append((shlex.join(["bieff", "eval", str(run.path)]), "closed set"))
-    for name, protocol in dict.fromkeys(
-        (str(record.get("dataset")), str(record["protocol"]))
-        for record in results
-        if record["protocol"] != "closed"
-    ):
-        words = ["bieff", "zeroshot", name, "--run", str(run.path)]
-        lines.append((shlex.join(words), f"protocol {protocol}"))
+    lines += [(line, "results") for line in _evaluations(run, results)]
     lines.append((shlex.join(["bieff", "report", str(run.path)]), "this page"))
     return lines
+
+
+def _evaluations(run: Run, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A command for each question that was asked of the run's model."""
+    lines: dict[str, None] = {}
+    for record in results:
+        if record["model"] == "frozen":
+            continue
+        dataset, protocol = str(record.get("dataset")), str(record["protocol"])
+        words = ["bieff", "zeroshot", dataset, "--run", str(run.path)]
+        if dataset == run.record["data_set"]:
+            words = ["bieff", "eval", str(run.path)]
+        words += ["--protocol", protocol]
+        words += ["--best"] if record.get("weights") == "best" else []
+        if record.get("names") is not None:
+            words += ["--names", str(record["names"])]
+        if record.get("mix") is not None:
+            words += ["--mix", str(record["mix"])]
+        lines[shlex.join(words)] = None
+    return list(lines)
 
 
 def _resumed(record: Mapping[str, Any]) -> list[list[str]]:

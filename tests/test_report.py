@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bieff.apps.report import TEMPLATES, cost
+from bieff.apps.report import TEMPLATES
 from bieff.apps.report_charts import charts, nice_ticks
 from bieff.apps.report_classes import ClosedSet, cells, class_figures, confusion, top_confusions
+from bieff.apps.report_cost import cost
 from bieff.apps.report_files import commands, read_curves, read_results
 from bieff.apps.report_videos import furthest_off, surest
 from bieff.cli import main
@@ -34,7 +35,8 @@ def run(*arguments):
 def told(world, tmp_path_factory):
     """A run that was evaluated, and its report."""
     folder = tmp_path_factory.mktemp("told") / "shapes"
-    shutil.copytree(world / "runs" / "shapes", folder)
+    results = shutil.ignore_patterns("results.*")
+    shutil.copytree(world / "runs" / "shapes", folder, ignore=results)
     run("eval", folder, "--device", "cpu")
     unseen = world / "features" / "shapes-unseen"
     run("zeroshot", "shapes-unseen", "--run", folder, "--features", unseen, "--device", "cpu")
@@ -160,7 +162,8 @@ def test_classes_add_up_to_what_eval_says(told):
     """Two ways to the same figure: the table of classes, and the protocol."""
     page = told.joinpath("report.html").read_text()
     page = page[page.index('<section id="classes"') : page.index('<section id="confusions"')]
-    results = {r["model"]: r for r in json.loads((told / "closed-shapes.json").read_text())}
+    records = json.loads((told / "results.json").read_text())
+    results = {r["model"]: r for r in records if r["protocol"] == "closed"}
     rows = re.findall(
         r'<td class="number" data-value="(\d+)">.*?data-value="([\d.]+)">.*?'
         r'<td class="number other" data-value="([\d.]+)">',
@@ -231,8 +234,8 @@ def test_results_are_read_tolerantly(told, tmp_path):
     folder = tmp_path / "shapes"
     shutil.copytree(told, folder)
     ours = {"protocol": "full", "model": "bieff", "top1": 50.0, "run": "shapes", "new": [1]}
-    other = {**ours, "run": "another"}
-    (folder / "results.json").write_text(json.dumps({"results": [ours, other, {"top1": 1}]}))
+    other = {**ours, "run": "another", "dataset": "other"}
+    (folder / "older.json").write_text(json.dumps({"results": [ours, other, {"top1": 1}]}))
     (folder / "draft.json").write_text("[{")
     found = read_results(open_run(folder))
     assert [(r["protocol"], r["model"]) for r in found] == [
@@ -250,6 +253,8 @@ def test_the_commands_run_the_same_again(told, world):
     opened = open_run(told)
     store = FeatureStore.open(world / "features" / "shapes")
     lines = [line for line, _ in commands(opened, store, read_results(opened))]
+    assert f"bieff eval {told} --protocol closed" in lines
+    assert f"bieff zeroshot shapes-unseen --run {told} --protocol splits3" in lines
     extract = next(line for line in lines if line.startswith("bieff extract"))
     assert "--frames 8 --train-views 1 --clips 3 --crops 1 --model tinyclip" in extract
     assert f"--videos {store.root}" in extract
@@ -279,6 +284,7 @@ def test_cost_counts_both_stages(told, world):
     lines = dict(cost(open_run(told), FeatureStore.open(world / "features" / "shapes")))
     assert re.match(r"[\d.]+ s for \d+ videos: ", lines["Stage one, extraction"])
     assert "steps of 32 videos on cpu" in lines["Stage two, training"]
+    assert lines["Arithmetic of a training video"].endswith(" GFLOPs")
 
 
 # --- the page
@@ -298,6 +304,7 @@ def test_nothing_comes_from_elsewhere(told):
     assert not re.search(r"https?:|url\(|@import", text)
 
 
+@pytest.mark.slow
 def test_names_of_users_are_text(hostile):
     page = Page(hostile)
     assert len(page.all("script")) == 1
@@ -345,7 +352,7 @@ def test_contrast():
 
 def test_a_run_without_results_store_or_videos_still_has_a_page(told, world, tmp_path):
     folder = tmp_path / "shapes"
-    shutil.copytree(told, folder, ignore=shutil.ignore_patterns("*.html", "closed*", "splits*"))
+    shutil.copytree(told, folder, ignore=shutil.ignore_patterns("*.html", "results.json"))
     record = json.loads((folder / "run.json").read_text())
     gone = {**record, "store": str(tmp_path / "gone"), "finished": None}
     (folder / "run.json").write_text(json.dumps(gone))
@@ -419,6 +426,7 @@ def test_a_click_sorts_a_table(told, browser):
     assert len(set(shown)) > 1
 
 
+@pytest.mark.slow
 def test_hostile_names_do_nothing_in_a_browser(hostile, browser):
     browser.open(hostile)
     assert browser.complaints() == []  # an open alert would end this with an error
@@ -428,6 +436,7 @@ def test_hostile_names_do_nothing_in_a_browser(hostile, browser):
     assert browser.find("h1").text == "<img src=x onerror=alert(2)>"
 
 
+@pytest.mark.slow
 def test_the_policy_stops_what_escaping_might_let_through(hostile, browser, tmp_path):
     page = tmp_path / "page.html"
     attack = (
