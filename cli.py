@@ -569,6 +569,36 @@ def report(without_videos: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.option("--run", type=_FOLDER, help="A trained run.  [default: none, CLIP as it is]")
+@click.option("--frames", type=int, help="Frames of a video.  [default: the run's, or 8]")
+@click.option("--model", help="As for predict.  [default: the run's, or ViT-B-16-quickgelu]")
+@click.option("--pretrained", help="As for predict.  [default: the run's, or openai]")
+@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at; any but the default lets others in.",
+)
+@click.option("--port", default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--max-upload", default=200, show_default=True, help="Megabytes of a video.")
+@click.option(
+    "--deadline",
+    default=60.0,
+    show_default=True,
+    help="Seconds for the upload, and as many for the decoding.",
+)
+def serve(**options: Any) -> None:
+    """Open a page on this machine: drop a video, type class names, see scores and keyframes.
+
+    Example: bieff serve --run runs/k400
+    """
+    from bieff.apps.serve_command import serve as answer
+
+    answer(**options, say=click.echo)
+
+
+@main.command()
 @click.option("--model", help="As for extract.  [default: ViT-B-16-quickgelu]")
 @click.option("--pretrained", help="As for extract.  [default: random, which is as fast]")
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")

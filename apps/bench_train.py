@@ -24,7 +24,7 @@ FRAMES = (8, 16, 32)
 STORED, VIEWS, VIDEOS = 32, 2, 512
 NAMED = ("k400", "ucf101", "hmdb51")
 EVALUATED = {"cuda": 32, "cpu": 1}
-"""Videos at a time; `bieff eval` takes 32, which changes memory more than speed."""
+"""Videos at a time; `bieff eval` takes up to 32, which changes memory more than speed."""
 
 _BATCHES = 32
 

@@ -1,5 +1,6 @@
 """README, docs/ and --help against the code: links, command lines, error sentences."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -123,7 +124,8 @@ def parse(arguments, *, is_whole):
         command.make_context(name, rest)
         return
     context = click.Context(command, info_name=name)
-    command.make_parser(context).parse_args(rest)
+    with contextlib.suppress(click.BadOptionUsage):  # an option is named without its value
+        command.make_parser(context).parse_args(rest)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
