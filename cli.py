@@ -11,7 +11,7 @@ import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from bieff.features.errors import BieffError, InputError
 
@@ -51,6 +51,23 @@ class _Place(click.Path):
 
 _FOLDER = _Place(path_type=Path, file_okay=False)
 _FILE = _Place(path_type=Path, dir_okay=False)
+
+
+def _settings_of(config: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    """What prints the settings of a stage, named "module:class", and ends the command."""
+
+    def show(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+        if not is_asked:
+            return
+        from importlib import import_module
+
+        from bieff.features.settings import settings_table
+
+        module, name = config.split(":")
+        _print_table(*settings_table(getattr(import_module(module), name)))
+        ctx.exit()
+
+    return show
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -117,14 +134,16 @@ def datasets() -> None:
 @click.option("--out", type=_FOLDER, help="Folder of the store.  [default: features/DATASET]")
 @click.option("--frames", type=int, help="Frames of a view.  [default: 32]")
 @click.option(
-    "--train-views", type=int, help="Random views of a training video, beside the centre grid."
+    "--train-views",
+    type=int,
+    help="Random views of a training video, beside the centre grid.  [default: 1]",
 )
-@click.option("--clips", type=int, help="Temporal clips of an evaluation video.")
-@click.option("--crops", type=int, help="Spatial crops of a clip, 1 or 3.")
+@click.option("--clips", type=int, help="Temporal clips of an evaluation video.  [default: 3]")
+@click.option("--crops", type=int, help="Spatial crops of a clip, 1 or 3.  [default: 1]")
 @click.option(
     "--context",
     type=click.Choice(["none", "patches"]),
-    help="Store the patch tokens' mean too.",
+    help="Store the patch tokens' mean too.  [default: none]",
 )
 @click.option(
     "--limit",
@@ -146,6 +165,14 @@ def datasets() -> None:
     multiple=True,
     metavar="NAME=VALUE",
     help="A setting: batch_size, decoders, deadline, ...; may be repeated.",
+)
+@click.option(
+    "--settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_settings_of("bieff.extract.config:ExtractConfig"),
+    help="List what --set takes, with the defaults; no more.",
 )
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
 @click.option(
@@ -320,6 +347,14 @@ def import_(file: Path, to: Path | None) -> None:
     multiple=True,
     metavar="NAME=VALUE",
     help="One setting; may be repeated.",
+)
+@click.option(
+    "--settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_settings_of("bieff.train.config:TrainConfig"),
+    help="List what --set takes, with the defaults; no more.",
 )
 @click.option(
     "--resume",
@@ -742,7 +777,9 @@ def _print_results(
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    # folded where the terminal is narrow: nothing is cut off
+    columns = [Column(name, overflow="fold") for name in header]
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console = Console()

@@ -106,8 +106,9 @@ def estimate_lines(parts: Sequence[PartEstimate], out: Path, device: torch.devic
     """The lines of `--dry-run` on one data set."""
     tried = sum(part.num_tried for part in parts)
     hours = sum(part.hours for part in parts)
+    duration = f"{hours:,.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes"
     how = (
-        f"about {hours:,.1f} hours on {device} of this machine, from {tried} videos tried now"
+        f"about {duration} on {device} of this machine, from {tried} videos tried now"
         if tried
         else "no estimate of hours: none of the videos tried can be used"
     )

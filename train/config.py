@@ -110,10 +110,19 @@ class TrainConfig:
     """T, frames a video; none takes what the store holds."""
 
     epochs: int = 50
+    """Times that every video is seen; an epoch draws each video once."""
+
     warmup_epochs: int = 5
+    """Epochs in which the learning rate rises; it falls to zero as a cosine afterwards."""
+
     batch_size: int = 32
+    """Videos a step, over all processes; the categories of Eq. 10 are those among them."""
+
     lr: float = 5e-4
+    """Largest learning rate of AdamW."""
+
     weight_decay: float = 0.2
+    """Of AdamW, on matrices only."""
 
     clip_grad: float = 0.0
     """Largest norm of the gradient; 0 is off."""
