@@ -186,7 +186,8 @@ def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "protocol": record["protocol"],
                 "model": MODELS.get(str(record["model"]), str(record["model"])),
                 "is_ours": record["model"] == "bieff",
-                "template": record.get("template") or "",
+                "template": (record.get("template") or "")
+                + (", best weights" if record.get("weights") == "best" else ""),
                 "top1": float(record["top1"]),
                 "gain": None if base is None or is_frozen else float(record["top1"]) - base,
                 "evaluated": record.get("n_evaluated"),

@@ -18,7 +18,10 @@ from bieff.train.run import RECORD, Run
 Series = list[tuple[float, float]]
 """Step and value, by step."""
 
-_SAME = ("protocol", "dataset", "model", "template", "names", "mix", "frames", "clips", "crops")
+_SAME = (
+    *("protocol", "dataset", "model", "template", "names", "mix", "weights"),
+    *("frames", "clips", "crops"),
+)
 """Fields by which two records are of one measurement; the later file wins."""
 
 

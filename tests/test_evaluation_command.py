@@ -203,7 +203,7 @@ def test_the_scores_of_a_video(bieff):
 
 def test_scores_that_are_none(bieff, tmp_path):
     for name, content, message in (
-        ("none.h5", None, "no scores at none.h5; write some with `bieff eval --save-scores`"),
+        ("none.h5", None, "no scores at none.h5; write some with `bieff eval --save-scores FILE`"),
         ("text.h5", b"x", "cannot read scores 'text.h5'"),
     ):
         if content is not None:

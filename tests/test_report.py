@@ -160,7 +160,8 @@ def test_classes_add_up_to_what_eval_says(told):
     """Two ways to the same figure: the table of classes, and the protocol."""
     page = told.joinpath("report.html").read_text()
     page = page[page.index('<section id="classes"') : page.index('<section id="confusions"')]
-    results = {r["model"]: r for r in json.loads((told / "closed-shapes.json").read_text())}
+    records = json.loads((told / "results.json").read_text())
+    results = {r["model"]: r for r in records if r["protocol"] == "closed"}
     rows = re.findall(
         r'<td class="number" data-value="(\d+)">.*?data-value="([\d.]+)">.*?'
         r'<td class="number other" data-value="([\d.]+)">',
@@ -232,7 +233,7 @@ def test_results_are_read_tolerantly(told, tmp_path):
     shutil.copytree(told, folder)
     ours = {"protocol": "full", "model": "bieff", "top1": 50.0, "run": "shapes", "new": [1]}
     other = {**ours, "run": "another"}
-    (folder / "results.json").write_text(json.dumps({"results": [ours, other, {"top1": 1}]}))
+    (folder / "more.json").write_text(json.dumps({"results": [ours, other, {"top1": 1}]}))
     (folder / "draft.json").write_text("[{")
     found = read_results(open_run(folder))
     assert [(r["protocol"], r["model"]) for r in found] == [
@@ -345,7 +346,7 @@ def test_contrast():
 
 def test_a_run_without_results_store_or_videos_still_has_a_page(told, world, tmp_path):
     folder = tmp_path / "shapes"
-    shutil.copytree(told, folder, ignore=shutil.ignore_patterns("*.html", "closed*", "splits*"))
+    shutil.copytree(told, folder, ignore=shutil.ignore_patterns("*.html", "results.json"))
     record = json.loads((folder / "run.json").read_text())
     gone = {**record, "store": str(tmp_path / "gone"), "finished": None}
     (folder / "run.json").write_text(json.dumps(gone))

@@ -75,7 +75,7 @@ def load_scores(file: Path) -> Examination:
         InputError: If there is no such file, or it is something else.
     """
     if not file.is_file():
-        raise InputError(f"no scores at {file}; write some with `bieff eval --save-scores`")
+        raise InputError(f"no scores at {file}; write some with `bieff eval --save-scores FILE`")
     try:
         opened = h5py.File(file, "r")
     except OSError as error:
