@@ -110,8 +110,8 @@ def questions_of(lists: Sequence[EvalList], usable: Int[np.ndarray, " rows"]) ->
     for chosen in lists:
         if not np.isin(chosen.rows, usable).any():
             raise StoreError(
-                f"no video of the list {chosen.name!r} is usable; `bieff extract --status` says "
-                "what became of them"
+                f"no video of the list {chosen.name!r} is usable; `bieff extract --status` "
+                "says what became of them"
             )
         grouped.setdefault(chosen.categories.tobytes(), []).append(chosen)
     return [
