@@ -53,7 +53,7 @@ def step_cost(trainer: Trainer, patches: tuple[int, int] | None) -> dict[str, An
     )
     given = trainer.model.hand_crafted
     num_context, num_video_rows = prompt_rows(
-        config, sizes, hand_crafted=0 if given is None else len(given)
+        config, sizes.context, hand_crafted=0 if given is None else len(given)
     )
     tree = text.prompt_tree(num_context, num_video_rows, categories=labels.unique())
     parts = [part.stop - part.start for part in cut(sizes.videos, config.accumulate)]

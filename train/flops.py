@@ -68,16 +68,16 @@ def attention(rows: int, keys: int, width: int, *, has_gradient: bool = True) ->
     return linear(rows, keys, width, 2 * has_gradient).times(2)
 
 
-def prompt_rows(config: TrainConfig, sizes: Sizes, *, hand_crafted: int) -> tuple[int, int]:
+def prompt_rows(config: TrainConfig, context: int, *, hand_crafted: int) -> tuple[int, int]:
     """Rows before the name: those that all videos share, and Q, each video's own.
 
     Args:
         config: Settings.
-        sizes: Of the batch.
+        context: C, rows of the visual context.
         hand_crafted: Tokens of the template, where the prompt is one.
     """
     if config.prompt == "pre-prompt" and config.design == "a1":
-        return config.num_context, sizes.context
+        return config.num_context, context
     if config.prompt == "pre-prompt" and config.design == "a2":
         return 0, config.num_context
     if config.prompt in ("learnable", "pre-prompt"):

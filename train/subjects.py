@@ -19,6 +19,7 @@ from bieff.features.store import FeatureStore
 from bieff.train.checkpoint import BEST, LAST
 from bieff.train.descriptions import Descriptions
 from bieff.train.evaluate import Score
+from bieff.train.flops import prompt_rows
 from bieff.train.frozen import class_embeddings, frozen_logits
 from bieff.train.loss import cosine
 from bieff.train.model import BiEfficient, Scores
@@ -135,7 +136,7 @@ def trained(
         weights=weights,
         names=described.source,
         names_hash=described.hash,
-        batch_size=_batch_size(text, run.config.num_context),
+        batch_size=_batch_size(text, model, run),
         wants_patches=run.config.prompts_see == "patches",
         device=device,
         fingerprint=_digest(json.dumps([*parts, run.config.to_dict()]).encode()),
@@ -213,8 +214,16 @@ def class_logits(
     return similarity * model.scale()
 
 
-def _batch_size(text: TextTower, num_context: int) -> int:
-    fitting = text.max_videos(TOWER_BYTES, num_context=num_context, num_video_rows=1)
+def _batch_size(text: TextTower, model: BiEfficient, run: Run) -> int:
+    patches = run.record["patches"] if run.config.prompts_see == "patches" else None
+    num_context, num_video_rows = prompt_rows(
+        run.config,
+        patches[0] if patches else int(run.record["frames"]),
+        hand_crafted=0 if model.hand_crafted is None else len(model.hand_crafted),
+    )
+    fitting = text.max_videos(
+        TOWER_BYTES, num_context=num_context, num_video_rows=num_video_rows
+    )
     return min(LARGEST_BATCH, fitting)
 
 
