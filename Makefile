@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test slow check dev link clean
+.PHONY: help demo test slow long check dev link clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -19,10 +19,13 @@ demo: $(READY)  ## both stages and the zero-shot evaluation on clips made here, 
 	$(BIN)/bieff demo
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not long and not gpu"
 
 slow: $(READY)  ## the slow tests: killed processes, Dask over TCP, large lists, full-size CLIP
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not long and not gpu"
+
+long: $(READY)  ## evaluation of stores as large as HMDB-51 and UCF-101, some 20 minutes
+	$(BIN)/python -m pytest -m long
 
 check: $(READY) link  ## linters, types and the fast tests
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ SIZES = {"hmdb51": 6766, "ucf101": 13320}
 MEMORY = 1.5e9
 """Bytes an evaluation may take; torch and open_clip alone take 0.5e9."""
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def write_official(path, name, clip, *, limit=None):
