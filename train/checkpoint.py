@@ -127,7 +127,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The tunable weights, on the CPU."""
+    """The tunable weights on the CPU; of a model that is there, no copies."""
     return {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }

@@ -272,8 +272,8 @@ class Sitting:
             self._steps(metrics)
         with self.average.applied():
             weights = weights_of(trainer.model)
-        require_finite(weights, f"after {trainer.num_steps} steps")
-        save_weights(self.out / LAST, weights)
+            require_finite(weights, f"after {trainer.num_steps} steps")
+            save_weights(self.out / LAST, weights)
         finished = datetime.now(UTC).isoformat(timespec="microseconds")
         self._write_record(finished=finished)
         (self.out / RESUME).unlink(missing_ok=True)
@@ -347,19 +347,22 @@ class Sitting:
         return done % every == 0 or done == self.trainer.num_steps
 
     def _evaluate(self, metrics: Metrics | None) -> None:
+        """Evaluate what would be kept now: the average, once there is one."""
         assert self.validation is not None
         with self.average.applied():
             figures = self.validation.accuracies(self.trainer, self.trainer.group)
-            weights = weights_of(self.trainer.model)
+            if metrics is not None:
+                self._note(metrics, figures)
+
+    def _note(self, metrics: Metrics, figures: dict[str, float]) -> None:
+        """Write figures down, and keep the weights that gave them if they are the best."""
         done = self.progress.step
-        if metrics is None:
-            return
         metrics.add(done - 1, {"epoch": done // self.trainer.epoch_steps, **figures})
         self.record["evaluation"] = {"steps": done, **figures}
         best = self.progress.best_top1
         if best is None or figures["val_top1"] > best:
             self.progress = self.progress.better(figures["val_top1"])
-            save_weights(self.out / BEST, weights)
+            save_weights(self.out / BEST, weights_of(self.trainer.model))
 
     def _is_due(self) -> bool:
         waited = time.monotonic() - self.saved_at

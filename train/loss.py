@@ -81,9 +81,10 @@ def frozen_distance(
         frames: As stored.
         frozen_classes: c, in the order of `classes`.
     """
-    frozen_video = F.normalize(frames.float(), dim=-1).mean(dim=1)
-    moved = 1 - F.cosine_similarity(video.float(), frozen_video, dim=-1)
-    drifted = 1 - F.cosine_similarity(classes.float(), frozen_classes.float()[None], dim=-1)
+    kind = torch.promote_types(video.dtype, torch.float32)  # as `cosine`
+    frozen_video = F.normalize(frames.to(kind), dim=-1).mean(dim=1)
+    moved = 1 - F.cosine_similarity(video.to(kind), frozen_video, dim=-1)
+    drifted = 1 - F.cosine_similarity(classes.to(kind), frozen_classes.to(kind), dim=-1)
     return moved + drifted.mean(dim=1)
 
 
