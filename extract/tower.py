@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bieff.clip import Clip
+from bieff.extract.allocator import keep_freed_memory
 from bieff.extract.preprocess import normalise
 from bieff.features.errors import InputError
 
@@ -65,6 +66,8 @@ class VisualTower:
         wants_patches: bool = False,
         reduced: bool | None = None,
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.device = device
         self.batch_size = batch_size
         self.preprocessing = clip.preprocessing

@@ -171,6 +171,11 @@ def test_every_row_differs_from_the_default_in_what_its_table_varies():
         (1, "16 frames"): {"frames": 16},
         (1, "32 frames"): {"frames": 32},
         (3, "16 frames"): {"frames": 16},
+        (0, "as the paper"): {},
+        (0, "temporal weight 0.3"): {"temporal_weight": 0.3},
+        (0, "distilled, weight 1"): {"distill": 1.0},
+        (0, "average of 10 epochs"): {"average_epochs": 10},
+        (0, "all three"): {"temporal_weight": 0.3, "distill": 1.0, "average_epochs": 10},
     }
     default = TrainConfig().to_dict()
     got = {}
@@ -209,8 +214,9 @@ def test_each_distinct_configuration_is_run_once():
 
 def test_tables_as_they_are_typed():
     assert parse_tables("5, 4,5") == [5, 4]
+    assert parse_tables("0,4") == [0, 4]
     for wrong in ("2", "4,x", ""):
-        with pytest.raises(ConfigError, match=r"expected some of 1, 3, 4, .*, got '"):
+        with pytest.raises(ConfigError, match=r"expected some of 1, 3, 4, .*, 0, got '"):
             parse_tables(wrong)
 
 

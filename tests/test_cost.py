@@ -42,6 +42,7 @@ ROWS = {
     "post layers": ["post_layers=3"],
     "only norms are learned": ["word_norms=true", "prompt=none", "temporal_layers=0"],
     "hand-crafted words": ["prompt=hand-crafted", "word_source=words"],
+    "distilled": ["distill=0.5", "temporal_weight=0.5"],
     "released": ["vector_gates=true", "normalise=frames", "targets=multi-hot"],
 }
 

@@ -110,7 +110,8 @@ def as_markdown(
     if done:
         lines += [*_preface(done[0], rows, frozen, seeds), ""]
     for number in dict.fromkeys(runs.row.table for runs in rows):
-        lines += [f"## Table {number}: {TITLES[number]}", ""]
+        table = f"Table {number}" if number else "Ours"
+        lines += [f"## {table}: {TITLES[number]}", ""]
         lines += [*_table([runs for runs in rows if runs.row.table == number]), ""]
     problems = dict.fromkeys(
         f"- table {runs.row.table}, {runs.row.name}: {runs.problem}"
@@ -177,8 +178,8 @@ def _table(rows: Sequence[RowRuns]) -> list[str]:
     for runs in rows:
         row = runs.row
         paper = [
-            f"{row.paper_top1:.1f}",
-            "" if row.paper_top5 is None else f"{row.paper_top5:.1f}",
+            "" if figure is None else f"{figure:.1f}"
+            for figure in (row.paper_top1, row.paper_top5)
         ]
         blank = [""] * (len(header) - 1 - len(paper))
         lines.append([_name(runs), *(_cells(runs) if runs.records else blank), *paper])

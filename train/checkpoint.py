@@ -1,7 +1,8 @@
 """Checkpoints: what a run goes on from, bit for bit, and the weights that evaluation loads.
 
-    resume.safetensors    weights, AdamW's state and, in its metadata, how far the run is, as
-                          JSON; gone when the run is finished
+    resume.safetensors    weights, AdamW's state, the average of weights if there is one and,
+                          in its metadata, how far the run is, as JSON; gone when the run is
+                          finished
     last.safetensors      the weights alone
     best.safetensors      those of the best evaluation so far
 
@@ -27,7 +28,7 @@ RESUME = "resume.safetensors"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 
-_WEIGHT, _STATE = "model/", "optimizer/"
+_WEIGHT, _STATE, _AVERAGE = "model/", "optimizer/", "average/"
 
 
 class StoppedError(BieffError):
@@ -57,9 +58,15 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    average: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write what the run can go on from, then the weights for evaluation.
+
+    These are the average over epochs where there is one.
 
     Raises:
         BieffError: If a weight is not a number, or the disk refuses.
@@ -71,15 +78,22 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             tensors[f"{_STATE}{names[index]}/{key}"] = value.detach().cpu().contiguous()
+    for name, value in (average or {}).items():
+        tensors[_AVERAGE + name] = value.cpu().contiguous()
     metadata = {"progress": json.dumps(asdict(progress))}
     _write(folder / RESUME, save(tensors, metadata))
-    save_weights(folder / LAST, weights)
+    save_weights(folder / LAST, _under(tensors, _AVERAGE) or weights)
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None = None,
 ) -> Progress | None:
     """Bring model and optimiser to where the run was; None if it has no checkpoint yet.
+
+    The average over epochs, if there is one, is put into `average`.
 
     Raises:
         InputError: If the file is damaged, or of another model.
@@ -98,6 +112,8 @@ def load_checkpoint(
             if found := _under(tensors, f"{_STATE}{name}/"):
                 state[index] = found
         optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
+        if average is not None:
+            average.update(_under(tensors, _AVERAGE))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"cannot go on from {file}: {error}; train again into another folder"
@@ -111,7 +127,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The tunable weights, on the CPU."""
+    """The tunable weights on the CPU; of a model that is there, no copies."""
     return {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }

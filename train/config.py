@@ -16,11 +16,12 @@ from typing import Any, Literal, get_args
 from bieff.features.errors import ConfigError
 
 _POSITIVE = (
-    *("num_context", "post_layers", "frames", "epochs", "batch_size"),
+    *("num_context", "post_layers", "frames", "epochs", "batch_size", "temporal_weight"),
     *("word_temperature", "temperature", "lr", "accumulate", "feature_memory"),
 )
 _NOT_NEGATIVE = (
     *("temporal_layers", "weight_decay", "clip_grad", "seed", "eval_every", "save_seconds"),
+    *("distill", "average_epochs"),
 )
 
 CHANGE_NOTHING = ("save_seconds", "feature_memory")
@@ -43,6 +44,10 @@ class TrainConfig:
 
     temporal_residual: bool = True
     """Add the stored frames to the temporal transformer's output."""
+
+    temporal_weight: float = 1.0
+    """Of that output beside the stored frames; below 1 a video stays closer to frozen CLIP's.
+    The class side has alpha for it."""
 
     prompt: Literal["none", "hand-crafted", "learnable", "pre-prompt"] = "pre-prompt"
     """What stands before the class name (Tables 4 and 5)."""
@@ -124,6 +129,14 @@ class TrainConfig:
     weight_decay: float = 0.2
     """Of AdamW, on matrices only."""
 
+    distill: float = 0.0
+    """Weight of a term of the loss that draws videos and classes towards frozen CLIP's, see
+    `loss.frozen_distance`; 0 is off."""
+
+    average_epochs: int = 0
+    """What is evaluated and kept is the mean of the weights after each of the last so many
+    epochs; 0 is off, and 1 is the same as off."""
+
     clip_grad: float = 0.0
     """Largest norm of the gradient; 0 is off."""
 
@@ -163,6 +176,16 @@ class TrainConfig:
             raise ConfigError(
                 f"accumulate must be at most batch_size, got {self.accumulate} with "
                 f"batch_size={self.batch_size}"
+            )
+        if self.average_epochs > self.epochs:
+            raise ConfigError(
+                f"average_epochs must be at most epochs, got {self.average_epochs} with "
+                f"epochs={self.epochs}"
+            )
+        if self.temporal_weight != 1 and not (self.temporal_residual and self.temporal_layers):
+            raise ConfigError(
+                "temporal_weight weighs a temporal transformer beside the stored frames; set "
+                "temporal_residual=true and temporal_layers, or leave it at 1"
             )
         if self.design != "paper" and self.prompt != "pre-prompt":
             raise ConfigError(

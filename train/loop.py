@@ -17,6 +17,7 @@ from bieff.clip import Clip
 from bieff.features.errors import BieffError, InputError, StoreError
 from bieff.features.lock import LOCK_NAME, exclusive
 from bieff.features.store import FeatureStore
+from bieff.train.averaging import Average
 from bieff.train.batches import Batches
 from bieff.train.checkpoint import (
     BEST,
@@ -34,8 +35,10 @@ from bieff.train.config import TrainConfig
 from bieff.train.cost import forget_peak, peak_memory
 from bieff.train.data import draw_batch, frame_groups, load_features
 from bieff.train.distributed import current, sharers
+from bieff.train.frozen import class_embeddings
 from bieff.train.interrupt import stop_requests
 from bieff.train.metrics import Metrics
+from bieff.train.pre_prompt import HAND_CRAFTED
 from bieff.train.reading import LossReading
 from bieff.train.record import (
     make_record,
@@ -121,6 +124,9 @@ def prepare(
         device=device,
         precision=_precision(config, device),
         window=window,
+        frozen_classes=class_embeddings(clip, store.class_names, HAND_CRAFTED)
+        if config.distill
+        else None,
     )
 
 
@@ -180,12 +186,21 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     with trainer.batches, exclusive(out) if trainer.group.writes else nullcontext():
         progress, record = Progress(), make_record(store, clip, trainer, command, shots)
+        average = Average(
+            trainer.model,
+            epochs=config.epochs,
+            averaged=config.average_epochs,
+            epoch_steps=trainer.epoch_steps,
+        )
         if run is not None:
-            progress = load_checkpoint(out, trainer.model, trainer.optimizer) or progress
+            progress = (
+                load_checkpoint(out, trainer.model, trainer.optimizer, average.weights)
+                or progress
+            )
             record = resumed(run.record, trainer, command, progress.step)
             say(f"going on after {progress.step:,} of {trainer.num_steps:,} steps")
         trainer.group.wait()  # all have read it
-        sitting = Sitting(trainer, validation, store, out, record, progress, watch)
+        sitting = Sitting(trainer, average, validation, store, out, record, progress, watch)
         sitting.run()
     return open_run(out)
 
@@ -231,6 +246,7 @@ class Sitting:
     """A run from where it is to its end, or to where it is stopped."""
 
     trainer: Trainer
+    average: Average
     validation: Validation | None
     store: FeatureStore
     out: Path
@@ -254,9 +270,10 @@ class Sitting:
         write_record(self.out, self.record)
         with Metrics(self.out, progress.sizes or {}) as metrics:
             self._steps(metrics)
-        weights = weights_of(trainer.model)
-        require_finite(weights, f"after {trainer.num_steps} steps")
-        save_weights(self.out / LAST, weights)
+        with self.average.applied():
+            weights = weights_of(trainer.model)
+            require_finite(weights, f"after {trainer.num_steps} steps")
+            save_weights(self.out / LAST, weights)
         finished = datetime.now(UTC).isoformat(timespec="microseconds")
         self._write_record(finished=finished)
         (self.out / RESUME).unlink(missing_ok=True)
@@ -270,6 +287,7 @@ class Sitting:
                 unread.append(LossReading(step, trainer.step(step)))
                 spent = before + time.monotonic() - self.started_at
                 self.progress = replace(self.progress, step=step + 1, seconds=spent)
+                self.average.add(step + 1)
                 is_last = step + 1 == trainer.num_steps
                 is_logged = step % LOGGED == 0 or is_last
                 is_evaluated = self._is_evaluated(step + 1)
@@ -329,11 +347,16 @@ class Sitting:
         return done % every == 0 or done == self.trainer.num_steps
 
     def _evaluate(self, metrics: Metrics | None) -> None:
+        """Evaluate what would be kept now: the average, once there is one."""
         assert self.validation is not None
-        figures = self.validation.accuracies(self.trainer, self.trainer.group)
+        with self.average.applied():
+            figures = self.validation.accuracies(self.trainer, self.trainer.group)
+            if metrics is not None:
+                self._note(metrics, figures)
+
+    def _note(self, metrics: Metrics, figures: dict[str, float]) -> None:
+        """Write figures down, and keep the weights that gave them if they are the best."""
         done = self.progress.step
-        if metrics is None:
-            return
         metrics.add(done - 1, {"epoch": done // self.trainer.epoch_steps, **figures})
         self.record["evaluation"] = {"steps": done, **figures}
         best = self.progress.best_top1
@@ -347,7 +370,10 @@ class Sitting:
 
     def _save(self, metrics: Metrics) -> None:
         self.progress = replace(self.progress, sizes=metrics.sizes())
-        save_checkpoint(self.out, self.trainer.model, self.trainer.optimizer, self.progress)
+        trainer = self.trainer
+        save_checkpoint(
+            self.out, trainer.model, trainer.optimizer, self.progress, self.average.weights
+        )
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
         self._write_record()
 

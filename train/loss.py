@@ -61,6 +61,33 @@ def symmetric_loss(
     return (video_to_text + text_to_video) / 2
 
 
+def frozen_distance(
+    video: Float[Tensor, "B D"],
+    classes: Float[Tensor, "#B k D"],
+    frames: Float[Tensor, "B T D"],
+    frozen_classes: Float[Tensor, "k D"],
+) -> Float[Tensor, " B"]:
+    """How far each video and its class embeddings have moved from frozen CLIP's.
+
+    1 - cos(v_hat, v) + mean over the categories of 1 - cos(c_hat, c), where v is the mean of
+    the unit frames as stored and c CLIP's embedding of the name in a template: what frozen
+    CLIP classifies by.  Half the squared distance of the unit vectors, from 0 to 4.  FROSTER
+    draws features of both towers towards frozen CLIP's too, by way of a small residual network
+    that is thrown away, so that the features themselves may differ; here there is none.
+
+    Args:
+        video: v_hat.
+        classes: c_hat; a single leading row serves all videos.
+        frames: As stored.
+        frozen_classes: c, in the order of `classes`.
+    """
+    kind = torch.promote_types(video.dtype, torch.float32)  # as `cosine`
+    frozen_video = F.normalize(frames.to(kind), dim=-1).mean(dim=1)
+    moved = 1 - F.cosine_similarity(video.to(kind), frozen_video, dim=-1)
+    drifted = 1 - F.cosine_similarity(classes.to(kind), frozen_classes.to(kind), dim=-1)
+    return moved + drifted.mean(dim=1)
+
+
 def _cross_entropy(
     logits: Float[Tensor, "R C"], positives: Bool[Tensor, "R C"], *, normalise: bool
 ) -> Float[Tensor, ""]:

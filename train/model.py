@@ -208,6 +208,7 @@ def _temporal(config: TrainConfig, dim: int, num_frames: int) -> TemporalTransfo
         num_frames,
         num_layers=config.temporal_layers,
         residual=config.temporal_residual,
+        weight=config.temporal_weight,
     )
 
 

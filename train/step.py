@@ -20,7 +20,7 @@ from bieff.train.batches import Batches
 from bieff.train.config import TrainConfig
 from bieff.train.data import Features, steps_per_epoch
 from bieff.train.distributed import Group
-from bieff.train.loss import positive_pairs, symmetric_loss
+from bieff.train.loss import frozen_distance, positive_pairs, symmetric_loss
 from bieff.train.model import BiEfficient, Scores
 from bieff.train.residency import Picked
 from bieff.train.schedule import lr_factor
@@ -43,6 +43,9 @@ class Trainer:
     precision: torch.dtype
     window: int | None = None
     """Videos shuffled with one another, or None for all."""
+
+    frozen_classes: Float[Tensor, "K D"] | None = None
+    """Frozen CLIP's class embeddings, where the loss draws towards them."""
 
     @property
     def num_steps(self) -> int:
@@ -86,6 +89,8 @@ class Trainer:
     def backward(self, picked: Picked, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """Eq. 10 on a batch, and its gradient; the categories are the distinct labels in it.
 
+        With `distill`, also the videos' mean distance from frozen CLIP.
+
         Args:
             picked: This process's rows of the batch.
             labels: Of the whole batch.
@@ -94,14 +99,27 @@ class Trainer:
         positives = positive_pairs(labels, categories).to(self.device)
         count = len(picked.frames)
 
-        def logits_of(part: slice) -> Tensor:
-            return self.score(picked.part(part), categories).logits
+        num_names = len(categories)
 
-        def loss_of(logits: Tensor) -> Tensor:
-            return symmetric_loss(logits, positives, targets=self.config.targets)
+        def figures_of(part: slice) -> Tensor:
+            """Logits, and in a last column the distance from frozen CLIP where that counts."""
+            own = picked.part(part)
+            scores = self.score(own, categories)
+            if self.frozen_classes is None:
+                return scores.logits
+            frozen = self.frozen_classes[categories]
+            distance = frozen_distance(scores.video, scores.classes, own.frames, frozen)
+            return torch.cat([scores.logits, distance[:, None]], dim=1)
+
+        def loss_of(figures: Tensor) -> Tensor:
+            logits, distances = figures[:, :num_names], figures[:, num_names:]
+            loss = symmetric_loss(logits, positives, targets=self.config.targets)
+            if self.frozen_classes is None:
+                return loss
+            return loss + self.config.distill * distances.mean()
 
         return backward_whole(
-            logits_of,
+            figures_of,
             cut(count, self.config.accumulate),
             loss_of,
             lambda own: self.group.gather(own, len(labels)),
