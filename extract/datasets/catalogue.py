@@ -8,7 +8,7 @@ _CLOSED = "train, val"
 _SPLITS = "all, three splits"
 
 _ROWS: tuple[tuple[str, ...], ...] = (
-    ("shapes", "moving shapes, made here on first use", "31", "1,488", _CLOSED),
+    ("shapes", "moving shapes, made here on first use", "31", "1,364", _CLOSED),
     (
         "shapes-combinations",
         "zero-shot: new combinations",

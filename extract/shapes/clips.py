@@ -42,7 +42,7 @@ class Edition:
     """Which clips to make: everything that the pixels depend on."""
 
     seed: int = 0
-    train_clips: int = 40
+    train_clips: int = 36
     """Clips of a class in the training partition."""
 
     val_clips: int = 8
