@@ -532,6 +532,44 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert data.missing == {"d/1", "e/2"}
 
 
+@pytest.mark.parametrize("prefix", ["", "val/", "/home/me/hmdb/val/"])
+def test_a_validation_list_never_means_a_training_video(tmp_path, prefix):
+    """train/ and val/ may hold files of the same names; the wrong one leaks."""
+    touch(tmp_path / "v", "train/a/1.mp4", "train/train/2.mp4", "val/a/1.avi", "train/a/3.mp4")
+    touch(tmp_path / "v", "val/train/2.mp4")
+    lines = [f"{prefix}{path}\n" for path in ("a/1.mp4", "train/2.mp4", "a/3.mp4")]
+    lists = {"val": write(tmp_path / "val.txt", "".join(lines))}
+    labels = write(tmp_path / "labels.csv", "0,a\n1,train\n")
+    data = load("list", videos=tmp_path / "v", lists=lists, labels=labels)
+    found = [video.path for video in data.partitions["val"]]
+    assert found == ["val/a/1.avi", "val/train/2.mp4", f"{prefix}a/3.mp4"]
+    assert len(data.missing) == 1
+    train = {"train": write(tmp_path / "train.txt", "a/1.mp4\ntrain/2.mp4\na/3.mp4\n")}
+    data = load("list", videos=tmp_path / "v", lists=train, labels=labels)
+    found = [video.path for video in data.partitions["train"]]
+    assert found == ["train/a/1.mp4", "train/train/2.mp4", "train/a/3.mp4"]
+
+
+def test_a_list_of_part_of_the_training_folder_is_found(tmp_path):
+    touch(tmp_path / "v", "train/a/1.mp4", "train/b/2.mp4")
+    listed = write(tmp_path / "val.txt", "a/1.mp4\nb/2.mp4\n")
+    data = load("list", videos=tmp_path / "v", lists={"val": listed})
+    assert [video.path for video in data.partitions["val"]] == [
+        "train/a/1.mp4",
+        "train/b/2.mp4",
+    ]
+
+
+@pytest.mark.parametrize("line", ["1.mp4", "a/1.mp4", "a/1.webm"])
+def test_a_line_that_may_mean_two_videos_is_named(tmp_path, line):
+    touch(tmp_path / "v", "x/a/1.mp4", "y/a/1.mp4")
+    listed = write(tmp_path / "all.txt", f"{line} a\n")
+    with pytest.raises(
+        InputError, match=rf"line 1: '{line}' may be 'x/a/1.mp4' or 'y/a/1.mp4' in .*tell them"
+    ):
+        load("list", videos=tmp_path / "v", lists={"all": listed})
+
+
 def test_absolute_paths_need_no_folder(tmp_path, clips):
     text = f"{clips}/kick/a.avi 0\n{clips}/wave/e.avi 1\n{clips}/wave/gone.avi 1\n"
     data = load("list", lists={"all": write(tmp_path / "lists" / "all.txt", text)})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, require_found
+from bieff.extract.datasets.finder import Finder, folders_of
 from bieff.extract.datasets.labels import ClassNames, read_class_names
 from bieff.extract.datasets.lists import Listed, read_list
 from bieff.extract.datasets.names import key, label_of_key, readable
@@ -43,7 +44,7 @@ class Classes:
 
     def of_folder(self, path: str) -> int | None:
         """Label of the nearest folder that is called as a class."""
-        for folder in reversed(_folders(path)):
+        for folder in reversed(folders_of(path)):
             if key(folder) in self.by_key:
                 return self.by_key[key(folder)]
         return None
@@ -76,7 +77,8 @@ def load_lists(
     missing: set[str] = set()
     mislabelled: list[Mislabelled] = []
     for part, listed in rows.items():
-        found, wrong = _videos(part, listed, classes, folder, source=lists[part])
+        finder = Finder(folder, classes.by_key, part)
+        found, wrong = _videos(part, listed, classes, finder, source=lists[part])
         partitions[part] = [video for video, _ in found]
         missing |= {video.id for video, is_there in found if not is_there}
         mislabelled += wrong
@@ -102,7 +104,7 @@ def load_lists(
 
 
 def _videos(
-    part: str, listed: Sequence[Listed], classes: Classes, folder: Folder, *, source: Path
+    part: str, listed: Sequence[Listed], classes: Classes, finder: Finder, *, source: Path
 ) -> tuple[list[tuple[Video, bool]], list[Mislabelled]]:
     """The partition's videos, whether each was found, and those in a wrong class's folder."""
     called = classes.names.readable
@@ -117,7 +119,7 @@ def _videos(
                 f"{where}: label {row.label!r} has no name among the {len(called)} classes; is "
                 "it the right label file?"
             )
-        path, size = _locate(row.path, folder)
+        path, size = finder.locate(row.path, where)
         video = Video(
             id=ids[row.path],
             path=path or row.path,
@@ -142,7 +144,7 @@ def _names_from(rows: Sequence[Listed]) -> ClassNames:
     """Class names where there is no label file: from the labels, or from the folders."""
     labels = {row.label for row in rows}
     if labels == {None}:
-        folders = {_folders(row.path)[-1] for row in rows if _folders(row.path)}
+        folders = {folders_of(row.path)[-1] for row in rows if folders_of(row.path)}
         names = sorted(folders) if len(folders) > 1 else []
     elif all(isinstance(label, str) for label in labels):
         names = sorted(str(label) for label in labels)
@@ -156,7 +158,7 @@ def _names_by_folder(rows: Sequence[Listed]) -> list[str]:
     folders: dict[int, set[str]] = {}
     for row in rows:
         if isinstance(row.label, int):
-            folders.setdefault(row.label, set()).add((_folders(row.path) or [""])[-1])
+            folders.setdefault(row.label, set()).add((folders_of(row.path) or [""])[-1])
     numbers = sorted(folders)
     names = [next(iter(folders[number])) for number in numbers]
     is_one_to_one = all(len(f) == 1 for f in folders.values()) and len(set(names)) == len(names)
@@ -197,20 +199,3 @@ def _folder(rows: Sequence[Listed], videos: Path | None, beside: Path) -> Folder
     if videos is None and all(PurePosixPath(row.path).is_absolute() for row in rows):
         return Folder(Path("/"), {})
     return scan(videos or beside, layout=LAYOUT)
-
-
-def _locate(path: str, folder: Folder) -> tuple[str | None, int]:
-    """Where the video lies (relative to the folder, or absolute) and its bytes."""
-    found = folder.find(path)
-    if found is not None:
-        return found, folder.videos[found]
-    if PurePosixPath(path).is_absolute():
-        try:
-            return path, Path(path).stat().st_size
-        except OSError:
-            return None, 0
-    return None, 0
-
-
-def _folders(path: str) -> list[str]:
-    return [part for part in path.replace("\\", "/").split("/")[:-1] if part not in ("", ".")]

@@ -41,23 +41,27 @@ class Folder:
         return found
 
     def find(self, listed: str) -> str | None:
-        """The video that a list means by a path, or None.
+        """The video that a list means by a path, the first of those that fit; or None."""
+        return next(iter(self.fitting(listed)), None)
+
+    def fitting(self, listed: str) -> list[str]:
+        """The videos that a list may mean by a path, sorted; none fits better than these.
 
         Lists come from other machines: the suffix may differ, folders may be missing in front
         or be too many.  File name and parent folder have to agree, as far as both have one;
-        of several videos the one that agrees furthest up wins, then the first.
+        of several videos those that agree furthest up win.
         """
         if listed in self.videos:
-            return listed
-        candidates = self.by_stem.get(stem(listed).casefold())
-        if candidates is None:
-            return None
+            return [listed]
         wanted = _parts(listed)
-        best, best_agreement = None, 0
-        for path in candidates:
+        best: list[str] = []
+        best_agreement = 1
+        for path in self.by_stem.get(stem(listed).casefold(), ()):
             agreement = _agreement(wanted, _parts(path))
             if agreement > best_agreement:
-                best, best_agreement = path, agreement
+                best, best_agreement = [], agreement
+            if agreement == best_agreement:
+                best.append(path)
         return best
 
 
