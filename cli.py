@@ -183,7 +183,9 @@ def datasets() -> None:
     "[default: local where there are several GPUs, otherwise sync]",
 )
 @click.option(
-    "--retry-failed", is_flag=True, help="Try the videos again that could not be used."
+    "--retry-failed",
+    is_flag=True,
+    help="Try the videos again that could not be used, or whose file was replaced since.",
 )
 @click.option(
     "--max-bad",

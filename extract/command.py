@@ -204,7 +204,8 @@ def extract_all(
                 say(f"loading CLIP {clip_name}, which takes a while if it is not here yet")
             loaded[clip_name] = clips.load(clip_name, device=machine.own_device)
         clip = loaded[clip_name]
-        planned.append((plan(data, config, clip, sources.store(name)), clip))
+        store = plan(data, config, clip, sources.store(name), redo_replaced=retry_failed)
+        planned.append((store, clip))
     runner: Runner
     with machine.runner() as runner:
         return [

@@ -39,11 +39,16 @@ class Blueprint:
         )
         return {name: geometry(attributes, name) for name in self.partitions}
 
-    def write(self, out: Path) -> FeatureStore:
+    def write(self, out: Path, *, redo_replaced: bool = False) -> FeatureStore:
         """Plan the store at `out`, or open the one that was planned in the same way.
 
+        Args:
+            out: Folder of the store.
+            redo_replaced: Have videos written again whose file was replaced since.
+
         Raises:
-            StoreMismatchError: If another store lies there; shows the differences.
+            StoreMismatchError: If another store lies there, shows the differences; or if a
+                file was replaced.
             StoreError: If the folder cannot be written.
         """
         return FeatureStore.create(
@@ -54,6 +59,7 @@ class Blueprint:
             versions={name: importlib.metadata.version(name) for name in PACKAGES},
             root=self.root,
             class_subsets=self.class_subsets,
+            redo_replaced=redo_replaced,
         )
 
 
@@ -76,14 +82,22 @@ def blueprint(data: DataSet, config: ExtractConfig, clip: Clip) -> Blueprint:
     )
 
 
-def plan(data: DataSet, config: ExtractConfig, clip: Clip, out: Path) -> FeatureStore:
-    """Plan the store, or open the one that was planned in the same way.
+def plan(
+    data: DataSet,
+    config: ExtractConfig,
+    clip: Clip,
+    out: Path,
+    *,
+    redo_replaced: bool = False,
+) -> FeatureStore:
+    """Plan the store, or open the one that was planned in the same way; see `Blueprint.write`.
 
     Raises:
-        StoreMismatchError: If another store lies there; shows the differences.
+        StoreMismatchError: If another store lies there, shows the differences; or if a file
+            was replaced.
         StoreError: If the folder cannot be written.
     """
-    return blueprint(data, config, clip).write(out)
+    return blueprint(data, config, clip).write(out, redo_replaced=redo_replaced)
 
 
 def first_videos(data: DataSet, limit: int | None) -> DataSet:

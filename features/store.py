@@ -27,6 +27,7 @@ from bieff.features.durable import disk_errors
 from bieff.features.lock import exclusive
 from bieff.features.partition import Partition
 from bieff.features.recipe import canonical
+from bieff.features.replaced import drop_replaced, find_replaced, require_unreplaced
 from bieff.features.schema import PartitionPlan
 
 __all__ = ["FeatureStore", "Partition"]
@@ -69,6 +70,7 @@ class FeatureStore:
         versions: Mapping[str, str],
         root: Path | str = "",
         class_subsets: plan.Subsets = MappingProxyType({}),
+        redo_replaced: bool = False,
     ) -> "FeatureStore":
         """Plan a store, or open the one that was planned there in the same way.
 
@@ -85,9 +87,12 @@ class FeatureStore:
             versions: Of the libraries at work; written down, not compared.
             root: Folder that relative paths of videos start from.
             class_subsets: Labels of official subsets of the classes, by name.
+            redo_replaced: Forget the shards of videos whose file has another size than when
+                it was extracted, so that they are written again; otherwise refuse.
 
         Raises:
-            StoreMismatchError: If the store there has another recipe, class names or videos.
+            StoreMismatchError: If the store there has another recipe, class names or videos,
+                or features of files that have been replaced.
             StoreError: If the folder is not a store and not empty, or cannot be written.
             InputError: If a partition is empty, or a label or a subset has no class name.
         """
@@ -110,6 +115,14 @@ class FeatureStore:
                     return cls.open(path)
         stored = plan.read_attributes(path)
         plan.require_same_plan(path, stored, asked, partitions)
+        store = cls(path, stored)
+        replaced = find_replaced(store.partitions, partitions, path / "videos")
+        if replaced and not redo_replaced:
+            require_unreplaced(store.partitions, partitions, replaced)
+        elif replaced:
+            with store.exclusive(), disk_errors(path):
+                for name, rows in replaced.items():
+                    drop_replaced(store.partitions[name], rows)
         plan.bring_up_to_date(path, stored, asked, partitions)
         return cls.open(path)
 

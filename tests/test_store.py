@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -363,6 +364,41 @@ def test_videos_that_moved_are_brought_up_to_date(store, train):
     assert again.root == "/elsewhere"
     assert again.partitions["train"].videos == some_videos(10, root="moved")
     assert again.partitions["train"].pending() == []
+
+
+@pytest.mark.parametrize("status", [Status.OK, Status.SALVAGED])
+def test_features_of_a_file_that_was_replaced_are_not_kept_silently(store, train, status):
+    """Another folder with the same names, or a download that is whole at last."""
+    fill(train, shards=[0, 1], status={1: status})  # row 9 is pending
+    videos = some_videos(10)
+    videos[0], videos[9] = (replace(videos[row], size=0) for row in (0, 9))
+    videos[1] = replace(videos[1], size=7_000)
+    plans = {
+        "train": PartitionPlan(videos=videos, num_views=V),
+        "val": PartitionPlan(videos=some_videos(3), num_views=V),
+    }
+    message = r"train: 1 of the videos .* 'v1': it had 101 bytes, 'clips/ä 1.mp4' has 7,000; "
+    with pytest.raises(StoreMismatchError, match=f"{message}.*or say --retry-failed"):
+        plan_store(store.path, partitions=plans)
+    pending = train.pending()
+    assert train.videos[1].size == 101
+    again = plan_store(store.path, partitions=plans, redo_replaced=True).partitions["train"]
+    assert again.pending() == [0, *pending]
+    assert again.videos == videos
+    plan_store(store.path, partitions=plans)  # nothing is left to refuse
+
+
+def test_a_failed_video_may_be_replaced(store, train):
+    fill(train, status={1: Status.CORRUPT})
+    videos = some_videos(10)
+    videos[1] = replace(videos[1], size=7_000)
+    plans = {
+        "train": PartitionPlan(videos=videos, num_views=V),
+        "val": PartitionPlan(videos=some_videos(3), num_views=V),
+    }
+    again = plan_store(store.path, partitions=plans).partitions["train"]
+    assert again.pending() == []
+    assert again.pending(retry_failed=True) == [0, 1, 2]
 
 
 def test_labels_without_a_class_name_are_refused(tmp_path):
