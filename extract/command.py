@@ -65,9 +65,10 @@ class Sources:
             "first_label": self.first_label if is_list or len(self.names) == 1 else None,
         }
 
-    def load(self, name: str, say: Say) -> DataSet:
-        """One of the data sets; says what its lists have to say."""
-        data = datasets.load(name, **self.options(name), trust_labels=self.trust_labels)
+    def load(self, name: str, say: Say, *, make: bool = True) -> DataSet:
+        """One of the data sets, made if need be; says what its lists have to say."""
+        options = self.options(name)
+        data = datasets.load(name, **options, trust_labels=self.trust_labels, make=make)
         for note in data.notes:
             say(f"{name}: {note}")
         return data
@@ -171,7 +172,7 @@ def dry_run(sources: Sources, machine: Machine, config: ExtractConfig, say: Say)
     """Say what would be written, how large it is, and how long it would take."""
     device = clips.pick_device(machine.device)
     for name in sources.wanted:
-        data = sources.load(name, say)
+        data = sources.load(name, say, make=False)
         clip = clips.load(machine.clip_name(data), device=device)
         out = sources.store(name)
         for line in estimate_lines(

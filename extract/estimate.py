@@ -15,6 +15,7 @@ from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.planner import Blueprint, blueprint
 from bieff.extract.shard import ShardExtractor
 from bieff.extract.tasks import Task
+from bieff.features.counted import counted
 from bieff.features.schema import PartitionPlan, Video
 from bieff.features.store import FeatureStore
 
@@ -50,9 +51,9 @@ class PartEstimate:
 
     def __str__(self) -> str:
         text = (
-            f"{self.name}: {self.num_videos:,} videos x {self.num_views} views, "
-            f"{self.num_shards:,} shards, {_size(self.num_bytes)}, from "
-            f"{_size(self.video_bytes)} of videos"
+            f"{self.name}: {counted(self.num_videos, 'video')} x "
+            f"{counted(self.num_views, 'view')}, {counted(self.num_shards, 'shard')}, "
+            f"{_size(self.num_bytes)}, from {_size(self.video_bytes)} of videos"
         )
         return f"{text}; {self.num_done:,} videos are done" if self.num_done else text
 
@@ -106,11 +107,16 @@ def estimate_lines(parts: Sequence[PartEstimate], out: Path, device: torch.devic
     """The lines of `--dry-run` on one data set."""
     tried = sum(part.num_tried for part in parts)
     hours = sum(part.hours for part in parts)
-    duration = f"{hours:,.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes"
+    duration = (
+        f"{hours:,.1f} hours" if hours >= 1 else counted(max(1, round(60 * hours)), "minute")
+    )
     how = (
-        f"about {duration} on {device} of this machine, from {tried} videos tried now"
+        f"about {duration} on {device} of this machine, from {counted(tried, 'video')} tried "
+        "now"
         if tried
         else "no estimate of hours: none of the videos tried can be used"
+        if any(part.video_bytes for part in parts)
+        else "no estimate of hours: no video is there to try"
     )
     return [f"{out}: nothing written", *(f"  {part}" for part in parts), f"  {how}"]
 

@@ -82,6 +82,8 @@ class Board:
         return self
 
     def __exit__(self, *error: object) -> None:
+        # what went wrong is not said below the bars of what went well
+        self._bar.live.transient = error[:1] != (None,)
         self._bar.stop()
 
     def say(self, text: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bieff.features.counted import counted
 from bieff.features.error_log import read_errors
 from bieff.features.errors import InputError
 from bieff.features.schema import Status, VideoError
@@ -74,7 +75,8 @@ class Summary:
     def text(self) -> str:
         """What there is to say of it."""
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
-        line = f"{self.store}: {self.num_videos:,} videos ({counts}) in {self.seconds:.0f} s"
+        videos = counted(self.num_videos, "video")
+        line = f"{self.store}: {videos} ({counts}) in {self.seconds:.0f} s"
         return "\n".join([line, *reasons(self.bad, self.num_bad, self.store)])
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from bieff.features.counted import counted
 from bieff.features.errors import InputError
 from bieff.features.exchange import export_hdf5, import_hdf5
 from bieff.features.statistics import statistics
 from bieff.features.store import FeatureStore
-from bieff.features.summary import describe
+from bieff.features.summary import describe, size
 from bieff.features.verify import drop_bad, verify
 
 Say = Callable[[str], None]
@@ -45,12 +46,12 @@ def verify_store(path: Path, say: Say, *, drop: bool) -> bool:
     for bad in (*result.bad, *result.bad_tables):
         say(str(bad))
     say(
-        f"{path}: {result.num_shards:,} shards read, {result.num_bytes / 1e9:,.2f} GB, "
+        f"{path}: {counted(result.num_shards, 'shard')} read, {size(result.num_bytes)}, "
         f"{len(result.bad)} bad, {result.num_pending:,} not written yet"
     )
     if result.bad and drop:
-        dropped = drop_bad(store, result.bad)
-        say(f"{dropped} markers dropped; run the same `bieff extract` again to redo them")
+        dropped = counted(drop_bad(store, result.bad), "marker")
+        say(f"{dropped} dropped; run the same `bieff extract` again to redo them")
     elif result.bad:
         say("give --drop, then run the same `bieff extract` again to redo the bad shards")
     return result.is_sound
@@ -60,7 +61,7 @@ def export_store(path: Path, to: Path | None, say: Say) -> None:
     """Write a store to one HDF5 file, beside it unless told otherwise."""
     target = to or path.resolve().with_name(path.resolve().name + HDF5)
     shards = export_hdf5(FeatureStore.open(path), target)
-    say(f"{target}: {shards:,} shards, {target.stat().st_size / 1e9:,.2f} GB")
+    say(f"{target}: {counted(shards, 'shard')}, {size(target.stat().st_size)}")
 
 
 def import_store(source: Path, to: Path | None, say: Say) -> None:
@@ -72,4 +73,5 @@ def import_store(source: Path, to: Path | None, say: Say) -> None:
     if not source.is_file():
         raise InputError(f"no file {source}; give one that `bieff store export` wrote")
     target = to or Path("features") / source.stem
-    say(f"{target}: {import_hdf5(source, target):,} shards")
+    shards = import_hdf5(source, target)
+    say(f"{target}: {counted(shards, 'shard')} written")

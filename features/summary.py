@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bieff.features.counted import counted
 from bieff.features.partition import Partition
 from bieff.features.recipe import leaves
 from bieff.features.schema import Status
@@ -39,9 +40,10 @@ class Summary:
         )
         took = ", ".join(f"{name} {value:,.0f} s" for name, value in self.seconds.items())
         return (
-            f"{self.name}: {self.num_videos:,} videos x {self.num_views} views: {counts}; "
-            f"{self.num_done} of {self.num_shards} shards, {_size(self.num_bytes)} of "
-            f"{_size(self.planned_bytes)}{'; ' if took else ''}{took}"
+            f"{self.name}: {counted(self.num_videos, 'video')} x "
+            f"{counted(self.num_views, 'view')}: {counts}; "
+            f"{self.num_done} of {self.num_shards} shards, {size(self.num_bytes)} of "
+            f"{size(self.planned_bytes)}{'; ' if took else ''}{took}"
         )
 
 
@@ -87,7 +89,8 @@ def describe(store: FeatureStore) -> list[str]:
     ]
 
 
-def _size(num_bytes: float) -> str:
+def size(num_bytes: float) -> str:
+    """Bytes in the unit that suits them."""
     for unit in _UNITS:
         if num_bytes < 1000 or unit == _UNITS[-1]:
             break

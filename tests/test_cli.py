@@ -218,4 +218,4 @@ def test_a_full_size_tower_on_one_clip(run, world, tmp_path):
         *("--model", "ViT-B-16-quickgelu", "--pretrained", "random", "--clips", "1"),
     )
     assert result.exit_code == 0, result.output
-    assert "features/folder: 1 videos (1 ok)" in result.stdout
+    assert "features/folder: 1 video (1 ok)" in result.stdout

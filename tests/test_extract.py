@@ -1,6 +1,8 @@
 """Stage one in this process: what is in the store is what the videos show."""
 
+import contextlib
 import importlib.util
+import io
 import sys
 import threading
 from dataclasses import replace
@@ -9,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from bieff.extract.config import ExtractConfig
 from bieff.extract.decode import probe, read_frames
 from bieff.extract.jobs import Outcome
 from bieff.extract.preprocess import cut
+from bieff.extract.progress import Board
 from bieff.extract.run import extract, plan
 from bieff.extract.shapes.sets import load_shapes
 from bieff.extract.shard import in_order
 from bieff.extract.shard_lock import ShardLocks
+from bieff.extract.tasks import Task
 from bieff.extract.tower import VisualTower
 from bieff.extract.views import View, all_frame_numbers, crop_of
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
@@ -186,6 +191,17 @@ def test_a_run_that_must_exceed_max_bad_is_stopped(clips, tmp_path):
     assert not store.partitions["all"].done().any()
     with store.exclusive():  # given back
         pass
+
+
+@pytest.mark.parametrize("ending", ["well", "ill"])
+def test_bars_do_not_stay_above_an_error(whole, ending):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    tasks = {"all": [Task(partition="all", shard=0)]}
+    with contextlib.suppress(InputError), Board(whole, tasks, max_bad=None, console=console):
+        if ending == "ill":
+            raise InputError("more than --max-bad allows")
+    assert screen.getvalue().endswith("\x1b[2K") == (ending == "ill"), repr(screen.getvalue())
 
 
 def test_embeddings_beyond_float16_make_a_video_corrupt(clips, tmp_path, monkeypatch):

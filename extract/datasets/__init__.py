@@ -24,10 +24,10 @@ from bieff.features.errors import InputError
 __all__ = ["DataSet", "Mislabelled", "Report", "check", "load", "names", "table"]
 
 
-def _load_shapes(name: str, videos: Path) -> DataSet:
+def _load_shapes(name: str, videos: Path, *, make: bool = True) -> DataSet:
     from bieff.extract.shapes.sets import load_shapes  # which imports this package
 
-    return load_shapes(name, videos)
+    return load_shapes(name, videos, make_clips=make)
 
 
 NAMED: dict[str, Callable[[str, Path], DataSet]] = {
@@ -55,6 +55,7 @@ def load(
     labels: Path | None = None,
     first_label: int | None = None,
     trust_labels: bool = False,
+    make: bool = True,
 ) -> DataSet:
     """Find the videos of a data set, with labels and splits; nothing is decoded.
 
@@ -66,6 +67,8 @@ def load(
         first_label: Of "list": whether labels count from 0 or from 1; None finds out.
         trust_labels: Of "list": accept videos that lie in the folder of another class than
             their label says.  Official labels are always kept, and `notes` counts the videos.
+        make: Of the data sets that the project makes itself: make what is not there yet;
+            otherwise it is missing.
 
     Raises:
         InputError: If the name is unknown, an option does not fit it, the folder is missing or
@@ -80,6 +83,8 @@ def load(
     if name == "list":
         data = load_lists(lists or {}, videos=videos, labels=labels, first_label=first_label)
         return data if trust_labels else refuse_mislabelled(data)
+    if NAMED[name] is _load_shapes:
+        return _load_shapes(name, folder, make=make)
     return NAMED[name](name, folder)
 
 
@@ -93,7 +98,8 @@ def check(
 ) -> Report:
     """What is listed, found, missing, unlisted and mislabelled, before any decoding.
 
-    Arguments and errors as for `load`, but mislabelled videos are reported.
+    Arguments and errors as for `load`, but mislabelled videos are reported, and nothing is
+    made.
     """
     data = load(
         name,
@@ -102,6 +108,7 @@ def check(
         labels=labels,
         first_label=first_label,
         trust_labels=True,
+        make=False,
     )
     return Report(data)
 

@@ -145,15 +145,11 @@ def edition_of(folder: Path) -> Edition | None:
     return None
 
 
-def make(
-    folder: Path, data_set: str, edition: Edition, *, num_workers: int = 2
-) -> Iterator[int]:
-    """Write the clips of one data set into its folder; yields how many lie there, as it goes.
-
-    Goes on where an interrupted run stopped.
+def require_edition(folder: Path, data_set: str, edition: Edition) -> None:
+    """Refuse a folder that holds other clips than the edition's.
 
     Raises:
-        InputError: If the folder holds another edition or version, or files that are not ours.
+        InputError: If it holds another edition or version, or files that are not ours.
     """
     found = edition_of(folder)
     if edition.version != VERSION:
@@ -166,6 +162,19 @@ def make(
             f"{folder} holds another edition of {data_set}: expected {edition}, got {found}; "
             "name another folder with --videos, or remove this one"
         )
+
+
+def make(
+    folder: Path, data_set: str, edition: Edition, *, num_workers: int = 2
+) -> Iterator[int]:
+    """Write the clips of one data set into its folder; yields how many lie there, as it goes.
+
+    Goes on where an interrupted run stopped.
+
+    Raises:
+        InputError: If the folder holds another edition or version, or files that are not ours.
+    """
+    require_edition(folder, data_set, edition)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).write_text(json.dumps(asdict(edition)) + "\n")
     clips = clips_of(edition)[data_set]
