@@ -156,6 +156,7 @@ def render(run: Run, store: FeatureStore | None, videos: Videos) -> str:
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         results=rows,
+        damage=report_files.damage(run),
         headlines=[row for row in rows if row["is_ours"]][:HEADLINES],
         charts=charts(report_files.read_curves(run.path)),
         width=WIDTH,

@@ -13,7 +13,7 @@ from typing import Any
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.metrics import METRICS
-from bieff.train.run import RECORD, Run
+from bieff.train.run import RECORD, RESULTS, Run
 
 Series = list[tuple[float, float]]
 """Step and value, by step."""
@@ -45,12 +45,15 @@ def read_curves(folder: Path) -> dict[str, Series]:
 
 
 def read_results(run: Run) -> list[dict[str, Any]]:
-    """All records of results in the run's folder, those of other runs left out."""
+    """All records of results in the run's folder, those of other runs left out.
+
+    What results.json holds is the run's own, also where its folder was renamed since.
+    """
     found: dict[str, dict[str, Any]] = {}
     files = [file for file in run.path.glob("*.json") if file.name != RECORD]
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
         for record in _records(file):
-            if record.get("run") in (None, run.id):
+            if file.name == RESULTS or record.get("run") in (None, run.id):
                 key = json.dumps([record.get(name) for name in _SAME], default=str)
                 found[key] = record
     order = {"bieff": 0, "mix": 1, "frozen": 2}
@@ -64,6 +67,17 @@ def read_results(run: Run) -> list[dict[str, Any]]:
         )
 
     return sorted(found.values(), key=place)
+
+
+def damage(run: Run) -> str:
+    """Why results.json cannot be read; empty where it can, or is not there."""
+    try:
+        json.loads((run.path / RESULTS).read_text())
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        return f"{RESULTS} cannot be read ({error}); evaluate again"
+    return ""
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:

@@ -249,6 +249,23 @@ def test_results_are_read_tolerantly(told, tmp_path):
     Page(folder / "report.html")
 
 
+def test_results_of_a_run_that_was_renamed_are_its_own(told, tmp_path):
+    folder = tmp_path / "renamed"
+    shutil.copytree(told, folder)
+    models = [record["model"] for record in read_results(open_run(folder))]
+    assert models == ["bieff", "frozen"] * 2
+
+
+def test_damaged_results_are_told_and_not_taken_for_none(told, tmp_path):
+    folder = tmp_path / "shapes"
+    shutil.copytree(told, folder)
+    (folder / "results.json").write_text('[{"protocol": ')
+    run("report", folder, "--without-videos")
+    page = (folder / "report.html").read_text()
+    assert "results.json cannot be read (Expecting value" in page
+    assert "Nothing was evaluated" not in page
+
+
 def test_the_commands_run_the_same_again(told, world):
     opened = open_run(told)
     store = FeatureStore.open(world / "features" / "shapes")
@@ -407,6 +424,17 @@ def test_the_page_in_a_browser(told, browser, tmp_path):
         assert browser.overflow() == 0, size
     with Image.open(browser.screenshot(tmp_path / "phone.png")) as shot:
         assert len(shot.convert("RGB").getcolors(1 << 24)) > 100  # not an empty page
+
+
+def test_no_word_of_a_command_is_torn_on_a_phone(told, browser):
+    browser.open(told / "report.html")
+    browser.look((390, 844))
+    words = [word for word in browser.find_all("#again .word") if word.text.startswith("-")]
+    assert len(words) > 8
+    # an option that is torn has the height of two lines
+    assert {word.text for word in words if word.size["height"] > 30} == set()
+    lines = [code.text for code in browser.find_all("#again > pre")]
+    assert any("--train-views 1" in line.replace("\n", " ") for line in lines)
 
 
 def test_a_click_sorts_a_table(told, browser):
