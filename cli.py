@@ -546,7 +546,13 @@ def scores(
 )
 @click.option("--pretrained", help="As for `bieff extract`.  [default: the run's, or openai]")
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-@click.option("--top", default=5, show_default=True, help="Classes to print of each video.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Classes to print of each video.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, all scores.")
 @click.option(
     "--keyframes",

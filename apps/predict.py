@@ -39,6 +39,9 @@ from bieff.train.run import Run, open_run
 FRAMES = 8
 """T without a run; a run brings its own."""
 
+MOST_FRAMES = 1024
+"""T that fits a memory: the squares of three clips are held at once."""
+
 CLIPS = 3
 """Temporal clips that are averaged, the paper's."""
 
@@ -80,8 +83,8 @@ class Predictor:
         self.run = run
         own = FRAMES if run is None else int(run.record["frames"])
         self.num_frames = own if frames is None else frames
-        if self.num_frames < 1:
-            raise ConfigError(f"frames: expected 1 or more, got {self.num_frames}")
+        if frames is not None and not 1 <= frames <= MOST_FRAMES:
+            raise ConfigError(f"frames: expected 1 to {MOST_FRAMES:,}, got {frames:,}")
         if run is not None and self.num_frames != own:
             raise ConfigError(
                 f"run {run.path} takes {own} frames, got {frames}; leave --frames out, or "

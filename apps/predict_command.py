@@ -19,6 +19,9 @@ Say = Callable[[str], None]
 MOST_IN_ONE = 50
 """Videos whose strips go into one picture; beyond it would be too tall to open."""
 
+OTHER_PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pdf", ".svg", ".tiff", ".webp"})
+"""Suffixes by which somebody means a picture, not a folder."""
+
 
 def predict_videos(
     videos: Sequence[Path],
@@ -138,6 +141,11 @@ def _is_file(text: str) -> bool:
 def _require_room(keyframes: Path, count: int) -> None:
     """Say before any work is done that the strips cannot be written."""
     is_picture = keyframes.suffix.lower() == ".png"
+    if keyframes.suffix.lower() in OTHER_PICTURES and not keyframes.is_dir():
+        raise ConfigError(
+            f"--keyframes: expected a .png file or a folder, got {str(keyframes)!r}; try "
+            f"--keyframes {keyframes.with_suffix('.png')}"
+        )
     if is_picture and count > MOST_IN_ONE:
         raise ConfigError(
             f"--keyframes: expected at most {MOST_IN_ONE} videos in one picture, got {count}; "

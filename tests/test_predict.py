@@ -293,7 +293,16 @@ def test_the_command_without_a_run_on_a_folder(clip_path, tmp_path):
         (["--run", "none", "--labels", "a, b"], "Error: no run at none; make one with"),
         (
             ["--model", "tinyclip", "--labels", "a,b", "--frames", "0"],
-            "Error: frames: expected",
+            "Error: frames: expected 1 to 1,024, got 0",
+        ),
+        (
+            ["--model", "tinyclip", "--labels", "a,b", "--frames", "100000"],
+            "Error: frames: expected 1 to 1,024, got 100,000",
+        ),
+        (
+            ["--model", "tinyclip", "--labels", "a,b", "--keyframes", "strip.jpg"],
+            "Error: --keyframes: expected a .png file or a folder, got 'strip.jpg'; try "
+            "--keyframes strip.png",
         ),
     ],
 )
@@ -301,6 +310,13 @@ def test_what_is_wrong_is_said_in_a_sentence(clip_path, options, sentence):
     result = run("predict", clip_path, *options)
     assert result.exit_code == 1
     assert result.output.startswith(sentence)
+
+
+@pytest.mark.parametrize("top", ["0", "-1"])
+def test_so_many_classes_cannot_be_printed(clip_path, top):
+    result = run("predict", clip_path, "--model", "tinyclip", "--labels", "a, b", "--top", top)
+    assert result.exit_code == 2
+    assert f"Invalid value for '--top': {top} is not in the range x>=1" in result.stderr
 
 
 def test_labels_of_all_forms(tmp_path):

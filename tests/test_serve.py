@@ -369,6 +369,8 @@ def look_at_the_page(browser, address, world, tmp_path):
     browser.screenshot(tmp_path / "dark.png")
     browser.look((390, 844))
     assert browser.overflow() == 0
+    tops = [frame.rect["y"] for frame in browser.find_all("#frames img")]
+    assert [tops.count(top) for top in sorted(set(tops))] == [4, 4]
     browser.screenshot(tmp_path / "phone.png")
 
     broken = tmp_path / "broken.mp4"
