@@ -139,6 +139,7 @@ def test_released_differs_where_the_method_page_says():
         "adapter": "residual",
         "post_layers": 2,
         "beta": 0.01,
+        "word_rows": "prompt",
         "word_temperature": 0.01,
         "word_norms": True,
         "vector_gates": True,

@@ -42,6 +42,9 @@ ROWS = {
     "post layers": ["post_layers=3"],
     "only norms are learned": ["word_norms=true", "prompt=none", "temporal_layers=0"],
     "hand-crafted words": ["prompt=hand-crafted", "word_source=words"],
+    "whole prompts": ["word_rows=prompt"],
+    "whole prompts of names": ["word_rows=prompt", "prompt=none"],
+    "whole prompts, a2": ["word_rows=prompt", "design=a2", "word_source=words"],
     "distilled": ["distill=0.5", "temporal_weight=0.5"],
     "released": ["vector_gates=true", "normalise=frames", "targets=multi-hot"],
 }

@@ -53,6 +53,7 @@ TABLES = {
     "residual adapter": ["adapter=residual"],
     "post layers": ["post_layers=2"],
     "word norms": ["word_norms=true"],
+    "word rows": ["word_rows=prompt"],
     "vector gates": ["vector_gates=true"],
     "normalise frames": ["normalise=frames"],
     "learn temperature": ["learn_temperature=true"],

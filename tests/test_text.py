@@ -142,6 +142,40 @@ def check(
             assert relative_error(got, wanted) < limit
 
 
+def check_positions(
+    clip: nn.Module, tokens: Tensor, categories: Tensor, *, M: int, B: int, Q: int, limit: float
+) -> None:
+    """All positions of picked prompts, padding included, and their gradients."""
+    context, video = inputs(clip, M=M, B=B, Q=Q)
+    prompted = TextTower(clip, tokens)(context, video, categories=categories)
+    picked = torch.randint(len(categories), (B,), generator=torch.Generator().manual_seed(B))
+    rows, mask = prompted.positions(picked)
+    whole = encode_in_full(clip, tokens[categories], context, video)
+    want = whole[torch.arange(B) if Q else torch.zeros(B, dtype=torch.int64), picked]
+    assert mask.shape == (B, CONTEXT_LENGTH)
+    assert mask.all()
+    assert relative_error(rows, want) < limit
+    if context is not None or video is not None:
+        pairs = zip(
+            gradients(rows, context, video), gradients(want, context, video), strict=True
+        )
+        for got, wanted in pairs:
+            assert relative_error(got, wanted) < limit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("M", "Q"), [(5, 1), (0, 7), (3, 0), (0, 0)])
+def test_all_positions_of_a_prompt_are_those_of_the_whole_encoder(kind, M, Q):
+    tokens = tokenised(random_names(11))
+    categories = torch.tensor([3, 10, 0, 7, 7])
+    check_positions(built(kind), tokens, categories, M=M, B=3, Q=Q, limit=1e-5)
+
+
+def test_a_prompt_without_padding_has_all_positions_too():
+    tokens = tokenised([[1, 2] * 20, [3]])
+    check_positions(built("gelu"), tokens, torch.arange(2), M=34, B=3, Q=1, limit=1e-5)
+
+
 @st.composite
 def trees(draw: Any) -> tuple[Tensor, Tensor, int, int, int]:
     """Tokenised names with common beginnings, a choice of them, and M, B, Q."""

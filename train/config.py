@@ -89,6 +89,10 @@ class TrainConfig:
     word_source: Literal["classes", "words"] = "classes"
     """What picks the category whose words weight the frames (Table 8)."""
 
+    word_rows: Literal["name", "prompt"] = "name"
+    """The words of Eq. 8: the name's tokens, or all positions of the prompt with its padding
+    (authors' release), which costs a whole prompt a video."""
+
     word_temperature: float = 1.0
     """Divides the similarities of Eq. 8; the paper has none."""
 
@@ -226,6 +230,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "adapter": "residual",
         "post_layers": 2,
         "beta": 0.01,
+        "word_rows": "prompt",
         "word_temperature": 0.01,
         "word_norms": True,
         "vector_gates": True,
@@ -245,11 +250,9 @@ def preset(name: str) -> TrainConfig:
     on the stored frames; the release itself takes the patch tokens, which is
     `prompts_see = "patches"` on a store that has them.  Not in it:
 
-    - The words of Eq. 8 are the name's tokens.  The release takes all 77 positions, with
-      prompt and padding, which the text tower here never computes.
     - The release applies its LayerNorm to each patch token after CLIP's; here CLIP's
       normalisation is done before the mean over time, and one learned affine follows it.
-    - A second softmax at test time, which changes no ranking.
+    - A second softmax at test time, which changes no ranking of one view.
 
     Raises:
         ConfigError: If there is no such preset.

@@ -49,6 +49,7 @@ def step_cost(trainer: Trainer, patches: tuple[int, int] | None) -> dict[str, An
         dim=text.dim,
         text_width=text.width,
         text_layers=len(text.blocks),
+        text_positions=text.names.context_length,
         patches=patches if config.prompts_see == "patches" else None,
     )
     given = trainer.model.hand_crafted

@@ -48,6 +48,9 @@ class Sizes:
     """W."""
 
     text_layers: int
+    text_positions: int
+    """Of a whole prompt with its padding, 77."""
+
     patches: tuple[int, int] | None
     """Number and width, where the prompts see them."""
 
@@ -107,10 +110,7 @@ def text_flops(config: TrainConfig, sizes: Sizes, tree: Tree) -> Flops:
     ends = _in_groups(config, sizes, tree, ends_only=True)
     total += _last_layer(copies * _num_names(tree), ends, sizes, passes)
     if config.word_guided:
-        words = tree.words.shape[1]
-        keys = prefix + tree.num_video_rows + words
-        attended = attention(words, keys, width, has_gradient=bool(passes)).times(sizes.videos)
-        total += _last_layer(sizes.videos * words, attended, sizes, passes)
+        total += _words(config, sizes, tree)
         if config.word_source == "words":  # all rows are finished, without a gradient
             whole = _in_groups(config, sizes, tree)
             finished = _last_layer(copies * tree.num_rows, whole, sizes, passes)
@@ -128,6 +128,24 @@ def _first_projection(config: TrainConfig, sizes: Sizes, tree: Tree) -> Flops:
     total = linear(tree.num_prefix, width, 3 * width, 0 if config.design == "a2" else passes)
     own = linear(videos * tree.num_video_rows, width, 3 * width, 0 if is_stored else passes)
     return total + own + linear(len(tree.tokens), width, 3 * width, 0)
+
+
+def _words(config: TrainConfig, sizes: Sizes, tree: Tree) -> Flops:
+    """The words of Eq. 8: the last layer of a name's rows, or all layers of a whole prompt."""
+    width, has_gradient = sizes.text_width, _has_text(config)
+    words = _num_words(config, sizes, tree)
+    if config.word_rows == "name":
+        keys = tree.num_prefix + tree.num_video_rows + words
+        attended = attention(words, keys, width, has_gradient=has_gradient).times(sizes.videos)
+        return _last_layer(sizes.videos * words, attended, sizes, int(has_gradient))
+    rows = sizes.videos * words
+    layer = linear(rows, width, 12 * width, int(has_gradient))
+    layer += attention(words, words, width, has_gradient=has_gradient).times(sizes.videos)
+    return layer.times(sizes.text_layers) + linear(rows, width, sizes.dim, int(has_gradient))
+
+
+def _num_words(config: TrainConfig, sizes: Sizes, tree: Tree) -> int:
+    return tree.words.shape[1] if config.word_rows == "name" else sizes.text_positions
 
 
 def _in_groups(
@@ -187,7 +205,7 @@ def _comparisons(config: TrainConfig, sizes: Sizes, tree: Tree) -> Flops:
     has_classes = has_text or config.post_prompt
     total = linear(videos * names, dim, 1, has_video + has_classes)
     if config.word_guided:
-        words = tree.words.shape[1]
+        words = _num_words(config, sizes, tree)
         has_words = has_text or config.word_norms
         total += linear(videos * sizes.frames * words, dim, 1, has_frames + has_words)
         has_weights = has_frames or has_words

@@ -151,7 +151,9 @@ class BiEfficient(nn.Module):
                     picked = prompted.word_similarity(video).argmax(dim=-1)
                 else:
                     picked = pick(video, classes, norms=self.config.word_norms)
-            video, weights = self.word_guided(temporal, *prompted.words(picked))
+            is_name = self.config.word_rows == "name"
+            words = prompted.words(picked) if is_name else prompted.positions(picked)
+            video, weights = self.word_guided(temporal, *words)
 
         similarity = cosine(video[:, None], classes)[:, 0]  # (B, k)
         if self.config.normalise == "frames":

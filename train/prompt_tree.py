@@ -106,12 +106,14 @@ class Names:
         words = tokens[:, 1 : 1 + int(self.lengths.max())]
         self.beginnings, beginning_tokens, self.depths = _distinct_beginnings(words)
         start_and_end = torch.tensor([int(tokens[0, 0]), end])
-        self.vocabulary, index = torch.cat([start_and_end, beginning_tokens]).unique(
-            return_inverse=True
-        )
+        self.vocabulary, index = torch.cat(
+            [start_and_end, beginning_tokens, tokens.flatten()]
+        ).unique(return_inverse=True)
         """Ids of all tokens that occur, sorted."""
         self.start, self.end = index[:2].tolist()
-        self.beginning_tokens = index[2:]
+        self.beginning_tokens, whole = index[2:].split([len(beginning_tokens), tokens.numel()])
+        self.padded = whole.view_as(tokens)[:, 1:]
+        """Tokens of each name with EOT and padding, without SOT, as indices too."""
         self._trees: OrderedDict[tuple[object, ...], Tree] = OrderedDict()
 
     def tree(

@@ -28,6 +28,7 @@ from bieff.train.text_block import (
     finish,
     in_projection,
     pack,
+    run_whole,
 )
 
 
@@ -62,6 +63,8 @@ class TextTower(nn.Module):
         self.register_buffer("token_rows", rows, persistent=False)
         rows = tower.positional_embedding.detach().to(self.dtype)
         self.register_buffer("position_rows", rows, persistent=False)
+        self.padded: Tensor  # (K, length - 1)
+        self.register_buffer("padded", self.names.padded, persistent=False)
         self.projection = tower.text_projection
         if self.projection is not None:
             self.projection.requires_grad_(False)
@@ -103,6 +106,7 @@ class TextTower(nn.Module):
         names = rows[tree.tokens] + positions[tree.positions]
 
         parts = prefix, video, names
+        beginning = torch.cat([prefix.expand(len(video), -1, -1), video], dim=1)
         x = pack(*parts)
         for index, block in enumerate(self.blocks[:-1]):
             if index == 0:  # before any attention, the names' rows are the same for all videos
@@ -110,7 +114,7 @@ class TextTower(nn.Module):
             else:
                 qkv = in_projection(block, x)
             x = finish(block, x, attend_all(block, qkv, tree))
-        return Prompted(self, tree, self.blocks[-1], x)
+        return Prompted(self, tree, x, beginning=beginning, categories=categories)
 
     def max_videos(
         self,
@@ -154,9 +158,17 @@ class Prompted:
     """The EOT rows in the joint space, not normalised: c of Eq. 3."""
 
     def __init__(
-        self, tower: TextTower, tree: Tree, block: Any, x: Float[Tensor, "rows W"]
+        self,
+        tower: TextTower,
+        tree: Tree,
+        x: Float[Tensor, "rows W"],
+        *,
+        beginning: Float[Tensor, "B start W"],
+        categories: Int[Tensor, " k"] | None,
     ) -> None:
-        self._tower, self._tree, self._block = tower, tree, block
+        self._tower, self._tree, self._block = tower, tree, tower.blocks[-1]
+        self._beginning, self._categories = beginning, categories
+        block = self._block
         self._x = x[tree.num_prefix :].view(-1, tree.num_rows, tower.width)
         kv = in_projection(block, x, slice(tower.width, None))
         self._prefix_kv, kv = kv.split([tree.num_prefix, len(kv) - tree.num_prefix])
@@ -198,6 +210,29 @@ class Prompted:
         attended = attend(self._block, self._queries(x), keys, mask)
         return self._project(x, attended), tree.word_mask[picked]
 
+    def positions(
+        self, picked: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B length D"], Bool[Tensor, "B length"]]:
+        """Every position of one prompt for each video: what the authors' release calls words.
+
+        From SOT over context and name to the last of the padding, which CLIP's tower computes
+        like any token.  The tree has no such rows: the prompts are encoded whole, once more.
+
+        Args:
+            picked: Index into the categories that the prompts were made of.
+
+        Returns:
+            The rows in the joint space, not normalised; and True everywhere.
+        """
+        tower, beginning = self._tower, self._beginning.expand(len(picked), -1, -1)
+        if self._categories is not None:
+            picked = self._categories.to(picked.device)[picked]
+        left = tower.names.context_length - beginning.shape[1]
+        rows = tower.token_rows[tower.padded[picked, :left]]
+        rows = rows + tower.position_rows[beginning.shape[1] :]
+        x = run_whole(tower.blocks, torch.cat([beginning, rows], dim=1))
+        return self._joint(x), x.new_ones(x.shape[:2], dtype=torch.bool)
+
     def word_similarity(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, "B k"]:
         """Sum over the words of each category of their cosine with a vector a video (Table 8).
 
@@ -216,7 +251,10 @@ class Prompted:
     def _project(
         self, x: Float[Tensor, "B n W"], attended: Float[Tensor, "B n W"]
     ) -> Float[Tensor, "B n D"]:
-        x = self._tower.ln_final(finish(self._block, x, attended))
+        return self._joint(finish(self._block, x, attended))
+
+    def _joint(self, x: Float[Tensor, "B n W"]) -> Float[Tensor, "B n D"]:
+        x = self._tower.ln_final(x)
         projection = self._tower.projection
         if isinstance(projection, nn.Module):
             return projection(x)  # type: ignore[no-any-return]

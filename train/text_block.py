@@ -8,7 +8,7 @@ B videos, P rows of the prefix, Q rows of a video, R rows of the names, L = Q + 
 the tower; `qkv` and `kv` are queries, keys and values side by side, 3 W and 2 W wide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bieff.train.prompt_tree import Tree
+
+
+def run_whole(blocks: Iterable[Any], x: Float[Tensor, "B rows W"]) -> Float[Tensor, "B rows W"]:
+    """All blocks over whole prompts, each by itself: no tree, every row computed."""
+    for block in blocks:
+        width = x.shape[2]
+        q, kv = in_projection(block, x).split([width, 2 * width], dim=2)
+        x = finish(block, x, attend(block, q, kv, None))
+    return x
 
 
 def pack(
