@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from bieff.cli import main
 from bieff.features.errors import BieffError, ConfigError, InputError, StoreMismatchError
 from bieff.train.checkpoint import (
     BEST,
@@ -24,7 +27,7 @@ from bieff.train.checkpoint import (
 from bieff.train.config import load
 from bieff.train.loop import prepare, train
 from bieff.train.metrics import METRICS
-from bieff.train.run import open_run
+from bieff.train.run import RECORD, open_run
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=2", "temporal_layers=1"]
 
@@ -104,6 +107,56 @@ def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path, options):
     assert [sitting["step"] for sitting in run.record["resumed"]] == [5, 8, 13]
     assert_same_run(tmp_path / "straight", out)
     assert not (out / RESUME).exists()
+
+
+def test_how_to_go_on_can_be_typed_whatever_the_folder_is_called(clip, store, tmp_path):
+    out = tmp_path / "a run; of mine"
+    with pytest.raises(StoppedError, match=rf"--resume --out '{out}'` goes on"):
+        train(store, clip, load(overrides=SHORT), out, watch=interrupt_at(2))
+
+
+def test_a_change_that_may_round_otherwise_is_said(clip, store, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(store, clip, load(overrides=SHORT), out, watch=interrupt_at(2))
+    record = json.loads((out / RECORD).read_text())
+    record["threads"], record["versions"]["torch"] = 977, "1.0"
+    (out / RECORD).write_text(json.dumps(record))
+    said = []
+    with pytest.raises(StoppedError):
+        train(
+            store,
+            clip,
+            load(overrides=SHORT),
+            out,
+            watch=interrupt_at(4),
+            resume=True,
+            say=said.append,
+        )
+    assert said[2].startswith(f"threads 977 before, {torch.get_num_threads()} now, torch 1.0")
+    assert said[2].endswith("need not be those of an unbroken run bit for bit")
+    said = []
+    train(
+        store, clip, load(overrides=SHORT), out, watch=quiet, resume=True, say=said.append
+    )  # the sitting before was on this machine
+    assert len(said) == 2
+
+
+def test_a_run_goes_on_with_its_settings_and_others_that_change_nothing(clip, store, tmp_path):
+    out = tmp_path / "run"
+    config = load(overrides=SHORT, base="baseline")
+    with pytest.raises(StoppedError):
+        train(store, clip, config, out, watch=interrupt_at(2))
+    resume = ["train", "--resume", "--out", str(out), "--set"]
+    result = CliRunner().invoke(main, [*resume, "lr=1"])
+    assert result.exit_code == 1
+    assert result.output.count("asked for") == 1
+    assert "loss nan" not in result.output  # no bar of a run that never began
+    assert "lr: the run has 0.0005, asked for 1.0" in result.output
+    result = CliRunner().invoke(main, [*resume, "save_seconds=7"])
+    assert result.exit_code == 0, result.output
+    train(store, clip, config, tmp_path / "straight", watch=quiet)
+    assert_same_run(tmp_path / "straight", out)
 
 
 def test_steps_after_the_checkpoint_are_taken_again(clip, store, tmp_path):

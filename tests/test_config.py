@@ -150,6 +150,11 @@ def test_released_differs_where_the_method_page_says():
     }
 
 
+def test_a_whole_number_longer_than_any_float_is_refused():
+    with pytest.raises(ConfigError, match="lr must be a number, got inf"):
+        load(overrides=["lr=1" + 400 * "0"])
+
+
 def test_a_config_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().epochs = 3  # type: ignore[misc]

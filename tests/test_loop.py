@@ -18,7 +18,8 @@ from bieff.train.metrics import METRICS, read_metrics
 from bieff.train.protocols import closed, trained
 from bieff.train.residency import Picked
 from bieff.train.run import load_model, open_run
-from bieff.train.step import backward_whole, cut
+from bieff.train.step import Trainer, backward_whole, cut
+from bieff.train.validation import Validation
 
 SHORT = ["epochs=2", "warmup_epochs=1", "batch_size=11", "eval_every=0"]
 
@@ -114,6 +115,35 @@ def test_every_row_of_the_tables_trains(clip, store, tmp_path, row):
     after = load_model(run, clip).state_dict()
     assert [name for name in after if torch.equal(before[name], after[name])] == []
     assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_a_folder_that_cannot_be_made_is_named(clip, store, tmp_path):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "run"
+    with pytest.raises(
+        InputError, match=r"cannot make the folder .*file/run: Not a directory; "
+    ):
+        train(store, clip, load(overrides=SHORT), out, watch=quiet)
+
+
+def test_validation_scores_as_many_videos_at_a_time_as_the_evaluation(clip, store, monkeypatch):
+    """Many classes need memory by the video; and the same batches give the same last bits."""
+    trainer = prepare(store, clip, load(overrides=[*SHORT, "eval_every=1"]))
+    validation = Validation.load(store, trainer.config, trainer.device)
+    seen = []
+    score = Trainer.score
+
+    def count(self, picked, categories):
+        seen.append(len(picked.frames))
+        return score(self, picked, categories)
+
+    monkeypatch.setattr(Trainer, "score", count)
+    want = validation.accuracies(trainer, trainer.group)
+    assert set(seen) == {15}  # of 17 two are damaged
+    seen.clear()
+    monkeypatch.setattr("bieff.train.evaluate.TOWER_BYTES", 200_000)
+    assert validation.accuracies(trainer, trainer.group) == want
+    assert max(seen) < 15
 
 
 def test_released_trains_too(clip, store, tmp_path):

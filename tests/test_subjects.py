@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from bieff.train.checkpoint import BEST
 from bieff.train.config import load
 from bieff.train.descriptions import Descriptions
+from bieff.train.evaluate import LARGEST_BATCH
 from bieff.train.loop import train
 from bieff.train.run import load_model
-from bieff.train.subjects import LARGEST_BATCH, Subject, frozen, texts_of, trained
+from bieff.train.subjects import Subject, frozen, texts_of, trained
 from bieff.train.text import TextTower
 
 
@@ -180,7 +181,7 @@ def test_a_subject_says_what_it_is(clip, store, tmp_path):
 def test_many_classes_take_fewer_videos_at_a_time(clip, store, tmp_path, monkeypatch):
     config = load(overrides=["epochs=2", "warmup_epochs=0", "frames=3", "eval_every=0"])
     run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
-    monkeypatch.setattr("bieff.train.subjects.TOWER_BYTES", 200_000)
+    monkeypatch.setattr("bieff.train.evaluate.TOWER_BYTES", 200_000)
     assert 1 <= trained(run, clip, store).batch_size < LARGEST_BATCH
 
 

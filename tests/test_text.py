@@ -22,6 +22,7 @@ bench = runpy.run_path(str(Path(__file__).with_name("bench_text_tower.py")))
 peak_bytes = bench["peak_bytes"]
 
 SOT, EOT, VOCABULARY, CONTEXT_LENGTH = 97, 98, 99, 77
+TINY = ClipName(model="tinyclip", pretrained=None)
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,31 @@ def test_in_double_precision_it_is_the_same_function():
     clip = build(KINDS["layer scale"]).double()
     tokens = tokenised(random_names(13))
     check(clip, tokens, torch.arange(13), M=4, B=3, Q=2, limit=1e-13)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "examples"),
+    [(TINY, 20), (ClipName(model="ViT-B-16-quickgelu", pretrained="random"), 6)],
+    ids=["tinyclip", "ViT-B/16"],
+)
+def test_any_tree_of_real_names_agrees_with_full_prompts(name, examples):
+    clip = load(name)
+    words = ["playing", "guitar", "drums", "racquetball", "a", "(not in game)", "star"]
+    some = st.lists(st.sampled_from(words), min_size=1, max_size=4).map(" ".join)
+
+    @settings(max_examples=examples, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def agrees(data):
+        names = data.draw(st.lists(some, min_size=1, max_size=5))
+        index = st.integers(0, len(names) - 1)
+        categories = torch.tensor(data.draw(st.lists(index, min_size=1, max_size=6)))
+        M, Q = data.draw(st.sampled_from([(16, 1), (16, 8), (0, 16), (5, 0), (0, 0)]))
+        B = data.draw(st.integers(1, 3))
+        tokens = clip.tokenize(names)
+        check(clip.model, tokens, categories, M=M, B=B, Q=Q, limit=1e-5)
+
+    agrees()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ dies; every file is whole or not there.
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -163,5 +164,5 @@ def _write(path: Path, data: bytes) -> None:
     except OSError as error:
         raise BieffError(
             f"cannot write {path}: {error.strerror}; make room, then go on with "
-            f"`bieff train --resume --out {path.parent}`"
+            f"`bieff train --resume --out {shlex.quote(str(path.parent))}`"
         ) from error

@@ -45,10 +45,9 @@ def train_run(
             raise ConfigError("frames are given by --frames and by --set; leave one out")
         overrides = [f"frames={frames}", *overrides]
     earlier = (newest_stopped(RUNS) if out is None else open_run(out)) if resume else None
-    if earlier is not None and preset is None and config is None and not overrides:
-        chosen = earlier.config
-    else:
-        chosen = settings.load(config, overrides, base=preset or "paper")
+    is_own = earlier is not None and preset is None and config is None
+    base = earlier.config if earlier is not None and is_own else preset or "paper"
+    chosen = settings.load(config, overrides, base=base)
     if features is None:
         if earlier is None:
             raise ConfigError("no store is named; add --features, such as features/k400")

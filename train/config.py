@@ -6,6 +6,7 @@ one before.  File and overrides are both TOML, so there is one parser and one se
 
 import difflib
 import math
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -264,9 +265,12 @@ def preset(name: str) -> TrainConfig:
 
 
 def load(
-    path: Path | None = None, overrides: Sequence[str] = (), *, base: str = "paper"
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    base: str | TrainConfig = "paper",
 ) -> TrainConfig:
-    """Settings from preset `base`, then the TOML file, then `name=value` texts.
+    """Settings from `base`, a preset or others, then the TOML file, then `name=value` texts.
 
     A value is TOML; a bare word stands for a string (`design=a1`), and `none` for no value.
 
@@ -289,7 +293,7 @@ def load(
         name = name.strip()
         _field_type(name)
         values[name] = _parse(value.strip())
-    return TrainConfig.from_dict(values, base=preset(base))
+    return TrainConfig.from_dict(values, base=preset(base) if isinstance(base, str) else base)
 
 
 def _parse(text: str) -> Any:
@@ -322,7 +326,8 @@ def _checked(name: str, value: Any) -> Any:
     if NoneType in kinds and value in (None, "none"):
         return None
     if float in kinds and type(value) is int:
-        value = float(value)
+        # TOML's whole numbers may be longer than any float
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf
     if type(value) not in kinds or (kinds[0] is float and not math.isfinite(value)):
         names = {bool: "true or false", int: "a whole number", float: "a number"}
         raise ConfigError(f"{name} must be {names[kinds[0]]}, got {value!r}")

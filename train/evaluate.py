@@ -3,7 +3,7 @@
 B videos, V views, T frames of the store, t frames of the model, K categories.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,9 +11,42 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from bieff.train.data import Features, frame_groups
+from bieff.train.flops import prompt_rows
+from bieff.train.model import BiEfficient
+from bieff.train.text import TextTower
+
+LARGEST_BATCH = 32
+"""Videos scored at a time, where the text tower's rows allow it."""
+
+TOWER_BYTES = 1 << 30
+"""What the text tower's rows may take while scoring.  Fixed, so that the same videos share a
+batch on every machine: which ones do decides the last bits of a score."""
 
 Score = Callable[[Tensor, Tensor | None], Tensor]
 """(frames (B, t, D) float32, patches or None) -> logits (B, K)."""
+
+
+def batch_size_of(
+    text: TextTower, model: BiEfficient, *, num_frames: int, patches: Sequence[int] | None
+) -> int:
+    """Videos to score at a time among all classes.
+
+    Args:
+        text: With the class names.
+        model: Which is asked.
+        num_frames: t, frames it takes.
+        patches: Number and width of the store's patch tokens, if it has them.
+    """
+    sees_patches = patches is not None and model.config.prompts_see == "patches"
+    num_context, num_video_rows = prompt_rows(
+        model.config,
+        patches[0] if patches is not None and sees_patches else num_frames,
+        hand_crafted=0 if model.hand_crafted is None else len(model.hand_crafted),
+    )
+    fitting = text.max_videos(
+        TOWER_BYTES, num_context=num_context, num_video_rows=num_video_rows
+    )
+    return min(LARGEST_BATCH, fitting)
 
 
 def probabilities(
@@ -22,7 +55,7 @@ def probabilities(
     *,
     num_frames: int,
     clips: int,
-    batch_size: int = 32,
+    batch_size: int = LARGEST_BATCH,
     videos: range | Int[Tensor, " n"] | None = None,
 ) -> Iterator[Float64[np.ndarray, "B K"]]:
     """Softmax scores of all videos in order, averaged over their views, in float64.

@@ -1,6 +1,7 @@
 """Stage two: train the tunable parts on cached features (paper Sec. 4.1)."""
 
 import math
+import shlex
 import shutil
 import time
 from collections import deque
@@ -41,6 +42,7 @@ from bieff.train.metrics import Metrics
 from bieff.train.pre_prompt import HAND_CRAFTED
 from bieff.train.reading import LossReading
 from bieff.train.record import (
+    changed_circumstances,
     make_record,
     patches_of,
     require_same,
@@ -183,7 +185,12 @@ def train(
     if run is not None:
         require_same_numbers(run, trainer)
     trainer.group.wait()  # all have looked at the folder
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {out}: {error.strerror}; name another one with --out"
+        ) from None
     with trainer.batches, exclusive(out) if trainer.group.writes else nullcontext():
         progress, record = Progress(), make_record(store, clip, trainer, command, shots)
         average = Average(
@@ -199,6 +206,11 @@ def train(
             )
             record = resumed(run.record, trainer, command, progress.step)
             say(f"going on after {progress.step:,} of {trainer.num_steps:,} steps")
+            if changed := changed_circumstances(run, trainer):
+                say(
+                    f"{changed}; the steps that follow are right, but need not be those of an "
+                    "unbroken run bit for bit"
+                )
         trainer.group.wait()  # all have read it
         sitting = Sitting(trainer, average, validation, store, out, record, progress, watch)
         sitting.run()
@@ -390,7 +402,7 @@ class Sitting:
     def _stop(self) -> None:
         raise StoppedError(
             f"stopped and saved after {self.progress.step:,} of {self.trainer.num_steps:,} "
-            f"steps; `bieff train --resume --out {self.out}` goes on"
+            f"steps; `bieff train --resume --out {shlex.quote(str(self.out))}` goes on"
         )
 
 

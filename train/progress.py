@@ -24,11 +24,13 @@ class StepsBar:
     """A bar of training steps; call it with (steps done, steps in all, loss)."""
 
     def __init__(self, progress: Progress, what: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(what, total=None, loss=float("nan"))
+        self._progress, self._what = progress, what
+        self._task: TaskID | None = None  # no bar beside an error before the first step
 
     def __call__(self, done: int, total: int, loss: float) -> None:
         """Move on."""
+        if self._task is None:
+            self._task = self._progress.add_task(self._what, total=total, loss=loss)
         self._progress.update(self._task, completed=done, total=total, loss=loss)
 
     def say(self, line: str) -> None:

@@ -154,6 +154,24 @@ def require_same_numbers(run: Run, trainer: Trainer) -> None:
             )
 
 
+def changed_circumstances(run: Run, trainer: Trainer) -> str:
+    """What has changed since the last sitting that may round otherwise; "" if nothing."""
+    last = {**run.record, **(run.record["resumed"] or [{}])[-1]}
+    now = _circumstances(trainer)
+    changed = [
+        f"{what} {last[what]} before, {now[what]} now"
+        for what in ("device", "threads")
+        if last[what] != now[what]
+    ]
+    before, packages = last["versions"], now["versions"]
+    changed += [
+        f"{name} {before.get(name)} before, {packages[name]} now"
+        for name in ("torch", "open_clip_torch")
+        if before.get(name) != packages[name]
+    ]
+    return ", ".join(changed)
+
+
 def rows_hash(features: Features) -> str:
     """Of the rows that are trained on, in order."""
     return hashlib.sha256(features.rows.astype("<i8").tobytes()).hexdigest()[:16]

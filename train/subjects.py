@@ -18,8 +18,7 @@ from bieff.clip import Clip
 from bieff.features.store import FeatureStore
 from bieff.train.checkpoint import BEST, LAST
 from bieff.train.descriptions import Descriptions
-from bieff.train.evaluate import Score
-from bieff.train.flops import prompt_rows
+from bieff.train.evaluate import LARGEST_BATCH, Score, batch_size_of
 from bieff.train.frozen import class_embeddings, frozen_logits
 from bieff.train.loss import cosine
 from bieff.train.model import BiEfficient, Scores
@@ -29,13 +28,6 @@ from bieff.train.templates import Templates, find_templates
 from bieff.train.text import TextTower
 
 Weights = Literal["last", "best"]
-
-LARGEST_BATCH = 32
-"""Videos scored at a time, where the text tower's rows allow it."""
-
-TOWER_BYTES = 1 << 30
-"""What the text tower's rows may take while scoring.  Fixed, so that the same videos share a
-batch on every machine: which ones do decides the last bits of a score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +128,9 @@ def trained(
         weights=weights,
         names=described.source,
         names_hash=described.hash,
-        batch_size=_batch_size(text, model, run),
+        batch_size=batch_size_of(
+            text, model, num_frames=int(run.record["frames"]), patches=run.record["patches"]
+        ),
         wants_patches=run.config.prompts_see == "patches",
         device=device,
         fingerprint=_digest(json.dumps([*parts, run.config.to_dict()]).encode()),
@@ -212,19 +206,6 @@ def class_logits(
     if model.config.normalise == "frames":  # as in `BiEfficient.forward`
         similarity = similarity * scores.video.norm(dim=-1, keepdim=True)
     return similarity * model.scale()
-
-
-def _batch_size(text: TextTower, model: BiEfficient, run: Run) -> int:
-    patches = run.record["patches"] if run.config.prompts_see == "patches" else None
-    num_context, num_video_rows = prompt_rows(
-        run.config,
-        patches[0] if patches else int(run.record["frames"]),
-        hand_crafted=0 if model.hand_crafted is None else len(model.hand_crafted),
-    )
-    fitting = text.max_videos(
-        TOWER_BYTES, num_context=num_context, num_video_rows=num_video_rows
-    )
-    return min(LARGEST_BATCH, fitting)
 
 
 def _digest(content: bytes) -> str:

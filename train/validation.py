@@ -13,7 +13,8 @@ from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.data import Features, load_features
 from bieff.train.distributed import Group, sharers
-from bieff.train.evaluate import hits, probabilities
+from bieff.train.evaluate import batch_size_of, hits, probabilities
+from bieff.train.record import patches_of
 from bieff.train.residency import Picked
 from bieff.train.step import Trainer
 
@@ -27,6 +28,9 @@ class Validation:
     features: Features
     clips: int
     """Temporal clips among the views."""
+
+    patches: tuple[int, int] | None
+    """Number and width of the store's patch tokens, if it has them."""
 
     @classmethod
     def load(
@@ -43,7 +47,8 @@ class Validation:
             sharers=sharers(),
         )
         views = store.recipe["views"][PARTITION]
-        return cls(features, max(view.get("clips", 1) for view in views))
+        clips = max(view.get("clips", 1) for view in views)
+        return cls(features, clips, patches_of(store))
 
     def accuracies(self, trainer: Trainer, group: Group) -> dict[str, float]:
         """Percent right, by name of the figure."""
@@ -61,6 +66,12 @@ class Validation:
                     score,
                     num_frames=trainer.num_frames,
                     clips=self.clips,
+                    batch_size=batch_size_of(
+                        trainer.text,
+                        trainer.model,
+                        num_frames=trainer.num_frames,
+                        patches=self.patches,
+                    ),
                     videos=range(count)[share],
                 )
             )
