@@ -13,14 +13,16 @@ from torch import Tensor
 from bieff.train.data import Features, frame_groups
 from bieff.train.flops import prompt_rows
 from bieff.train.model import BiEfficient
+from bieff.train.residency import free_bytes
 from bieff.train.text import TextTower
 
 LARGEST_BATCH = 32
 """Videos scored at a time, where the text tower's rows allow it."""
 
 TOWER_BYTES = 1 << 30
-"""What the text tower's rows may take while scoring.  Fixed, so that the same videos share a
-batch on every machine: which ones do decides the last bits of a score."""
+"""What the text tower's rows may take while scoring, where so much is free twice over.  A
+fixed figure, so that the same videos share a batch on every machine that has the room: which
+ones do decides the last bits of a score."""
 
 Score = Callable[[Tensor, Tensor | None], Tensor]
 """(frames (B, t, D) float32, patches or None) -> logits (B, K)."""
@@ -29,7 +31,7 @@ Score = Callable[[Tensor, Tensor | None], Tensor]
 def batch_size_of(
     text: TextTower, model: BiEfficient, *, num_frames: int, patches: Sequence[int] | None
 ) -> int:
-    """Videos to score at a time among all classes.
+    """Videos to score at a time among all classes; fewer where little memory is free.
 
     Args:
         text: With the class names.
@@ -44,7 +46,9 @@ def batch_size_of(
         hand_crafted=0 if model.hand_crafted is None else len(model.hand_crafted),
     )
     fitting = text.max_videos(
-        TOWER_BYTES, num_context=num_context, num_video_rows=num_video_rows
+        min(TOWER_BYTES, free_bytes(text.token_rows.device) / 2),
+        num_context=num_context,
+        num_video_rows=num_video_rows,
     )
     return min(LARGEST_BATCH, fitting)
 

@@ -56,9 +56,16 @@ def budget(device: torch.device, gigabytes: float | None, *, sharers: int = 1) -
     wished = float("inf") if gigabytes is None else gigabytes * 1e9
     on_device = 0.0
     if device.type == "cuda":
-        on_device = min(wished, DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])
+        on_device = min(wished, DEVICE_SHARE * free_bytes(device))
     in_memory = MEMORY_SHARE * free_memory() / sharers if gigabytes is None else wished
     return Budget(on_device, in_memory)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a device with memory of its own, else on this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory()
 
 
 def free_memory() -> int:
