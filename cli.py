@@ -22,6 +22,10 @@ NOT_WHOLE = 3
 """Exit code of an extraction that finished, but not with every frame of every video."""
 
 
+RESUMED = {"demo", "extract", "eval", "zeroshot", "base2novel", "ablate"}
+"""Commands that go on where they were; `train` says itself how."""
+
+
 class _Group(click.Group):
     """Turns a BieffError into `Error: ...` and exit code 1; a bug keeps its traceback."""
 
@@ -31,8 +35,9 @@ class _Group(click.Group):
         except BieffError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
+            then = "go on" if ctx.invoked_subcommand in RESUMED else "begin anew"
             raise click.ClickException(
-                "interrupted; run the same command again to go on"
+                f"interrupted; run the same command again to {then}"
             ) from None
 
 

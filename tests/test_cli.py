@@ -219,3 +219,23 @@ def test_a_full_size_tower_on_one_clip(run, world, tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert "features/folder: 1 video (1 ok)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "then"),
+    [
+        (("zeroshot", "hmdb51"), "go on"),
+        (("predict", "clip.mp4", "--labels", "a,b"), "begin anew"),
+    ],
+)
+def test_ctrl_c_says_what_the_same_command_would_do(run, monkeypatch, arguments, then):
+    """Interrupted where the command looks for its run, or its model."""
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bieff.train.evaluation_command.evaluate_zero_shot", interrupt)
+    monkeypatch.setattr("bieff.apps.predict_command.predict_videos", interrupt)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: interrupted; run the same command again to {then}\n"

@@ -178,10 +178,16 @@ def test_a_subject_says_what_it_is(clip, store, tmp_path):
     assert all((subject.model, subject.run) == ("frozen", None) for subject in beside)
 
 
-def test_many_classes_take_fewer_videos_at_a_time(clip, store, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "value"), [("TOWER_BYTES", 200_000), ("free_bytes", lambda device: 400_000)]
+)
+def test_many_classes_take_fewer_videos_at_a_time(
+    clip, store, tmp_path, monkeypatch, limit, value
+):
     config = load(overrides=["epochs=2", "warmup_epochs=0", "frames=3", "eval_every=0"])
     run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
-    monkeypatch.setattr("bieff.train.evaluate.TOWER_BYTES", 200_000)
+    assert trained(run, clip, store).batch_size == LARGEST_BATCH
+    monkeypatch.setattr(f"bieff.train.evaluate.{limit}", value)
     assert 1 <= trained(run, clip, store).batch_size < LARGEST_BATCH
 
 

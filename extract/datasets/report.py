@@ -67,9 +67,11 @@ class Report:
             f"{count.missing:>9,} missing"
             for count in self.counts()
         ]
+        # a note says it of clips that are made when they are needed
+        missing = [] if data.made_as else self.missing
         wrong = [f"{m.path}: labelled {m.label}, lies in {m.folder}" for m in data.mislabelled]
         for what, items in (
-            ("missing", self.missing),
+            ("missing", missing),
             ("unlisted", data.unlisted),
             ("mislabelled", wrong),
         ):
