@@ -202,7 +202,10 @@ def test_check_counts_by_split(tmp_path):
     assert report.data.unlisted == ("kick/holiday.avi",)
     (wrong,) = report.data.mislabelled
     assert (wrong.path, wrong.label, wrong.folder) == (f"{moved}.avi", "kick", "kick ball")
-    assert "1 videos lie in the folder of another class" in report.data.notes[0]
+    assert (
+        "videos in the folder of another class than the official list says: 1,"
+        in report.data.notes[0]
+    )
     lines = report.lines(limit=1)
     assert "1 unlisted" in lines
     assert f"    {moved}.avi: labelled kick, lies in kick ball" in lines
@@ -589,8 +592,8 @@ def test_notes_of_a_list(tmp_path, clips):
     data = load("list", videos=clips, lists=lists, labels=labels)
     assert len(data.partitions["train"]) == 2
     assert data.notes == (
-        "1 videos have no label",
-        "1 videos are in both the train and the val list",
+        "videos without a label: 1",
+        "videos in both the train and the val list: 1",
     )
 
 

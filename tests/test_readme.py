@@ -38,6 +38,7 @@ ELSEWHERE = {
     "python tests/bench_text_tower.py": "test_text.py",
     "python tests/bench_extract.py": "by hand: its figure says when",
     "python tests/bench_store.py": "by hand: its figure says when",
+    "python tests/bench_train_step.py": "by hand: its figure says when",
 }
 
 

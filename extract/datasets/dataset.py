@@ -73,8 +73,8 @@ def note_mislabelled(mislabelled: Sequence[Mislabelled]) -> tuple[str, ...]:
     if not mislabelled:
         return ()
     return (
-        f"{len(mislabelled):,} videos lie in the folder of another class than the official "
-        f"list says, the first is {mislabelled[0].path!r}; the list's label is kept",
+        "videos in the folder of another class than the official list says: "
+        f"{len(mislabelled):,}, the first is {mislabelled[0].path!r}; the list's label is kept",
     )
 
 

@@ -84,11 +84,11 @@ def load_lists(
         mislabelled += wrong
     unlabelled = sum(v.label == UNLABELLED for part in partitions.values() for v in part)
     if unlabelled and names.names:
-        notes.append(f"{unlabelled:,} videos have no label")
+        notes.append(f"videos without a label: {unlabelled:,}")
     if {"train", "val"} <= set(partitions):
         both = {v.id for v in partitions["train"]} & {v.id for v in partitions["val"]}
         if both:
-            notes.append(f"{len(both):,} videos are in both the train and the val list")
+            notes.append(f"videos in both the train and the val list: {len(both):,}")
     used = {video.path for part in partitions.values() for video in part}
     data = DataSet(
         name="list",
