@@ -218,8 +218,11 @@ def test_resuming_takes_the_runs_own_settings_or_the_same(store, clip, tmp_path)
 
     with pytest.raises(StoppedError):
         train(store, clip, load(overrides=SHORT), out, watch=watch)
-    with pytest.raises(ConfigError, match="  batch_size: the run has 11, asked for 32"):
+    with pytest.raises(ConfigError) as caught:  # what is asked is laid over the run's own
         train_run(**options(out=out, overrides=[*SHORT[:2], "seed=4"], resume=True))
+    assert str(caught.value).endswith("folder:\n  seed: the run has 0, asked for 4")
+    with pytest.raises(ConfigError, match="  batch_size: the run has 11, asked for 32"):
+        train_run(**options(out=out, preset="paper", resume=True))
     said = train_run(**options(out=out, resume=True, command=["bieff", "train"]))
     assert said.startswith("trained 8 steps")
     [sitting] = open_run(out).record["resumed"]

@@ -1,5 +1,6 @@
 """What a run costs: seconds of both stages, parameters, memory, arithmetic (Tables 1 and 3)."""
 
+import ctypes
 import resource
 import sys
 from collections import Counter
@@ -77,6 +78,8 @@ def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    with suppress(AttributeError):  # what the C library keeps of freed memory; glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # elsewhere than on Linux there is no such file
         Path("/proc/self/clear_refs").write_text("5")
 
