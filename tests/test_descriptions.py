@@ -76,6 +76,13 @@ def test_texts_and_whose_they_are():
         ("a.json", '{"kicks": "x"}', "the store has no class 'kicks'; did you mean 'kick'"),
         ("a.json", '{"kick": "x", "sword": "x"}', "got none of class 1, 'kick ball'"),
         ("a.json", '{"kick": []}', "got none of class 0, 'kick'"),
+        (
+            "a.json",
+            '{"kick": "x", "kick ball": "x", "sword": "x", "Kick": "y"}',
+            "expected each class once, got 'kick' twice; give it a list of texts",
+        ),
+        ("a.json", '{"kick": "x", "kick": "y"}', "each class once, got 'kick' twice"),
+        ("a.json", '{"kick": {"a": "b"}}', "expected a text or a list of texts, got"),
         ("a.csv", "label,text\n", "expected a first line of id,name, got"),
         ("a.csv", "id,name\n1,x\n4,y\n", "expected ids from 0 to 3, got '4'"),
         ("a.csv", "id,name\n1,x\n-1,y\n", "expected ids from 0 to 3, got '-1'"),

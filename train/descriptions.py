@@ -12,7 +12,7 @@ import csv
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,18 +95,32 @@ def _parse(file: Path, text: str, class_names: Sequence[str]) -> dict[int, list[
     """The descriptions by label."""
     kind = file.suffix.casefold()
     if kind == ".json":
-        parsed = json.loads(text)
-        if isinstance(parsed, Mapping):
-            return {
-                _label(file, name, class_names): _list(file, value)
-                for name, value in parsed.items()
-            }
+        parsed = json.loads(text, object_pairs_hook=_Pairs)
+        if isinstance(parsed, _Pairs):
+            return _by_name(file, parsed, class_names)
         if isinstance(parsed, list):
             return _in_order(file, [_list(file, value) for value in parsed], class_names)
         raise InputError(f"{file}: expected a JSON object or list, got {parsed!r}")
     if kind == ".csv":
         return _parse_csv(file, text, class_names)
     return _in_order(file, [[line] for line in text.splitlines()], class_names)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object, with every key that is written twice."""
+
+
+def _by_name(file: Path, pairs: _Pairs, class_names: Sequence[str]) -> dict[int, list[str]]:
+    by_label: dict[int, list[str]] = {}
+    for name, value in pairs:
+        label = _label(file, name, class_names)
+        if label in by_label:
+            raise InputError(
+                f"{file}: expected each class once, got {class_names[label]!r} twice; give it "
+                "a list of texts"
+            )
+        by_label[label] = _list(file, value)
+    return by_label
 
 
 def _parse_csv(file: Path, text: str, class_names: Sequence[str]) -> dict[int, list[str]]:
