@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from bieff.features.errors import InputError
+from bieff.train import protocols
 from bieff.train.eval_lists import EvalList
 from bieff.train.examination import questions_of
 from bieff.train.kept_scores import KeptScores
 from bieff.train.protocols import Subject, examine
+from bieff.train.run import clip_of
 
 
 def _load(name):
@@ -114,8 +117,43 @@ def test_a_damaged_file_is_scored_again(store, tmp_path):
         ask(store, Counting(stop_after=24), tmp_path / "kept")
     (file,) = (tmp_path / "kept").rglob("*.npz")
     file.write_bytes(file.read_bytes()[:-40])
+    file.with_name("0-0.npz").touch()  # as a power cut may leave it
     again = Counting()
     assert same(ask(store, again, tmp_path / "kept"), ask(store, Counting(), None))
+
+
+def test_scores_of_other_videos_are_not_taken(store, tmp_path):
+    """One recipe, as many usable videos in the same rows: another list, or a replaced file."""
+    clip = clip_of(store, device=torch.device("cpu"))
+    ways = {"bad": {"all": [3, 36]}, "counts": {"all": 37}}
+    other = fake.write_store(tmp_path / "store", clip, noise=2.0, **ways)
+    assert other.recipe_hash == store.recipe_hash
+    with pytest.raises(KeyboardInterrupt):
+        ask(store, Counting(stop_after=24), tmp_path / "kept", "full")
+    resumed = ask(other, Counting(), tmp_path / "kept", "full")
+    assert same(resumed, ask(other, Counting(), None, "full"))
+
+
+def test_processes_agree_on_the_batches(store, tmp_path, monkeypatch):
+    """The size comes from the memory that is free, of which another may have less."""
+
+    class Two:
+        writes = True
+
+        def collect(self, own):
+            return [own, [3]]
+
+    sizes = []
+    subject = Counting().subject
+
+    def score(frames, patches):
+        sizes.append(len(frames))
+        return subject.score(frames, patches)
+
+    monkeypatch.setattr(protocols, "current", Two)
+    asked = [replace(subject, score=score)]
+    examine(store, asked, "full", watch=lambda *_: None, keep_in=tmp_path)
+    assert set(sizes) == {3, 35 % 3}
 
 
 def test_kept_scores_come_back(tmp_path):

@@ -42,7 +42,7 @@ class KeptScores:
             try:
                 with file.open("rb") as opened, np.load(opened) as parts:
                     read = {name: parts[name] for name in parts.files}
-            except (OSError, ValueError, BadZipFile):
+            except (OSError, EOFError, ValueError, BadZipFile):
                 continue  # damaged by the disk: these videos are scored again
             for name, values in read.items():
                 subject, question, start = map(int, name.split("-"))

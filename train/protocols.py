@@ -10,6 +10,7 @@ k600      three official choices of 160 classes outside Kinetics-400
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from bieff.train.kept_scores import KeptScores
 from bieff.train.record import device_name
 from bieff.train.results import Result
 from bieff.train.run import commit, versions
-from bieff.train.scoring import Scoring, Watch
+from bieff.train.scoring import Question, Scoring, Watch
 from bieff.train.subjects import Subject, frozen, trained
 
 __all__ = [
@@ -99,6 +100,7 @@ def examine(
         InputError: If a score is not a number.
     """
     partition, lists = lists_of(store, protocol)
+    subjects = _agreed(subjects)
     features = load_features(
         partition,
         device=_device(subjects),
@@ -116,7 +118,8 @@ def examine(
     )
     kept = None
     if keep_in is not None:
-        kept = KeptScores(keep_in / _key(head, features, subjects, batch_size))
+        key = _key(head, partition, questions, features, subjects, batch_size)
+        kept = KeptScores(keep_in / key)
     scoring = Scoring(
         features=features,
         subjects=subjects,
@@ -142,6 +145,15 @@ def examine(
         examinees=tuple(map(_examinee, subjects)),
         scores=tuple(scores),
     )
+
+
+def _agreed(subjects: Sequence[Subject]) -> list[Subject]:
+    """The same batches in all processes, also where one of them has less memory free."""
+    sizes = current().collect([subject.batch_size for subject in subjects])
+    return [
+        replace(subject, batch_size=min(of_each))
+        for subject, of_each in zip(subjects, zip(*sizes, strict=True), strict=True)
+    ]
 
 
 def _examinee(subject: Subject) -> Examinee:
@@ -180,19 +192,36 @@ def _name(store: FeatureStore) -> str:
 
 
 def _key(
-    head: Head, features: Features, subjects: Sequence[Subject], batch_size: int | None
+    head: Head,
+    partition: Partition,
+    questions: Sequence[Question],
+    features: Features,
+    subjects: Sequence[Subject],
+    batch_size: int | None,
 ) -> str:
     """Of everything that the bits of a score depend on."""
     if any(subject.fingerprint is None for subject in subjects):
         raise ValueError("keep_in: expected a fingerprint of every subject, got none")
     depends = [
-        [head.protocol, head.dataset, head.store],
-        hashlib.sha256(features.rows.astype("<i8").tobytes()).hexdigest(),
+        [head.protocol, head.dataset, head.store, _contents(partition)],
+        [[question.rows.tolist(), question.categories.tolist()] for question in questions],
         [subject.fingerprint for subject in subjects],
         [batch_size or subject.batch_size for subject in subjects],
         [device_name(features.device), commit(), versions()],
     ]
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+
+
+def _contents(partition: Partition) -> str:
+    """Of the videos and their embeddings: a recipe says how they were made, not of what."""
+    digest = hashlib.sha256()
+    for video in partition.videos:
+        digest.update(f"{video.id}\n".encode())
+    for shard in range(partition.num_shards):
+        if (marker := partition.marker(shard)) is not None:
+            sums = {name: file.sha256 for name, file in sorted(marker.files.items())}
+            digest.update(json.dumps([shard, sums]).encode())
+    return digest.hexdigest()
 
 
 def _require_numbers(
