@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -310,6 +311,56 @@ def test_another_ablation_in_the_folder_is_refused(stores, tmp_path):
     for name in ("seeds", "jobs"):
         with pytest.raises(ConfigError, match=f"{name} must be positive, got 0"):
             ask(stores, out, **{name: 0})
+
+
+def test_sets_that_do_not_fit_are_refused_before_anything_is_trained(stores, tmp_path):
+    out = tmp_path / "out"
+    for sets, message in (
+        (["closed"], "expected stores of different names, got closed twice"),
+        (["other", "../" + stores.name + "/other"], "different names, got other twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ask(stores, out, zero_shot=sets)
+    clip = fake.load_clip(tmp_path / "clip", seed=3)
+    fake.write_store(stores / "listless", clip, counts={"val": 9})
+    fake.write_store(stores / "foreign", clip, counts={"all": 9}, num_splits=1)
+    with pytest.raises(ConfigError, match="listless has no official test lists"):
+        ask(stores, out, zero_shot=["listless"])
+    with pytest.raises(StoreMismatchError, match="foreign comes from another CLIP than"):
+        ask(stores, out, zero_shot=["foreign"])
+    assert list(out.glob("table-*")) == []
+
+
+def test_figures_on_a_store_that_was_replaced_are_not_averaged(stores, tmp_path):
+    """A set of another recipe under the old name: its runs are evaluated again."""
+    shutil.copytree(stores / "closed", tmp_path / "closed")
+    clip = fake.load_clip(tmp_path / "clip")
+    ways = {"counts": {"all": 19}, "num_splits": 3}
+    fake.write_store(tmp_path / "other", clip, **ways)
+    out = tmp_path / "out"
+    names = make_here(tmp_path, out, [7])
+    before = load_results(out / names[0] / "splits3-other.json")
+    shutil.rmtree(tmp_path / "other")
+    fake.write_store(tmp_path / "other", clip, views=4, **ways)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bieff.train.ablations.run_all", lambda *_, **__: None)
+        ask(tmp_path, out)
+    state = json.loads((out / "ablation.json").read_text())
+    assert [row["runs_done"] for row in state["tables"][0]["rows"]] == [0, 0]
+    make_here(tmp_path, out, [7])
+    after = load_results(out / names[0] / "splits3-other.json")
+    assert (before[0].crops, after[0].crops) == (2, 4)
+    watch = Silent()
+    ask(tmp_path, out, watch=watch)
+    assert watch.began == (4, 4)
+
+
+def test_a_row_says_which_set_has_too_few_frames(stores, tmp_path):
+    clip = fake.load_clip(tmp_path / "clip")
+    shutil.copytree(stores / "closed", tmp_path / "closed")
+    fake.write_store(tmp_path / "short", clip, counts={"all": 9}, num_splits=1, frames=3)
+    report, _ = ask(tmp_path, tmp_path / "out", zero_shot=["short"], tables=[7])
+    assert "- table 7, with: needs 6 frames, short has 3" in report.read_text()
 
 
 # --- processes

@@ -18,8 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from bieff.features.store import FeatureStore
 from bieff.train.checkpoint import StoppedError
 from bieff.train.interrupt import stop_requests
+from bieff.train.results import load_results, save_results
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -50,6 +52,11 @@ class Task:
 def results_file(folder: Path, store: Path, *, is_closed: bool) -> Path:
     """Where the figures of a run on a store lie."""
     return folder / f"{'closed' if is_closed else 'splits3'}-{store.resolve().name}.json"
+
+
+def is_evaluated(file: Path, store: FeatureStore) -> bool:
+    """Whether a file has figures on this store, not on one that lay there before it."""
+    return file.is_file() and load_results(file)[0].store == store.recipe_hash
 
 
 @runtime_checkable
@@ -211,11 +218,9 @@ def main(number: int) -> None:
 def work(task: Task, tell: Tell) -> None:
     """Train the run or go on with it, and evaluate it; what is done already is kept."""
     from bieff.clip import pick_device
-    from bieff.features.store import FeatureStore
     from bieff.train.config import TrainConfig
     from bieff.train.loop import train_or_go_on
     from bieff.train.protocols import closed, frozen, splits3, trained
-    from bieff.train.results import save_results
     from bieff.train.run import clip_of
 
     device = pick_device(task.device)
@@ -232,9 +237,9 @@ def work(task: Task, tell: Tell) -> None:
     for place in (task.features, *task.zero_shot):
         is_closed = place == task.features
         file = results_file(run.path, Path(place), is_closed=is_closed)
-        if file.exists():
-            continue
         store = FeatureStore.open(Path(place))
+        if is_evaluated(file, store):
+            continue
         clip = clip_of(store, device=device)
         ours = trained(run, clip, store)
         subjects = [ours, frozen(clip, store, num_frames=ours.num_frames)]

@@ -21,7 +21,7 @@ from bieff.features.errors import ConfigError, StoreMismatchError
 from bieff.features.lock import exclusive
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
-from bieff.train.ablation_process import Task, Watch, results_file, run_all
+from bieff.train.ablation_process import Task, Watch, is_evaluated, results_file, run_all
 from bieff.train.ablation_report import RowRuns, as_dict, as_markdown
 from bieff.train.ablation_rows import (
     TITLES,
@@ -32,6 +32,7 @@ from bieff.train.ablation_rows import (
     rows_of,
 )
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
+from bieff.train.eval_lists import test_lists
 from bieff.train.results import Result, load_results
 from bieff.train.run import RECORD, open_run
 
@@ -65,9 +66,12 @@ class Ablation:
     def cannot(self, row: Row) -> str | None:
         """Why the store does not serve a row, if it does not."""
         wanted = row.config(self.base).frames or self.frames
-        if self.frames % wanted == 0:
-            return None
-        return f"needs {wanted} frames, the store has {self.frames}"
+        for name, store in self.stores.items():
+            frames = int(store.recipe["frames"])
+            if frames % wanted:
+                which = "the store" if store is self.store else name
+                return f"needs {wanted} frames, {which} has {frames}"
+        return None
 
     def experiments(self, row: Row) -> list[Experiment]:
         """The runs of a row; none where the store does not serve it."""
@@ -76,11 +80,12 @@ class Ablation:
         return experiments_of(row, self.base, self.seeds, self.frames)
 
     def is_done(self, experiment: Experiment) -> bool:
-        """Whether a run is finished and evaluated on every store."""
+        """Whether a run is finished and evaluated on every store, as it is by now."""
         folder = self.out / experiment.name
         if not (folder / RECORD).is_file() or not open_run(folder).record["finished"]:
             return False
-        return all(file.is_file() for file in self.result_files(folder).values())
+        files = self.result_files(folder)
+        return all(is_evaluated(files[name], store) for name, store in self.stores.items())
 
     def result_files(self, run: Path) -> dict[str, Path]:
         """Where the figures of a run lie, by store."""
@@ -134,7 +139,7 @@ def ablate(
 
     Raises:
         ConfigError: If an option does not fit, or `out` holds an ablation of other settings.
-        StoreMismatchError: If `out` holds one of another store.
+        StoreMismatchError: If `out` holds one of another store, or stores do not go together.
         StoppedError: If it was asked to stop.
     """
     for name, value in (("seeds", seeds), ("jobs", jobs)):
@@ -154,6 +159,7 @@ def ablate(
     asked.out.mkdir(parents=True, exist_ok=True)
     with exclusive(asked.out):
         asked = _with_earlier(asked)
+        _require_sets(asked)
         failed: dict[str, str] = {}
         _report(asked, failed)
         runs = list(distinct(run for row in rows_of(tables) for run in asked.experiments(row)))
@@ -208,6 +214,34 @@ def _with_earlier(asked: Ablation) -> Ablation:
         seeds=max(asked.seeds, earlier["seeds"]),
         zero_shot=[*asked.zero_shot, *map(FeatureStore.open, more)],
     )
+
+
+def _require_sets(asked: Ablation) -> None:
+    """Find out now, not when a run is trained, that a store is none to evaluate it on.
+
+    Raises:
+        ConfigError: If two have one name, or one has no official test lists.
+        StoreMismatchError: If one comes from another CLIP.
+    """
+    names = [store.path.resolve().name for store in (asked.store, *asked.zero_shot)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(
+            f"--zeroshot: expected stores of different names, got {twice[0]} twice"
+        )
+    wanted = asked.store.recipe["clip"]["fingerprint"]
+    for store in asked.zero_shot:
+        whole = store.partitions.get("all")
+        if whole is None or not test_lists(whole):
+            raise ConfigError(
+                f"--zeroshot: {store.path} has no official test lists, which runs are "
+                "evaluated on; leave it out"
+            )
+        got = store.recipe["clip"]["fingerprint"]
+        if got != wanted:
+            raise StoreMismatchError(
+                f"--zeroshot: {store.path} comes from another CLIP than {asked.store.path}: "
+                f"expected fingerprint {wanted[:12]}, got {got[:12]}; extract it with the same"
+            )
 
 
 def _base(base: TrainConfig) -> dict[str, Any]:
