@@ -370,14 +370,18 @@ def import_(file: Path, to: Path | None) -> None:
 )
 @click.option("--shots", type=int, help="Train on so few videos a class, drawn at random.")
 @click.option("--split", help="Official split to draw from and to test on.  [default: 1]")
-@click.option("--draw", default=0, show_default=True, help="Seed of the videos drawn.")
+@click.option("--draw", type=int, help="Seed of the videos drawn.  [default: 0]")
 @click.option("--same-shots", type=_FOLDER, help="A run whose few videos to train on again.")
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be trained, and count the parameters."
 )
 def train(
-    shots: int | None, split: str | None, draw: int, same_shots: Path | None, **options: Any
+    shots: int | None,
+    split: str | None,
+    draw: int | None,
+    same_shots: Path | None,
+    **options: Any,
 ) -> None:
     """Train the temporal transformer and the prompts on cached features.
 
@@ -390,7 +394,7 @@ def train(
     from bieff.train.shots import Few
 
     few = None
-    if any(option is not None for option in (shots, split, same_shots)):
+    if any(option is not None for option in (shots, split, draw, same_shots)):
         few = Few(shots=shots, split=split, seed=draw, same_as=same_shots)
     if said := train_run(**options, few=few, command=sys.argv):
         click.echo(said)

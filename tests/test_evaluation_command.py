@@ -246,6 +246,47 @@ def test_options_that_do_not_fit_are_one_sentence(bieff, options, message):
     assert not Path("runs/a/results.json").exists()
 
 
+def test_a_run_that_is_not_finished_has_no_figures(bieff):
+    """Its weights are still changing, under the same name in results.json."""
+    record = json.loads(Path("runs/a/run.json").read_text())
+    write_record(Path("runs/a"), {**record, "finished": None})
+    for command in (("eval", "runs/a"), ("zeroshot", "unseen", "--run", "runs/a", "--best")):
+        wrong = bieff(*command)
+        assert wrong.exit_code == 1
+        assert "run runs/a is not finished; go on with `bieff train --resume" in wrong.output
+    assert not Path("runs/a/results.json").exists()
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '[{"protocol": "closed"}]'])
+def test_what_cannot_be_written_is_said_before_the_work(bieff, monkeypatch, content):
+    def never(*arguments, **options):
+        raise AssertionError("the work was done first")
+
+    monkeypatch.setattr("bieff.train.evaluation_command.examine", never)
+    wrong = bieff("eval", "--save-scores", "runs/a/run.json/s.h5")
+    assert (wrong.exit_code, type(wrong.exception)) == (1, SystemExit)
+    assert "cannot write scores 'runs/a/run.json/s.h5'" in wrong.output
+    Path("runs/a/results.json").write_text(content)
+    damaged = bieff("eval")
+    assert (damaged.exit_code, type(damaged.exception)) == (1, SystemExit)
+    assert "cannot read the results at runs/a/results.json" in damaged.output
+
+
+def test_damaged_scores_are_one_sentence(bieff):
+    assert bieff("eval", "--save-scores", "s.h5", "--model-only").exit_code == 0
+    with h5py.File("s.h5") as file:
+        where = file["examinees/0/0/scores"].id.get_chunk_info(0).byte_offset
+    content = bytearray(Path("s.h5").read_bytes())
+    content[where + 5] ^= 255
+    Path("flipped.h5").write_bytes(content)
+    with h5py.File("s.h5", "a") as file:
+        del file["videos/label"]
+    for name in ("flipped.h5", "s.h5"):
+        wrong = bieff("scores", name)
+        assert (wrong.exit_code, type(wrong.exception)) == (1, SystemExit)
+        assert f"scores '{name}' are damaged" in wrong.output
+
+
 def test_a_store_that_is_not_there_says_what_makes_it(bieff, made):
     model = f"--model local-dir:{made}/clip"
     wrong = bieff("zeroshot", "hmdb51")

@@ -6,22 +6,30 @@ import os
 import signal
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from bieff.cli import main
 from bieff.features.errors import ConfigError, StoreError, StoreMismatchError
+from bieff.features.schema import UNLABELLED
 from bieff.features.store import FeatureStore
 from bieff.train.base2novel import Figures, base2novel, halves, harmonic_mean
 from bieff.train.checkpoint import LAST, StoppedError
 from bieff.train.command import train_run
 from bieff.train.config import load
-from bieff.train.evaluation_command import Evaluation, evaluate_closed
+from bieff.train.evaluation_command import (
+    Evaluation,
+    evaluate_closed,
+    evaluate_zero_shot,
+)
 from bieff.train.loop import prepare, train
-from bieff.train.results import load_results
+from bieff.train.results import load_results, save_results
 from bieff.train.run import open_run
 from bieff.train.shots import (
     Few,
@@ -174,7 +182,7 @@ def test_a_run_keeps_its_draw_and_another_takes_it_again(splits, tmp_path):
     record = open_run(first).record
     assert record["shots"] == draw_shots(splits, shots=2, split="3", seed=1).to_dict()
     assert (record["videos"], record["evaluation"]) == (10, None)
-    again = Few(shots=None, split=None, seed=0, same_as=first)
+    again = Few(shots=None, split=None, seed=None, same_as=first)
     train_run(**options(features=splits.path, out=tmp_path / "second", few=again))
     one, two = (load_file(tmp_path / name / LAST) for name in ("first", "second"))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -190,6 +198,33 @@ def test_a_run_keeps_its_draw_and_another_takes_it_again(splits, tmp_path):
     assert results[0].n_listed == len(listed)
     assert results[0].n_evaluated == len(set(listed) - set(BAD))
     assert results[0].store == splits.recipe_hash
+
+
+def test_training_videos_are_never_asked_about(splits, tmp_path):
+    """Other splits list them for testing, and `full` and `half10` every video."""
+    run = tmp_path / "few"
+    few = Few(shots=2, split="1", seed=0, same_as=None)
+    train_run(**options(features=splits.path, out=run, few=few))
+    for protocol in ("splits3", "full", "half10"):
+        with pytest.raises(ConfigError, match=rf"10 of the videos that {protocol} asks about"):
+            evaluate_closed(Evaluation(device="cpu"), run=run, features=None, protocol=protocol)
+        with pytest.raises(ConfigError, match=f"was trained on 10 .* that {protocol} asks"):
+            evaluate_zero_shot(
+                Evaluation(device="cpu"),
+                name="fake",
+                run=run,
+                features=splits.path,
+                protocol=protocol,
+            )
+    assert not (run / "results.json").exists()
+
+
+def test_the_draw_alone_is_not_ignored(parts, tmp_path):
+    asked = ["train", "--features", str(parts.path), "--out", str(tmp_path / "x")]
+    done = CliRunner().invoke(main, [*asked, "--draw", "3"])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: --split and --draw need --shots")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_run_on_few_videos_goes_on(splits, tmp_path):
@@ -225,11 +260,20 @@ def test_a_run_on_few_videos_goes_on(splits, tmp_path):
 
 def test_options_that_do_not_fit_are_refused(splits, parts, tmp_path):
     cases = [
-        (Few(shots=None, split="1", seed=0, same_as=None), "--split needs --shots"),
         (
-            Few(shots=2, split=None, seed=0, same_as=tmp_path),
-            "--same-shots brings its shots and split",
+            Few(shots=None, split="1", seed=None, same_as=None),
+            "--split and --draw need --shots",
         ),
+        (Few(shots=None, split=None, seed=0, same_as=None), "--split and --draw need --shots"),
+        (
+            Few(shots=2, split=None, seed=None, same_as=tmp_path),
+            "--same-shots brings its shots, split and draw",
+        ),
+        (
+            Few(shots=None, split=None, seed=3, same_as=tmp_path),
+            "--same-shots brings its shots, split and draw",
+        ),
+        (Few(shots=2, split=None, seed=-1, same_as=None), "draw must not be negative, got -1"),
     ]
     for few, message in cases:
         with pytest.raises(ConfigError, match=message):
@@ -237,7 +281,7 @@ def test_options_that_do_not_fit_are_refused(splits, parts, tmp_path):
     with pytest.raises(ConfigError, match="--resume goes on with the run's own videos"):
         train_run(**options(resume=True, few=cases[0][0]))
     train_run(**options(features=parts.path, out=tmp_path / "all"))
-    few = Few(shots=None, split=None, seed=0, same_as=tmp_path / "all")
+    few = Few(shots=None, split=None, seed=None, same_as=tmp_path / "all")
     with pytest.raises(ConfigError, match="was trained on all videos, not on few"):
         train_run(**options(features=parts.path, out=tmp_path / "out", few=few))
     shots = draw_shots(parts, shots=2)
@@ -255,6 +299,20 @@ def test_halves_are_by_how_often_a_class_occurs(splits):
     assert (len(base), len(novel)) == (3, 2)
     assert sorted(base + novel) == list(range(5))
     assert min(counts[base]) >= max(counts[novel])
+
+
+def test_videos_without_a_label_are_in_neither_half(parts, tmp_path):
+    """A list may have some; they are no class of their own."""
+    store = FeatureStore.open(parts.path)
+    counted = halves(store, None)
+    labels = store.partitions["train"].labels.copy()
+    rarest = counted[1][-1]
+    labels[np.flatnonzero(labels != rarest)[:3]] = UNLABELLED
+    store.partitions["train"].labels = labels
+    base, novel = halves(store, None)
+    counts = [int((labels == label).sum()) for label in range(5)]
+    assert sorted(base + novel) == list(range(5))
+    assert min(counts[label] for label in base) >= max(counts[label] for label in novel)
 
 
 def test_the_harmonic_mean_by_hand():
@@ -292,9 +350,19 @@ def test_base_to_novel(splits, parts, tmp_path, kind):
         assert kept["results"][half][0][0]["n_listed"] == int(np.isin(labels, chosen).sum())
         assert kept["results"][half][0][0]["protocol"] == f"base2novel-{half}"
 
+    # figures from when fewer videos could be decoded are not averaged with the others
+    file = tmp_path / "out" / "draw-1" / "novel.json"
+    whole = load_results(file)
+    save_results(file, [replace(result, n_evaluated=1, top1=0.0) for result in whole])
     before = (tmp_path / "out" / "draw-1" / LAST).stat().st_mtime_ns
     assert base2novel(store.path, **ask) == [ours, frozen]
+    assert load_results(file) == whole
     assert (tmp_path / "out" / "draw-1" / LAST).stat().st_mtime_ns == before
+    half = Evaluation(device="cpu", model_only=True)
+    of_half = {"run": tmp_path / "out" / "draw-1", "features": None, "protocol": "closed"}
+    (alone,) = evaluate_closed(half, **of_half)
+    assert alone.protocol == "base2novel-base"
+    assert alone.lists == load_results(file.with_name("base.json"))[0].lists
     with pytest.raises(StoreMismatchError, match="began with another draw of few videos"):
         base2novel(store.path, **{**ask, "shots": 2})
     with pytest.raises(ConfigError, match="batch_size: the run has 4, asked for 5"):

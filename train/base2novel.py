@@ -22,6 +22,7 @@ import numpy as np
 from bieff.clip import Clip, pick_device
 from bieff.features.durable import write_atomically
 from bieff.features.errors import ConfigError
+from bieff.features.schema import UNLABELLED, Status
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
 from bieff.train.loop import train_or_go_on
@@ -79,6 +80,7 @@ def halves(store: FeatureStore, split: str | None) -> tuple[list[int], list[int]
     """
     listed, _ = split_lists(store, split)
     labels = store.partitions[listed.partition].labels[listed.rows]
+    labels = labels[labels != UNLABELLED]
     number = len(store.class_names)
     if number < 2:
         raise ConfigError(f"base2novel needs two classes, {store.path} has {number}")
@@ -149,9 +151,11 @@ def base2novel(
 
 
 def _evaluate(run: Run, clip: Clip, view: FeatureStore, half: str) -> list[Result]:
-    """The figures of a run on one half, kept beside it."""
+    """The figures of a run on one half, kept beside it; of videos that are usable by now."""
     file = run.path / f"{half}.json"
-    if not file.exists():
+    status = view.partitions["val"].status()
+    usable = int(np.isin(status, [Status.OK, Status.SALVAGED]).sum())
+    if not file.exists() or load_results(file)[0].n_evaluated != usable:
         ours = trained(run, clip, view)
         subjects = [ours, frozen(clip, view, num_frames=ours.num_frames)]
         with videos_bar(f"{run.id}, evaluating {half}") as watch:

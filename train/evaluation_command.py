@@ -1,23 +1,27 @@
 """What `bieff eval`, `zeroshot` and `scores` do, from options as a user types them."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from bieff.clip import TINYCLIP, ClipName, pick_device
-from bieff.features.errors import ConfigError, StoreMissingError
+from bieff.features.errors import ConfigError, InputError, StoreMissingError
 from bieff.features.store import FeatureStore
 from bieff.train.command import FEATURES, RUNS
 from bieff.train.counting import results_of
 from bieff.train.descriptions import read_descriptions
 from bieff.train.distributed import current, joined
+from bieff.train.eval_lists import lists_of
 from bieff.train.examination import Examination
 from bieff.train.progress import videos_bar
 from bieff.train.protocols import default_protocol, examine, frozen, trained
-from bieff.train.results import Result, merge_results
+from bieff.train.results import Result, load_results, merge_results
 from bieff.train.run import RESULTS, Run, clip_of, newest_run, open_run
-from bieff.train.scores_file import load_scores, save_scores
-from bieff.train.shots import FEW_SHOT, Shots, evaluation_view, labels_of
+from bieff.train.scores_file import load_scores, require_place, save_scores
+from bieff.train.shots import BASE, FEW_SHOT, Shots, evaluation_view, labels_of
 from bieff.train.subjects import Weights
 from bieff.train.templates import find_templates
 
@@ -61,7 +65,19 @@ class Evaluation:
 
         Of several processes that `torchrun` started, one writes and has results to show.
         `called` is the name that results give the protocol, of a view of a store.
+
+        Raises:
+            InputError: If the run is not finished, its results.json is damaged, or scores
+                cannot be saved where they should.
+            ConfigError: If the run was trained on videos that the protocol asks about.
         """
+        _require_finished(run)
+        _require_unseen(run, store, protocol)
+        known = run.path / RESULTS
+        if known.exists():
+            load_results(known)  # rather now than when hours of scoring are done
+        if self.save_scores is not None:
+            require_place(self.save_scores)
         with joined(pick_device(self.device)) as device:
             clip = clip_of(store, device=device)
             names = None
@@ -73,7 +89,7 @@ class Evaluation:
                 frames, template = subjects[0].num_frames, self.template or "one"
                 beside = frozen(clip, store, num_frames=frames, template=template, names=names)
                 subjects.append(beside)
-            what = f"evaluating {store.recipe['data_set']}, {protocol}"
+            what = f"evaluating {_data_set(store)}, {protocol}"
             with videos_bar(what, is_shown=current().writes) as watch:
                 examination = examine(
                     store,
@@ -118,7 +134,8 @@ def evaluate_closed(
     if shots is not None and protocol == "closed":
         classes = labels_of(store, list(shots.videos))
         view = evaluation_view(store, shots.split, classes=classes)
-        return evaluation.of(chosen, view, protocol, called=FEW_SHOT)
+        is_half = len(classes) < len(store.class_names)  # a run of `bieff base2novel`
+        return evaluation.of(chosen, view, protocol, called=BASE if is_half else FEW_SHOT)
     return evaluation.of(chosen, store, protocol)
 
 
@@ -148,6 +165,36 @@ def read_scores(file: Path, *, mix: float | None = None) -> Examination:
     """Scores that `--save-scores` wrote, with the mix that is asked for, if any."""
     examination = load_scores(file)
     return examination if mix is None else examination.with_mix(mix)
+
+
+def _require_finished(run: Run) -> None:
+    """Weights that change under a name would leave figures of both in results.json."""
+    if not run.record["finished"]:
+        raise InputError(
+            f"run {run.path} is not finished; go on with "
+            f"`bieff train --resume --out {shlex.quote(str(run.path))}`"
+        )
+
+
+def _require_unseen(run: Run, store: FeatureStore, protocol: str) -> None:
+    """A training video on a test list: other splits list it, and so do `full` and `half10`."""
+    shots = Shots.of_run(run)
+    if shots is None or shots.split is None or run.record["data_set"] != _data_set(store):
+        return
+    partition, lists = lists_of(store, protocol)
+    trained_on = {id_ for ids in shots.videos.values() for id_ in ids}
+    asked = np.unique(np.concatenate([chosen.rows for chosen in lists])).tolist()
+    seen = [id_ for row in asked if (id_ := partition.videos[row].id) in trained_on]
+    if seen:
+        raise ConfigError(
+            f"run {run.path} was trained on {len(seen):,} of the videos that {protocol} asks "
+            f"about, such as {seen[0]!r}; `bieff eval {shlex.quote(str(run.path))}` asks about "
+            "the test list of its split, or name another run"
+        )
+
+
+def _data_set(store: FeatureStore) -> str:
+    return str(store.recipe["data_set"])
 
 
 def _open(path: Path, run: Run, name: str) -> FeatureStore:

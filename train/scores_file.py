@@ -11,6 +11,8 @@ Lists with the same classes are one question; a video is asked each question onc
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -82,13 +84,41 @@ def load_scores(file: Path) -> Examination:
         opened = h5py.File(file, "r")
     except OSError as error:
         raise InputError(f"cannot read scores {str(file)!r}: {error}") from None
-    with opened:
+    with opened, _damage(file):
         if opened.attrs.get("format") != _FORMAT or opened.attrs["version"] != _VERSION:
             raise InputError(
                 f"{file}: expected scores of version {_VERSION} from --save-scores, got "
                 f"{opened.attrs.get('format', 'another HDF5 file')}"
             )
         return _read(opened)
+
+
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Turn what is missing in a file, or fails its checksum, into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"scores {str(file)!r} are damaged: {error}") from None
+
+
+def require_place(file: Path) -> None:
+    """Find out that a file cannot be written before there is something to write.
+
+    Raises:
+        StoreError: If the disk is full or refuses.
+        InputError: If its folder is a file.
+    """
+    partial = file.with_name(file.name + PARTIAL)
+    try:
+        with disk_errors(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.touch()
+            partial.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write scores {str(file)!r}: {error.strerror}") from None
 
 
 def _read(opened: h5py.File) -> Examination:

@@ -20,6 +20,9 @@ from bieff.train.run import Run, open_run
 FEW_SHOT = "fewshot"
 """Protocol: trained on few videos of a training list, tested on the whole test list."""
 
+BASE = "base2novel-base"
+"""Protocol: the same of half of the classes, see `base2novel.py`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shots:
@@ -70,7 +73,9 @@ class Few:
     """Videos a class."""
 
     split: str | None
-    seed: int
+    seed: int | None
+    """Of the draw; None: 0."""
+
     same_as: Path | None
     """A run whose videos to take."""
 
@@ -82,10 +87,12 @@ class Few:
         """
         if self.same_as is None:
             if self.shots is None:
-                raise ConfigError("--split needs --shots, the number of videos a class")
-            return draw_shots(store, shots=self.shots, split=self.split, seed=self.seed)
-        if self.shots is not None or self.split is not None:
-            raise ConfigError("--same-shots brings its shots and split; leave these out")
+                raise ConfigError(
+                    "--split and --draw need --shots, the number of videos a class"
+                )
+            return draw_shots(store, shots=self.shots, split=self.split, seed=self.seed or 0)
+        if any(option is not None for option in (self.shots, self.split, self.seed)):
+            raise ConfigError("--same-shots brings its shots, split and draw; leave these out")
         shots = Shots.of_run(open_run(self.same_as))
         if shots is None:
             raise ConfigError(f"run {self.same_as} was trained on all videos, not on few")
@@ -145,11 +152,14 @@ def draw_shots(
         classes: Labels to draw for; None: all.
 
     Raises:
-        ConfigError: If `shots` is not positive, or the split is not there.
+        ConfigError: If `shots` is not positive, `seed` is negative, or the split is not
+            there.
         StoreError: If a class has no usable video.
     """
     if shots < 1:
         raise ConfigError(f"shots must be positive, got {shots}")
+    if seed < 0:
+        raise ConfigError(f"draw must not be negative, got {seed}")
     listed, _ = split_lists(store, split)
     partition = store.partitions[listed.partition]
     is_usable = np.isin(partition.status()[listed.rows], [Status.OK, Status.SALVAGED])

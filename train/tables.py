@@ -20,6 +20,8 @@ WHAT = {
     "full": "every video",
     "half10": "draws of half of the classes",
     "k600": "choices of classes outside Kinetics-400",
+    "fewshot": "whole test list",
+    "base2novel-base": "test list of the base classes",
 }
 """What a protocol's lists are, for a paper."""
 
