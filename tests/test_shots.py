@@ -176,7 +176,7 @@ def test_training_sees_the_drawn_videos_alone(clip, splits, parts, kind):
 
 def test_a_run_keeps_its_draw_and_another_takes_it_again(splits, tmp_path):
     few = Few(shots=2, split="3", seed=1, same_as=None)
-    first = tmp_path / "first"
+    first = tmp_path / "the first"
     said = train_run(**options(features=splits.path, out=first, few=few))
     assert "2 videos a class of split 3, draw 1: 10 videos of 5 classes" in said
     record = open_run(first).record
@@ -184,10 +184,10 @@ def test_a_run_keeps_its_draw_and_another_takes_it_again(splits, tmp_path):
     assert (record["videos"], record["evaluation"]) == (10, None)
     again = Few(shots=None, split=None, seed=None, same_as=first)
     train_run(**options(features=splits.path, out=tmp_path / "second", few=again))
-    one, two = (load_file(tmp_path / name / LAST) for name in ("first", "second"))
+    one, two = (load_file(tmp_path / name / LAST) for name in (first, "second"))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
-    assert said.endswith(f"`bieff eval {first}` evaluates it on the whole test list")
+    assert said.endswith(f"`bieff eval '{first}'` evaluates it on the whole test list")
     ask = {"run": first, "features": None, "protocol": "closed"}
     results = evaluate_closed(Evaluation(device="cpu"), **ask)
     assert results == load_results(first / "results.json")

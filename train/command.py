@@ -1,5 +1,6 @@
 """What `bieff train` does, from options as a user types them."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,7 +108,8 @@ def _summary(run: Run, clip: Clip) -> str:
         )
     lines.append(f"run: {run.path}")
     if (shots := Shots.of_run(run)) is not None:
-        lines += [shots.text(), f"`bieff eval {run.path}` evaluates it on the whole test list"]
+        path = shlex.quote(str(run.path))
+        lines += [shots.text(), f"`bieff eval {path}` evaluates it on the whole test list"]
     return "\n".join(lines)
 
 
