@@ -1,6 +1,5 @@
 """`bieff ablate`: rows against the paper and the settings, and real runs in real processes."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -11,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import fake_store as fake
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -34,20 +34,6 @@ from bieff.train.run import RECORD, open_run
 
 PAPER = Path(__file__).parent.parent.parent / "shared" / "biefficient_paper.txt"
 SHORT = ("epochs=1", "warmup_epochs=0", "batch_size=11", "temporal_layers=1")
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 class Silent:

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import shutil
@@ -6,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import fake_store as fake
 import pytest
 import torch
 from click.testing import CliRunner
@@ -30,20 +29,6 @@ from bieff.train.metrics import METRICS
 from bieff.train.run import RECORD, open_run
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=2", "temporal_layers=1"]
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 @pytest.fixture(scope="module")

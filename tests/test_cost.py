@@ -1,10 +1,9 @@
 """What a run costs: counted by hand, and by torch's own counter."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
+import fake_store as fake
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,20 +48,6 @@ ROWS = {
     "distilled": ["distill=0.5", "temporal_weight=0.5"],
     "released": ["vector_gates=true", "normalise=frames", "targets=multi-hot"],
 }
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 @pytest.fixture(scope="module", params=[(13, 11), (12, 12)], ids=["13-11", "12-12"])

@@ -1,7 +1,4 @@
-import importlib.util
-import sys
-from pathlib import Path
-
+import fake_store as fake
 import numpy as np
 import pytest
 import torch
@@ -15,20 +12,6 @@ from bieff.train.residency import Budget, budget, free_memory
 
 CPU = torch.device("cpu")
 BAD = {"train": [0, 17, 52]}
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 @pytest.fixture(scope="module")

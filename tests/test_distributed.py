@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import signal
@@ -7,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import fake_store as fake
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,20 +18,6 @@ from bieff.train.metrics import read_metrics
 from bieff.train.run import open_run
 
 SCRIPT = Path(__file__).with_name("parallel_steps.py")
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """`bieff eval`, `zeroshot` and `scores` as a user types them."""
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
+import fake_store as fake
 import h5py
 import numpy as np
 import pytest
@@ -19,20 +18,6 @@ from bieff.train.loop import train
 from bieff.train.results import load_results
 from bieff.train.run import write_record
 from bieff.train.scores_file import load_scores
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Evaluation of stores as large as HMDB-51 and UCF-101, by the command, as a user runs it."""
 
-import importlib.util
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import fake_store as fake
 import numpy as np
 import pytest
 
@@ -22,20 +21,6 @@ from bieff.train.eval_lists import half_of
 from bieff.train.frozen import class_embeddings
 from bieff.train.loop import train
 from bieff.train.results import load_results
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 FRAMES = 8
 BAD = (4, 1000, 6000)

@@ -1,13 +1,13 @@
 """Stage one in this process: what is in the store is what the videos show."""
 
 import contextlib
-import importlib.util
 import io
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
+import extracting
 import numpy as np
 import pytest
 import torch
@@ -32,16 +32,6 @@ from bieff.features.store import FeatureStore
 TESTS = Path(__file__).parent
 
 
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-extracting = _load("extracting")
 CONFIG = extracting.CONFIG
 
 

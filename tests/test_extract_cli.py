@@ -1,12 +1,11 @@
 """`bieff extract` and `bieff store`, as a user types them."""
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
+import extracting
 import pytest
 from click.testing import CliRunner
 
@@ -15,16 +14,6 @@ from bieff.cli import NOT_WHOLE, main
 TESTS = Path(__file__).parent
 
 
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-extracting = _load("extracting")
 SET = extracting.SET
 SMALL = ("--frames", "2", "--clips", "1", "--device", "cpu", "--set", "decoders=1")
 

@@ -1,6 +1,5 @@
 """Shards on Dask: local workers, and real scheduler and worker programs over TCP."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -10,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import extracting
 import psutil
 import pytest
 
@@ -21,16 +21,6 @@ from bieff.features.errors import ConfigError, InputError, StoreError
 TESTS = Path(__file__).parent
 
 
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-extracting = _load("extracting")
 CONFIG = extracting.CONFIG
 SLOW = "extracting_slow:slow"
 

@@ -1,7 +1,6 @@
 """What kills, full disks and torn files do to an extraction, with real processes and files."""
 
 import contextlib
-import importlib.util
 import os
 import random
 import shutil
@@ -12,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import extracting
 import psutil
 import pytest
 
@@ -25,16 +25,6 @@ from bieff.features.store import FeatureStore
 TESTS = Path(__file__).parent
 
 
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-extracting = _load("extracting")
 CONFIG = extracting.CONFIG
 FAULTY = "faulty_decoders:faulty"
 

@@ -1,10 +1,8 @@
 """Frozen CLIP: its own text tower on templates, averaged frames, nothing else."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
+import fake_store
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,17 +12,6 @@ from bieff.features.errors import ConfigError
 from bieff.train.descriptions import Descriptions
 from bieff.train.frozen import CHUNK, class_embeddings, frozen_logits
 from bieff.train.templates import Templates, find_templates
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +26,7 @@ def open_clips_own(clip, texts):
 
 def test_class_embeddings_are_open_clips_own(tmp_path):
     """More than fit in one go, in an order that is not that of the alphabet."""
-    clip = _load("fake_store").load_clip(tmp_path / "clip")  # which knows every word
+    clip = fake_store.load_clip(tmp_path / "clip")  # which knows every word
     names = [f"star number {7 * i % 263}" for i in range(CHUNK + 7)]
     got = class_embeddings(clip, names, "a video of a {}.")
     expected = open_clips_own(clip, [f"a video of a {name}." for name in names])

@@ -1,12 +1,10 @@
 """Ways to keep what frozen CLIP knows while training: each by itself, off, and stopped."""
 
-import importlib.util
 import math
 import os
 import signal
-import sys
-from pathlib import Path
 
+import fake_store as fake
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,20 +25,6 @@ from bieff.train.residency import Picked
 from bieff.train.temporal import TemporalTransformer
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=0", "temporal_layers=1"]
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
+import fake_store as fake
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -67,20 +65,6 @@ TABLES = {
     "averaged": ["average_epochs=2"],
     "from disk": ["feature_memory=1e-9"],
 }
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Every protocol against a brute-force evaluator, on a store with undecodable videos."""
 
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
+import fake_store as fake
 import numpy as np
 import pytest
 import torch
@@ -27,20 +26,6 @@ from bieff.train.protocols import PROTOCOLS, closed, frozen
 from bieff.train.results import load_results
 from bieff.train.run import clip_of, load_model
 from bieff.train.text import TextTower
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 K, T, V = 7, 6, 3
 CLASSES = (*fake.NAMES, "kick", "kick ball")

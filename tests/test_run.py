@@ -1,9 +1,8 @@
-import importlib.util
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import fake_store as fake
 import pytest
 import torch
 
@@ -24,20 +23,6 @@ from bieff.train.run import (
 )
 
 SHORT = ["epochs=2", "warmup_epochs=1", "batch_size=11"]
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Scores kept batch by batch: what is stopped goes on, and nothing of it shows in a figure."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import fake_store as fake
 import numpy as np
 import pytest
 import torch
@@ -16,20 +14,6 @@ from bieff.train.examination import questions_of
 from bieff.train.kept_scores import KeptScores
 from bieff.train.protocols import Subject, examine
 from bieff.train.run import clip_of
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 K, D = len(fake.NAMES), 13
 

@@ -1,29 +1,14 @@
 """A view of a store shows the chosen rows and nothing else."""
 
-import importlib.util
 import pickle
-import sys
-from pathlib import Path
 
+import fake_store as fake
 import numpy as np
 import pytest
 
 from bieff.features.schema import Status
 from bieff.features.selection import Selection, select
 
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 ROWS = np.array([31, 2, 17, 40, 5])
 
 

@@ -1,14 +1,12 @@
 """Few videos a class: which they are, that they come back, and that training sees no other."""
 
-import importlib.util
 import json
 import os
 import signal
 import statistics
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import fake_store as fake
 import numpy as np
 import pytest
 import torch
@@ -42,20 +40,6 @@ from bieff.train.shots import (
 
 SHORT = ["epochs=2", "warmup_epochs=1", "batch_size=4", "temporal_layers=1"]
 BAD = (7, 22, 30)
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """What is evaluated: runs and frozen CLIP, on all classes, some of them, and descriptions."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import fake_store as fake
 import pytest
 import torch
 from torch.nn import functional as F
@@ -16,20 +13,6 @@ from bieff.train.loop import train
 from bieff.train.run import load_model
 from bieff.train.subjects import Subject, frozen, texts_of, trained
 from bieff.train.text import TextTower
-
-
-def _load(name):
-    """Import a file that lies beside this one; tests/ is not a package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).with_name(f"{name}.py")
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-fake = _load("fake_store")
 
 B, T, D, K = 7, 3, 13, len(fake.NAMES)
 DESCRIBED = Descriptions(
