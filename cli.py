@@ -104,7 +104,7 @@ def datasets() -> None:
 
     Example: bieff datasets
     """
-    from bieff.extract.datasets import table
+    from bieff.extract.catalogue import table
 
     _print_table(*table())
 
@@ -227,7 +227,7 @@ def extract(
     # threads that wait for work must not take the cores that decode, which doubled what an
     # extraction cost on a busy machine (tests/bench_extract.py); read when torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from bieff.extract import command
+    from bieff.apps import extract as command
 
     def pick(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
@@ -283,7 +283,7 @@ def info(path: Path, with_statistics: bool) -> None:
 
     Example: bieff store info features/k400
     """
-    from bieff.features.command import say_info
+    from bieff.apps.store import say_info
 
     say_info(path, click.echo, with_statistics=with_statistics)
 
@@ -300,7 +300,7 @@ def verify(path: Path, drop: bool) -> None:
 
     Example: bieff store verify features/k400 --drop
     """
-    from bieff.features.command import verify_store
+    from bieff.apps.store import verify_store
 
     if not verify_store(path, click.echo, drop=drop):
         raise click.exceptions.Exit(1)
@@ -314,7 +314,7 @@ def export_(path: Path, to: Path | None) -> None:
 
     Example: bieff store export features/k400 --to k400.h5
     """
-    from bieff.features.command import export_store
+    from bieff.apps.store import export_store
 
     export_store(path, to, click.echo)
 
@@ -327,7 +327,7 @@ def import_(file: Path, to: Path | None) -> None:
 
     Example: bieff store import k400.h5 --to features/k400
     """
-    from bieff.features.command import import_store
+    from bieff.apps.store import import_store
 
     import_store(file, to, click.echo)
 
@@ -390,8 +390,8 @@ def train(
 
     Example: bieff train --features features/k400 --frames 8 --set epochs=30
     """
-    from bieff.train.command import train_run
-    from bieff.train.shots import Few
+    from bieff.apps.train import train_run
+    from bieff.train.fit.few_shot import Few
 
     few = None
     if any(option is not None for option in (shots, split, draw, same_shots)):
@@ -473,7 +473,7 @@ def evaluate(
 
     Example: bieff eval runs/k400 --per-class
     """
-    from bieff.train.evaluation_command import Evaluation, evaluate_closed
+    from bieff.apps.evaluate import Evaluation, evaluate_closed
 
     evaluation = Evaluation(**options)
     results = evaluate_closed(evaluation, run=run, features=features, protocol=protocol)
@@ -506,7 +506,7 @@ def zeroshot(
 
     Example: bieff zeroshot hmdb51 --run runs/k400 --protocol half10
     """
-    from bieff.train.evaluation_command import Evaluation, evaluate_zero_shot
+    from bieff.apps.evaluate import Evaluation, evaluate_zero_shot
 
     evaluation = Evaluation(**options)
     results = evaluate_zero_shot(
@@ -527,9 +527,9 @@ def scores(
 
     Example: bieff scores scores.h5 --confusions 20
     """
-    from bieff.train.counting import results_of
-    from bieff.train.evaluation_command import read_scores
-    from bieff.train.tables import video_table
+    from bieff.apps.evaluate import read_scores
+    from bieff.train.evaluate.results import results_of
+    from bieff.train.evaluate.tables import video_table
 
     examination = read_scores(file, mix=mix)
     if video is not None:
@@ -577,7 +577,7 @@ def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> 
 
     Example: bieff predict clip.mp4 --labels "kicking a ball, running" --keyframes clip.png
     """
-    from bieff.apps.predict_command import is_whole, predict_videos
+    from bieff.apps.predict import is_whole, predict_videos
 
     def say(line: str) -> None:
         click.echo(line, err=True)
@@ -615,7 +615,7 @@ def report(without_videos: bool, **options: Any) -> None:
 
     Example: bieff report runs/k400 --out k400.html
     """
-    from bieff.apps.report import report as write_report
+    from bieff.apps.report.page import report as write_report
 
     click.echo(f"report: {write_report(**options, with_videos=not without_videos)}")
 
@@ -645,7 +645,7 @@ def serve(**options: Any) -> None:
 
     Example: bieff serve --run runs/k400
     """
-    from bieff.apps.serve_command import serve as answer
+    from bieff.apps.serve import serve as answer
 
     answer(**options, say=click.echo)
 
@@ -664,8 +664,8 @@ def bench(model: str | None, pretrained: str | None, device: str | None, as_json
     """
     # as an extraction has it; read when torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from bieff.apps.bench import bench as measure
-    from bieff.apps.bench_table import ceiling_lines, closing_lines, estimates, heading, rates
+    from bieff.apps.bench.run import bench as measure
+    from bieff.apps.bench.table import ceiling_lines, closing_lines, estimates, heading, rates
 
     done = measure(model, pretrained, device, say=lambda line: click.echo(line, err=True))
     if as_json:
@@ -718,9 +718,9 @@ def ablate(tables: str, zeroshot: str, **options: Any) -> None:
 
     Example: bieff ablate --features features/shapes --tables 4,5 --seeds 3 --jobs 2
     """
-    from bieff.train.ablation_rows import parse_tables
-    from bieff.train.ablations import ablate as ablate_store
-    from bieff.train.progress import runs_bar
+    from bieff.apps.progress import runs_bar
+    from bieff.train.experiments.ablation import ablate as ablate_store
+    from bieff.train.experiments.rows import parse_tables
 
     with runs_bar() as watch:
         report, failed = ablate_store(
@@ -760,7 +760,7 @@ def base2novel(**options: Any) -> None:
 
     Example: bieff base2novel --features features/hmdb51 --shots 16 --draws 3
     """
-    from bieff.train.base2novel import base2novel as run_all
+    from bieff.train.experiments.base_to_novel import base2novel as run_all
 
     rows = [
         (
@@ -777,7 +777,12 @@ def base2novel(**options: Any) -> None:
 def _print_results(
     results: list[Any], *, per_class: bool = False, confusions: int | None = None
 ) -> None:
-    from bieff.train.tables import class_table, confusion_table, paper_lines, result_table
+    from bieff.train.evaluate.tables import (
+        class_table,
+        confusion_table,
+        paper_lines,
+        result_table,
+    )
 
     if not results:
         return  # another process of this evaluation prints

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from bieff import clip as clips
+from bieff.apps.progress import steps_bar, videos_bar
 from bieff.clip import TINYCLIP, Clip, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.run import extract, plan
@@ -13,13 +14,12 @@ from bieff.extract.shapes.clips import Edition
 from bieff.extract.shapes.sets import COMPANIONS, load_shapes
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore
-from bieff.train.checkpoint import StoppedError
 from bieff.train.config import TrainConfig
-from bieff.train.loop import train_or_go_on
-from bieff.train.progress import steps_bar, videos_bar
-from bieff.train.protocols import closed, frozen, splits3, trained
-from bieff.train.results import Result, merge_results, save_results
-from bieff.train.run import RESULTS, Run
+from bieff.train.evaluate.results import Result, merge_results, save_results
+from bieff.train.evaluate.scoring import closed, frozen, splits3, trained
+from bieff.train.fit.loop import train_or_go_on
+from bieff.train.runs.checkpoint import StoppedError
+from bieff.train.runs.run import RESULTS, Run
 
 FRAMES = 8
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image, ImageDraw, ImageFont
 
-from bieff.apps.prediction import Prediction
+from bieff.apps.predictor import Prediction
 from bieff.features.errors import BieffError
 
 COLUMNS = 8

@@ -1,236 +1,172 @@
-"""Name what happens in any video, in any words: a run's model, or CLIP as it is.
-
-    with Predictor.load(run=Path("runs/k400")) as predictor:
-        for found in predictor.predict([Path("clip.mp4")], ["running", "swimming"]):
-            print(found.best, found.scores)
-
-The videos take the very way of an extraction (decoding, views, preprocessing, tower), and
-their embeddings are rounded as a store rounds them.
-
-V views, T frames a view, K categories, D joint width.
-"""
+"""What `bieff predict` does, from options as a user types them."""
 
 import contextlib
-import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
-
-from bieff import clip as clips
-from bieff.apps.prediction import Prediction
-from bieff.apps.scorer import Scorer, frozen_scorer, trained_scorer
-from bieff.clip import Clip, ClipName
-from bieff.extract.datasets.names import label_of_key
-from bieff.extract.frame_times import frame_seconds
-from bieff.extract.shard import in_order, squares_of
-from bieff.extract.stream import ViewMeans
-from bieff.extract.tower import VisualTower
-from bieff.extract.views import ViewPlan, views_for
-from bieff.extract.workers import DecodePool, Job, Outcome
-from bieff.features.errors import ConfigError, InputError
+from bieff.apps import keyframes as strips
+from bieff.apps.predictor import Prediction, Predictor
+from bieff.clip import ClipName
+from bieff.extract.datasets.files import scan
+from bieff.features.class_names import read_class_names, readable
+from bieff.features.errors import BieffError, ConfigError, InputError
 from bieff.features.schema import Status
-from bieff.train.run import Run, open_run
 
-FRAMES = 8
-"""T without a run; a run brings its own."""
+Say = Callable[[str], None]
 
-MOST_FRAMES = 1024
-"""T that fits a memory: the squares of three clips are held at once."""
+MOST_IN_ONE = 50
+"""Videos whose strips go into one picture; beyond it would be too tall to open."""
 
-CLIPS = 3
-"""Temporal clips that are averaged, the paper's."""
-
-__all__ = ["Prediction", "Predictor"]
-
-_HELD_BYTES = 512 * 2**20
-"""Frames of later videos that may wait for an earlier one."""
+OTHER_PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pdf", ".svg", ".tiff", ".webp"})
+"""Suffixes by which somebody means a picture, not a folder."""
 
 
-class Predictor:
-    """A CLIP, and the trained parts of a run or none; loaded once, asked often.
-
-    Use as a context manager; its decoding processes are killed at the end.  One call of
-    `predict` at a time.
+def predict_videos(
+    videos: Sequence[Path],
+    *,
+    labels: Sequence[str],
+    run: Path | None,
+    model: str | None,
+    pretrained: str | None,
+    frames: int | None,
+    device: str | None,
+    keyframes: Path | None,
+    say: Say,
+) -> Generator[Prediction, None, None]:
+    """Score the labels in every video; draws the strips when all are done.
 
     Args:
-        clip: The CLIP, on the device that is to compute.
-        run: Trained on that CLIP; None asks frozen CLIP.
+        videos: Files and folders.
+        labels: Names with commas between them, and files of names; none takes the run's.
+        run: Folder of a run; None asks frozen CLIP.
+        model: As for `bieff extract`; with a run, only where its weights lie by now.
+        pretrained: The same.
         frames: T; None takes the run's, or 8 without one.
-        deadline: Seconds that a video may take to decode.
-        decoders: Decoding processes; None starts one a core.
+        device: None takes the best there is.
+        keyframes: A PNG file for all strips, or a folder for one file a video.
+        say: Takes a sentence for people.
 
     Raises:
-        ConfigError: If the run takes another number of frames.
-        InputError: If the run's weights are missing or damaged.
-        StoreMismatchError: If the run was trained on another CLIP.
+        BieffError: If an option, the run or the CLIP is not as it must be.
     """
+    paths = find_videos(videos)
+    names = parse_labels(labels) if labels else None
+    if keyframes is not None:
+        _require_room(keyframes, len(paths))
+    clip = None
+    if model is not None or pretrained is not None:
+        clip = ClipName.of(model or ClipName().model, pretrained)
+    strip_names = _strip_names(paths)
+    drawn: list[Prediction] = []
+    with (
+        Predictor.load(run=run, clip=clip, device=device, frames=frames) as predictor,
+        contextlib.closing(predictor.predict(paths, names)) as found,
+    ):
+        say(f"{predictor.name}, {predictor.num_frames} frames")
+        for prediction in found:
+            if prediction.message:
+                say(sentence(prediction))
+            yield prediction
+            if keyframes is None or prediction.scores is None:
+                continue
+            if keyframes.suffix.lower() == ".png":
+                drawn.append(prediction)
+            else:
+                strips.save(keyframes / strip_names[prediction.video], [prediction])
+    if drawn and keyframes is not None:
+        strips.save(keyframes, drawn)
 
-    def __init__(
-        self,
-        clip: Clip,
-        *,
-        run: Run | None = None,
-        frames: int | None = None,
-        deadline: float = 60.0,
-        decoders: int | None = None,
-    ) -> None:
-        self.clip = clip
-        self.run = run
-        own = FRAMES if run is None else int(run.record["frames"])
-        self.num_frames = own if frames is None else frames
-        if frames is not None and not 1 <= frames <= MOST_FRAMES:
-            raise ConfigError(f"frames: expected 1 to {MOST_FRAMES:,}, got {frames:,}")
-        if run is not None and self.num_frames != own:
-            raise ConfigError(
-                f"run {run.path} takes {own} frames, got {frames}; leave --frames out, or "
-                f"train a run with `bieff train --frames {frames}`"
-            )
-        self._views = tuple(views_for(0, CLIPS, 1)[1])
-        self._shown = CLIPS // 2
-        self._plan = ViewPlan(self._views, self.num_frames, "")
-        self._scorer = frozen_scorer(clip) if run is None else trained_scorer(run, clip)
-        self._tower = VisualTower(
-            clip,
-            device=next(clip.model.parameters()).device,
-            batch_size=CLIPS * self.num_frames,
-            wants_patches=run is not None and run.config.prompts_see == "patches",
-            reduced=False,  # a few videos do not pay for compiling
+
+def sentence(prediction: Prediction) -> str:
+    """What is wrong with a video, in one line."""
+    what = "not used" if prediction.scores is None else "damaged"
+    if str(prediction.video) in prediction.message:
+        return f"{what}: {prediction.message}"
+    return f"{prediction.video}: {what}: {prediction.message}"
+
+
+def is_whole(prediction: Prediction) -> bool:
+    """Whether every frame of the video was there."""
+    return prediction.status is Status.OK
+
+
+def find_videos(paths: Sequence[Path]) -> list[Path]:
+    """The files, and the videos at any depth of the folders; each once, in order.
+
+    A file that is not there is kept: it is told with the videos that cannot be used.
+
+    Raises:
+        InputError: If a folder holds no video.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            layout = "videos at any depth"
+            inside = [path / video for video in scan(path, layout=layout).videos]
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def parse_labels(texts: Sequence[str]) -> list[str]:
+    """Class names in words, of names with commas between them and of label files.
+
+    Raises:
+        InputError: If a file cannot be read, or there are fewer than two names.
+    """
+    names: list[str] = []
+    for text in texts:
+        if _is_file(text):
+            names += read_class_names(Path(text)).readable
+        else:
+            names += [readable(name) for name in text.split(",") if name.strip()]
+    if len(names) < 2:
+        got = repr(", ".join(texts))
+        raise InputError(
+            f"labels: expected two or more with commas between them, or a file of them, got "
+            f'{got}, which is no file either; try --labels "walking, running"'
         )
-        self._pool: DecodePool | None = None
-        self._deadline = deadline
-        self._decoders = decoders or len(os.sched_getaffinity(0))
+    return names
 
-    @classmethod
-    def load(
-        cls,
-        *,
-        run: Path | None = None,
-        clip: ClipName | None = None,
-        device: str | None = None,
-        **options: Any,
-    ) -> "Predictor":
-        """Load a run by its folder, or a CLIP by its name.
 
-        Args:
-            run: Folder of a run; None asks frozen CLIP.
-            clip: None takes the run's, or OpenAI's ViT-B/16 without one.
-            device: None takes the best there is.
-            options: As for the class itself.
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a name may be
+        return False
 
-        Raises:
-            InputError: If the run or the CLIP cannot be loaded.
-        """
-        opened = None if run is None else open_run(run)
-        name = clip or (ClipName() if opened is None else opened.clip_name)
-        loaded = clips.load(name, device=clips.pick_device(device))
-        return cls(loaded, run=opened, **options)
 
-    @property
-    def name(self) -> str:
-        """What answers, for people."""
-        if self.run is None:
-            return f"frozen CLIP {self.clip.name}"
-        return f"run {self.run.id} on {self.clip.name}"
-
-    def __enter__(self) -> "Predictor":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Kill the decoding processes; the next call of `predict` starts others."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
-
-    def predict(
-        self, videos: Iterable[Path], labels: Sequence[str] | None = None
-    ) -> Generator[Prediction, None, None]:
-        """Score the labels in each video; yields them as they come, nearly in order.
-
-        The labels are looked at before anything is decoded.  A video that cannot be used yields
-        a prediction without scores that says why.
-
-        Args:
-            videos: Files.
-            labels: Class names, as words; None takes the run's own.
-
-        Raises:
-            InputError: If there are no labels, or one is empty, double or too long.
-        """
-        names = self._names(labels)
-        return self._predict(list(videos), names, self._scorer(names))
-
-    def _predict(
-        self, paths: list[Path], names: tuple[str, ...], scorer: Scorer
-    ) -> Generator[Prediction, None, None]:
-        if self._pool is None:
-            self._pool = DecodePool(
-                max(1, min(self._decoders, len(paths))), deadline=self._deadline
-            )
-        jobs = (Job(row=i, path=path, choose=self._plan) for i, path in enumerate(paths))
-        outcomes: Any = self._pool.decode(jobs)
-        with contextlib.closing(outcomes):
-            for outcome in in_order(outcomes, most_bytes=_HELD_BYTES):
-                yield self._found(paths[outcome.row], outcome, names, scorer)
-
-    def _names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
-        if labels is None and self.run is not None:
-            labels = self.run.record["class_names"]
-        if not labels:
-            raise InputError(
-                'no classes to choose from; name them with --labels "one, another", or give '
-                "a run with --run"
-            )
-        label_of_key(labels, source="labels")  # no two may be the same
-        return tuple(labels)
-
-    def _found(
-        self, path: Path, outcome: Outcome, names: tuple[str, ...], scorer: Scorer
-    ) -> Prediction:
-        """Encode and score a video that was decoded, or say why it was not."""
-        status, message = outcome.status, outcome.message
-        if not status.usable:
-            return Prediction(video=path, labels=names, status=status, message=message)
-        numbers = self._plan(outcome.num_frames)
-        squares = squares_of(outcome, numbers, self._views, self._tower, video_id="")
-        frames, patches = self._encode(squares)
-        if not bool(frames.isfinite().all()):
-            message = f"the embeddings of video {str(path)!r} are not finite in float16"
-            return Prediction(video=path, labels=names, status=Status.CORRUPT, message=message)
-        said = scorer(frames, patches, self._shown)
-        shown = squares.unflatten(0, numbers.shape)[self._shown].permute(0, 2, 3, 1)
-        return Prediction(
-            video=path,
-            labels=names,
-            status=status,
-            message=message,
-            scores=said.probabilities,
-            frame_numbers=numbers[self._shown],
-            seconds=frame_seconds(path, numbers[self._shown], outcome.num_frames),
-            highlights=said.highlights,
-            pictures=shown.cpu().numpy(),
+def _require_room(keyframes: Path, count: int) -> None:
+    """Say before any work is done that the strips cannot be written."""
+    is_picture = keyframes.suffix.lower() == ".png"
+    if keyframes.suffix.lower() in OTHER_PICTURES and not keyframes.is_dir():
+        raise ConfigError(
+            f"--keyframes: expected a .png file or a folder, got {str(keyframes)!r}; try "
+            f"--keyframes {keyframes.with_suffix('.png')}"
         )
+    if is_picture and count > MOST_IN_ONE:
+        raise ConfigError(
+            f"--keyframes: expected at most {MOST_IN_ONE} videos in one picture, got {count}; "
+            "name a folder instead, for one picture a video"
+        )
+    folder = keyframes.parent if is_picture else keyframes
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BieffError(
+            f"cannot write {keyframes}: {error.strerror}; name another place with --keyframes"
+        ) from error
 
-    def _encode(
-        self, squares: UInt8[Tensor, "VT 3 size size"]
-    ) -> tuple[Float[Tensor, "V T D"], Float[Tensor, "V P U"] | None]:
-        """Embeddings of all views, rounded to float16 as in a store."""
-        encoded = self._tower.encode(squares)
-        frames = encoded.embeddings.half().float().unflatten(0, (-1, self.num_frames))
-        if encoded.patches is None:
-            return frames, None
-        means = ViewMeans(self.num_frames)
-        means.add(encoded.patches)
-        return frames, torch.stack(means.finished).float()
+
+def _strip_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A file name for each video's strip; numbered where two videos are called the same."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name, number = f"{path.stem}.png", 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}.png"
+        taken.add(name)
+        names[path] = name
+    return names

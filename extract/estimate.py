@@ -12,11 +12,10 @@ import torch
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.planner import Blueprint, blueprint
+from bieff.extract.plan import Blueprint, blueprint
 from bieff.extract.shard import ShardExtractor
 from bieff.extract.tasks import Task
-from bieff.features.counted import counted
-from bieff.features.schema import PartitionPlan, Video
+from bieff.features.schema import PartitionPlan, Video, counted
 from bieff.features.store import FeatureStore
 
 WARM_UP = 8

@@ -12,13 +12,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from bieff.apps.progress import Board
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
-from bieff.extract.planner import plan
-from bieff.extract.progress import Board
+from bieff.extract.plan import plan
 from bieff.extract.shard import DECODE, ShardExtractor
-from bieff.extract.summary import Summary, summary_of
-from bieff.extract.tasks import Done, Task, Update
+from bieff.extract.tasks import Done, Summary, Task, Update, summary_of
 from bieff.features.store import FeatureStore
 
 __all__ = ["InProcess", "Runner", "Summary", "extract", "plan"]

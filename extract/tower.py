@@ -3,8 +3,10 @@
 n squares of size x size pixels, D joint width, P patches of width U in the tower.
 """
 
+import ctypes
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +16,61 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bieff.clip import Clip
-from bieff.extract.allocator import keep_freed_memory
-from bieff.extract.preprocess import normalise
+from bieff.extract.views import Crop
 from bieff.features.errors import InputError
+from bieff.features.schema import ShardData
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+_KEPT = 2**30
+"""Bytes of the largest block that is kept, and of how much is kept at the end of the heap."""
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep the large blocks that tensors leave behind; True if it will.
+
+    By default it gives blocks of some MiB back at once, and each new one costs a page fault
+    every 4 KiB: on a CPU a quarter of the time of the visual tower (docs/LOG.md).  Elsewhere
+    than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # glibc before 2.35 refuses a threshold this high; trimming alone would then make it worse
+    return bool(mallopt(_MMAP_THRESHOLD, _KEPT)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
+
+
+def cut(frames: UInt8[Tensor, "n H W 3"], crop: Crop) -> UInt8[Tensor, "n 3 size size"]:
+    """Cut the box, resize it (antialiased bicubic), cut the square, mirror.
+
+    Rounded to 8 bits between resizing and normalising, as images on disk and PIL are.
+    """
+    top, left, height, width = crop.box
+    pixels = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+    if (height, width) != crop.resized:
+        resized = F.interpolate(
+            pixels.float(),
+            size=crop.resized,
+            mode="bicubic",
+            align_corners=False,
+            antialias=True,
+        )
+        pixels = resized.round_().clamp_(0, 255).byte()
+    top, left = crop.corner
+    pixels = pixels[:, :, top : top + crop.size, left : left + crop.size]
+    return pixels.flip(-1) if crop.mirrored else pixels.contiguous()
+
+
+def normalise(
+    pixels: UInt8[Tensor, "n 3 size size"],
+    *,
+    mean: Sequence[float] | Tensor,
+    std: Sequence[float] | Tensor,
+) -> Float[Tensor, "n 3 size size"]:
+    """From 0..255 to zero mean and unit deviation, channel by channel; float32."""
+    scale = 255 * torch.as_tensor(std, device=pixels.device)
+    shift = 255 * torch.as_tensor(mean, device=pixels.device)
+    return (pixels.float() - shift[:, None, None]) / scale[:, None, None]
+
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """One batch of squares -> embeddings, and patch tokens or None."""
@@ -172,3 +226,94 @@ def _probes(count: int, size: int) -> UInt8[Tensor, "n 3 size size"]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+
+
+_QUEUED_BATCHES = 2
+"""Batches that a GPU may have in front of it; more would only fill memory."""
+
+
+class SquareStream:
+    """Takes videos in the order of rows, gives the rows back when all are encoded.
+
+    The order of the squares decides which of them share a batch, and so the last bits of
+    their embeddings; that a shard always starts a batch makes them the same in every run.
+    """
+
+    def __init__(self, tower: VisualTower, num_frames: int) -> None:
+        self._tower = tower
+        self._rows: list[int] = []
+        self._waiting: deque[Tensor] = deque()
+        self._num_waiting = 0
+        self._embeddings: list[Tensor] = []
+        self._means = ViewMeans(num_frames)
+        self._queued: deque[torch.cuda.Event] = deque()
+
+    def add(self, row: int, squares: UInt8[Tensor, "VT 3 size size"]) -> None:
+        """Take the squares of a video's views; encode as many as fill batches."""
+        self._rows.append(row)
+        self._waiting.append(squares)
+        self._num_waiting += len(squares)
+        while self._num_waiting >= self._tower.batch_size:
+            self._encode(self._tower.batch_size)
+
+    def close(self) -> None:
+        """Encode what is left, the batch padded."""
+        if self._num_waiting:
+            self._encode(self._num_waiting)
+
+    def fill(self, data: ShardData) -> None:
+        """Put everything into the rows it belongs to; waits for the device."""
+        if not self._rows:
+            return
+        shape = (len(self._rows), *data.embeddings.shape[1:])
+        data.embeddings[self._rows] = torch.cat(self._embeddings).cpu().numpy().reshape(shape)
+        if data.patches is not None:
+            shape = (len(self._rows), *data.patches.shape[1:])
+            means = torch.stack(self._means.finished).cpu().numpy()
+            data.patches[self._rows] = means.reshape(shape)
+
+    def _encode(self, count: int) -> None:
+        parts, missing = [], count
+        while missing:
+            part = self._waiting.popleft()
+            parts.append(part[:missing])
+            if len(part) > missing:
+                self._waiting.appendleft(part[missing:])
+            missing -= len(parts[-1])
+        self._num_waiting -= count
+        encoded = self._tower.encode(torch.cat(parts))
+        self._embeddings.append(encoded.embeddings.half())
+        if encoded.patches is not None:
+            self._means.add(encoded.patches)
+        if self._tower.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._tower.device))
+            self._queued.append(event)
+            if len(self._queued) > _QUEUED_BATCHES:
+                self._queued.popleft().synchronize()
+
+
+class ViewMeans:
+    """The mean over time of every view's patch tokens, from batches that cut across views.
+
+    Sums in float32 as the tokens pass by, so that no more than a batch of them is ever held.
+    """
+
+    def __init__(self, num_frames: int) -> None:
+        self._num_frames = num_frames
+        self._sum: Tensor | None = None
+        self._count = 0
+        self.finished: list[Float[Tensor, "P U"]] = []
+        """float16, view by view."""
+
+    def add(self, tokens: Float[Tensor, "n P U"]) -> None:
+        """The tokens of the next n squares."""
+        while len(tokens):
+            part = tokens[: self._num_frames - self._count]
+            tokens = tokens[len(part) :]
+            summed = part.float().sum(dim=0)
+            self._sum = summed if self._sum is None else self._sum + summed
+            self._count += len(part)
+            if self._count == self._num_frames:
+                self.finished.append((self._sum / self._num_frames).half())
+                self._sum, self._count = None, 0

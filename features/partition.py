@@ -13,15 +13,19 @@ import zarr
 from jaxtyping import Bool, Float16, Int32, Int64, UInt8
 
 from bieff.features import shard as shard_files
-from bieff.features.checksum import is_whole
-from bieff.features.durable import disk_errors
-from bieff.features.error_log import read_errors, require_reasons, write_errors
 from bieff.features.errors import StoreError
-from bieff.features.layout import Geometry
-from bieff.features.ledger import Ledger, Marker
-from bieff.features.reading import RowReader, Rows
-from bieff.features.schema import ShardData, Status, Video, VideoError
-from bieff.features.video_table import VideoTable
+from bieff.features.files import disk_errors
+from bieff.features.rows import RowReader, Rows
+from bieff.features.schema import Geometry, ShardData, Status, Video, VideoError
+from bieff.features.shard import (
+    Ledger,
+    Marker,
+    is_whole,
+    read_errors,
+    require_reasons,
+    write_errors,
+)
+from bieff.features.videos import VideoTable
 
 
 class Partition:

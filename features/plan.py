@@ -1,29 +1,185 @@
 """Planning a store: what its attributes say, writing it once, and planning the same again."""
 
+import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import zarr
+from jaxtyping import Int64
+from zarr.codecs import BytesCodec, Crc32cCodec
 
-from bieff.features.durable import PARTIAL, disk_errors
 from bieff.features.errors import InputError, StoreError, StoreMismatchError, StoreMissingError
-from bieff.features.group import METADATA_NAME, create_arrays, write_root
-from bieff.features.layout import Geometry, rows_per_shard
-from bieff.features.lock import LOCK_NAME, exclusive
-from bieff.features.recipe import canonical, differences, recipe_hash
-from bieff.features.schema import SCHEMA_VERSION, UNLABELLED, PartitionPlan
-from bieff.features.video_table import (
+from bieff.features.files import (
+    LOCK_NAME,
+    PARTIAL,
+    disk_errors,
+    exclusive,
+    sync_file,
+    write_atomically,
+)
+from bieff.features.schema import (
+    SCHEMA_VERSION,
+    UNLABELLED,
+    Geometry,
+    PartitionPlan,
+    rows_per_shard,
+)
+from bieff.features.videos import (
     VideoTable,
     first_difference,
     identity,
     is_up_to_date,
     write_videos,
 )
+
+_ABSENT = object()
+
+
+def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as JSON gives them back: tuples are lists, keys are strings.
+
+    Raises:
+        ValueError: If they are not JSON, or hold a number that is not finite.
+    """
+    try:
+        parsed: dict[str, Any] = json.loads(_text(values))
+    except TypeError as error:
+        raise ValueError(f"expected a recipe of plain JSON values: {error}") from None
+    return parsed
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 of the recipe; the order of keys does not matter.  64 hexadecimal digits."""
+    return hashlib.sha256(_text(recipe).encode()).hexdigest()
+
+
+def differences(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], *, only_asked: bool = False
+) -> list[str]:
+    """One line for each key that differs, dotted where nested, sorted by key.
+
+    Args:
+        stored: Recipe of the store.
+        asked: Recipe asked for.
+        only_asked: Leave out the keys that `asked` does not mention.
+    """
+    old, new = dict(leaves(stored)), dict(leaves(asked))
+    keys = sorted(new if only_asked else old | new)
+    return [
+        f"{key}: store has {_show(old, key)}, asked for {_show(new, key)}"
+        for key in keys
+        if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+    ]
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, allow_nan=False)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a recipe, keys dotted where nested, in its order."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _show(leaves: Mapping[str, Any], key: str) -> str:
+    if key not in leaves:
+        return "nothing"
+    text = json.dumps(leaves[key], ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+METADATA_NAME = "zarr.json"
+
+
+def create_arrays(partition: Path, geometry: Geometry, labels: Int64[np.ndarray, " N"]) -> None:
+    """Write the zarr group of a partition: metadata of its arrays, and the labels.
+
+    Args:
+        partition: Folder of the group; what lies there is replaced.
+        geometry: Sizes.
+        labels: Class index of each video; padding becomes -1.
+    """
+    group = zarr.create_group(
+        partition,
+        zarr_format=3,
+        overwrite=True,
+        attributes={"num_videos": geometry.num_videos},
+    )
+    for array in geometry.arrays.values():
+        shard_shape = (geometry.rows_per_shard, *array.row_shape)
+        group.create_array(
+            array.name,
+            shape=(geometry.num_rows, *array.row_shape),
+            dtype=array.dtype,
+            chunks=(1, *array.row_shape) if array.is_sharded else shard_shape,
+            shards=shard_shape if array.is_sharded else None,
+            filters=None,
+            serializer=BytesCodec(),
+            compressors=[Crc32cCodec()],
+            fill_value=array.fill,
+            attributes=dict(array.attributes),
+            dimension_names=("video", *array.dims),
+        )
+    padded = np.full(geometry.num_rows, -1, np.int32)
+    padded[: geometry.num_videos] = labels
+    group.create_array(
+        "labels",
+        data=padded,
+        chunks=(geometry.num_rows,),
+        filters=None,
+        compressors=[Crc32cCodec()],
+        fill_value=-1,
+        attributes={"meaning": "index into the class names, -1 for unlabelled and for padding"},
+        dimension_names=("video",),
+        config={"write_empty_chunks": True},  # where nothing is labelled
+    )
+    names = [*geometry.arrays, "labels"]
+    for name in names:
+        sync_file(partition / name / METADATA_NAME)
+    sync_file(partition / "labels" / "c" / "0")
+    write_group(partition, {"num_videos": geometry.num_videos}, names)
+
+
+def write_group(folder: Path, attributes: Mapping[str, Any], members: Iterable[str]) -> None:
+    """Write a group's metadata and, inlined, that of its members."""
+    inlined = {name: _read(folder / name) for name in members}
+    metadata = {
+        "attributes": attributes,
+        "zarr_format": 3,
+        "consolidated_metadata": _consolidated(inlined),
+        "node_type": "group",
+    }
+    text = json.dumps(metadata, indent=1) + "\n"
+    write_atomically(folder / METADATA_NAME, text.encode())
+
+
+def write_root(store: Path, attributes: Mapping[str, Any], partitions: Iterable[str]) -> None:
+    """Write the metadata of the store itself.  Before this, it does not exist."""
+    members = []
+    for partition in partitions:
+        inlined = _read(store / partition)["consolidated_metadata"]["metadata"]
+        members += [partition, *(f"{partition}/{name}" for name in inlined)]
+    write_group(store, attributes, members)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((folder / METADATA_NAME).read_bytes())
+    return metadata
+
+
+def _consolidated(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": members}
+
 
 FOLDERS = ("videos", "ledger", "errors")
 """Of a store, beside its partitions."""

@@ -1,15 +1,29 @@
-"""What a feature store holds: its version, the status of a video, and the records that go in.
+"""The arrays of a partition: shapes, files, and the fixed stride that lets them be mapped.
 
-Letters: N videos of a partition, n videos of a shard, V views of a video, T frames of a view,
-D width of the joint space, P patches of a frame, W width of the visual tower.
+Each shard is one uncompressed file, `<partition>/<array>/c/<shard>/0/...`:
+
+    embeddings, patches   sharded; each row followed by its crc32c, then zarr's index of
+                          (offset, length) a row and the crc32c of the index
+    frames, status        the rows, then one crc32c
+
+so row r of a shard begins at r * (row bytes + 4), or at r * row bytes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, Int32, UInt8
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, plural unless it is one: "1 video", "1,240 videos"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
 
 SCHEMA_VERSION = 1
 """Raised when a store of an older version can no longer be read as it lies."""
@@ -114,3 +128,131 @@ class ShardData:
     status: UInt8[np.ndarray, " n"]
     patches: Float16[np.ndarray, "n V P W"] | None = None
     """Mean over time of the normalised patch tokens."""
+
+
+CRC_BYTES = 4
+_INDEX_BYTES = 16
+_MAX_SHARD_BYTES = 128 * 2**20
+"""zarr copies a shard about three times while it writes one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayLayout:
+    """One array of a partition; its first dimension is the video."""
+
+    name: str
+    dtype: np.dtype[Any]
+    row_shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    """Names of the dimensions after the first."""
+
+    fill: float | int
+    """What padding and unusable rows hold, and zarr gives for shards not written."""
+
+    is_sharded: bool
+    """Whether every row has its own checksum."""
+
+    attributes: Mapping[str, Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the values alone."""
+        return math.prod(self.row_shape) * self.dtype.itemsize
+
+    @property
+    def stride(self) -> int:
+        """From the beginning of a row to that of the next, bytes."""
+        return self.row_bytes + (CRC_BYTES if self.is_sharded else 0)
+
+    def file_bytes(self, rows: int) -> int:
+        """Size of a shard's file."""
+        if self.is_sharded:
+            return rows * (self.stride + _INDEX_BYTES) + CRC_BYTES
+        return rows * self.stride + CRC_BYTES
+
+    def file(self, partition: Path, shard: int) -> Path:
+        """Where a shard lies."""
+        return partition.joinpath(self.name, "c", str(shard), *("0" for _ in self.row_shape))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """Sizes of a partition."""
+
+    num_videos: int
+    num_views: int
+    num_frames: int
+    dim: int
+    patches: tuple[int, int] | None
+    """(P, W), or None without patches."""
+
+    rows_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that hold all videos."""
+        return -(-self.num_videos // self.rows_per_shard)
+
+    @property
+    def num_rows(self) -> int:
+        """Videos and padding."""
+        return self.num_shards * self.rows_per_shard
+
+    def rows(self, shard: int) -> range:
+        """Rows of the shard's videos, without padding."""
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.num_videos))
+
+    @property
+    def arrays(self) -> dict[str, ArrayLayout]:
+        """The arrays a shard writes, by name, embeddings first."""
+        views, frames = self.num_views, self.num_frames
+        arrays = [
+            _rows("embeddings", (views, frames, self.dim), ("view", "frame", "embedding")),
+            ArrayLayout(
+                name="frames",
+                dtype=np.dtype("<i4"),
+                row_shape=(views, frames),
+                dims=("view", "frame"),
+                fill=-1,
+                is_sharded=False,
+                attributes={"meaning": "number of the frame in the video, -1 for none"},
+            ),
+            ArrayLayout(
+                name="status",
+                dtype=np.dtype("u1"),
+                row_shape=(),
+                dims=(),
+                fill=int(Status.PENDING),
+                is_sharded=False,
+                attributes={
+                    "flag_values": [int(status) for status in Status],
+                    "flag_meanings": " ".join(status.name.lower() for status in Status),
+                },
+            ),
+        ]
+        if self.patches is not None:
+            arrays.append(_rows("patches", (views, *self.patches), ("view", "patch", "width")))
+        return {array.name: array for array in arrays}
+
+
+def rows_per_shard(num_videos: int, row_bytes: int) -> int:
+    """S: about a 256th of the videos, a power of two in 64..1024, a shard at most 128 MiB.
+
+    The bytes go first, so that very long rows may make it as small as 1.
+    """
+    wanted: int = 2 ** max(6, min(10, round(math.log2(max(1, num_videos / 256)))))
+    fitting: int = 2 ** max(0, int(math.log2(max(1, _MAX_SHARD_BYTES // row_bytes))))
+    return min(wanted, fitting)
+
+
+def _rows(name: str, row_shape: tuple[int, ...], dims: tuple[str, ...]) -> ArrayLayout:
+    return ArrayLayout(
+        name=name,
+        dtype=np.dtype("<f2"),
+        row_shape=row_shape,
+        dims=dims,
+        fill=float("nan"),
+        is_sharded=True,
+        attributes={},
+    )

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float16, Int64, UInt8
 
 from bieff.features.partition import Partition
-from bieff.features.reading import Rows
+from bieff.features.rows import Rows
 from bieff.features.schema import UNLABELLED, Video
 from bieff.features.store import FeatureStore
 

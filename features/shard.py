@@ -1,19 +1,173 @@
 """Writing one shard: check, remove the old, one assignment, sync, read back."""
 
 import hashlib
+import json
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Shaped
+from google_crc32c import value as crc32c
+from jaxtyping import Shaped, UInt8
 
-from bieff.features.durable import PARTIAL, sync_file
 from bieff.features.errors import StoreError
-from bieff.features.layout import ArrayLayout, Geometry
-from bieff.features.ledger import FileSum
-from bieff.features.mapped import map_shard
-from bieff.features.schema import ShardData, Status
+from bieff.features.files import PARTIAL, sync_file, sync_folder, write_atomically
+from bieff.features.rows import map_shard
+from bieff.features.schema import (
+    CRC_BYTES,
+    SCHEMA_VERSION,
+    ArrayLayout,
+    Geometry,
+    ShardData,
+    Status,
+    VideoError,
+)
+
+
+def is_whole(data: np.ndarray) -> bool:
+    """Whether bytes agree with the crc32c at their end."""
+    stored = int.from_bytes(data[-CRC_BYTES:].tobytes(), "little")
+    covered: Any = data[:-CRC_BYTES]  # takes arrays, and is not annotated so
+    return bool(crc32c(covered) == stored)
+
+
+def bad_rows(file: Path, array: ArrayLayout, rows: int) -> list[int]:
+    """Rows of a shard whose crc32c differs; of an array with one checksum, all or none."""
+    data = np.memmap(file, np.uint8, mode="r")
+    if not array.is_sharded:
+        return [] if is_whole(data) else list(range(rows))
+    stride = array.stride
+    return [row for row in range(rows) if not is_whole(data[row * stride : (row + 1) * stride])]
+
+
+@dataclass(frozen=True, slots=True)
+class FileSum:
+    """A finished file."""
+
+    size: int
+    """Bytes."""
+
+    sha256: str
+    """Of the whole file.
+
+    Not its crc32c: a row followed by its own crc32c leaves the checksum of the file at the
+    same value whatever the row holds, so that two shards of equal length would pass for
+    each other.
+    """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marker:
+    """Says that a shard is finished, and what its files must be."""
+
+    partition: str
+    shard: int
+    start: int
+    """First row."""
+
+    stop: int
+    """After the last row that is a video."""
+
+    recipe_hash: str
+    files: Mapping[str, FileSum]
+    """By array."""
+
+    counts: Mapping[str, int]
+    """Videos by status."""
+
+    seconds: Mapping[str, float]
+    """Where the time went."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a video of the shard has failed (`Status.failed`)."""
+        return any(Status[name.upper()].failed for name, num in self.counts.items() if num)
+
+
+class Ledger:
+    """The markers of a store, `ledger/<partition>-<shard>.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def file(self, partition: str, shard: int) -> Path:
+        """Where the marker of a shard lies."""
+        return self._folder / f"{partition}-{shard:05d}.json"
+
+    def write(self, marker: Marker) -> None:
+        """Finish a shard."""
+        values = {"schema_version": SCHEMA_VERSION, **asdict(marker)}
+        text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+        write_atomically(self.file(marker.partition, marker.shard), text.encode())
+
+    def read(self, partition: str, shard: int) -> Marker | None:
+        """The marker of a shard; None where there is none that can be read."""
+        try:
+            values = json.loads(self.file(partition, shard).read_bytes())
+            if values.pop("schema_version") != SCHEMA_VERSION:
+                return None
+            files = {name: FileSum(**file) for name, file in values.pop("files").items()}
+            return Marker(files=files, **values)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def remove(self, partition: str, shard: int) -> bool:
+        """Make a shard unfinished.  False where it was."""
+        try:
+            self.file(partition, shard).unlink()
+        except FileNotFoundError:
+            return False
+        sync_folder(self._folder)
+        return True
+
+
+def write_errors(path: Path, errors: Sequence[VideoError]) -> None:
+    """Replace the error file of a shard; without errors there is none."""
+    if errors:
+        write_atomically(path, "".join(_line(error) for error in errors).encode())
+    elif path.exists():
+        path.unlink()
+        sync_folder(path.parent)
+
+
+def read_errors(path: Path) -> list[VideoError]:
+    """The errors of a shard, in the order in which they were written."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    return [_parse(line) for line in lines]
+
+
+def require_reasons(
+    status: UInt8[np.ndarray, " n"], errors: Sequence[VideoError], rows: range
+) -> None:
+    """Refuse a shard with a video that has no embeddings and no error that says why.
+
+    Raises:
+        ValueError: Naming the row; also for an error of another shard.
+    """
+    explained = {error.row for error in errors}
+    if strange := explained - set(rows):
+        raise ValueError(
+            f"errors: expected rows {rows.start} to {rows.stop - 1}, got {min(strange)}"
+        )
+    for row, value in zip(rows, status.tolist(), strict=True):
+        if not Status(value).usable and row not in explained:
+            raise ValueError(f"row {row}: not usable, and no error says why")
+
+
+def _line(error: VideoError) -> str:
+    return json.dumps({**asdict(error), "status": error.status.name.lower()}) + "\n"
+
+
+def _parse(line: bytes) -> VideoError:
+    values = json.loads(line)
+    values["status"] = Status[values["status"].upper()]
+    return VideoError(**values)
 
 
 def check(data: ShardData, geometry: Geometry, shard: int) -> None:

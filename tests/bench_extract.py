@@ -33,13 +33,12 @@ from bieff import clip as clips
 from bieff.clip import TINYCLIP, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
+from bieff.extract.decode.pool import DecodePool, Job
 from bieff.extract.run import InProcess, extract, plan
-from bieff.extract.shard import BATCH, squares_of
-from bieff.extract.shard_work import ShardWork
+from bieff.extract.shard import BATCH, ShardWork, squares_of
 from bieff.extract.tasks import Task
 from bieff.extract.tower import VisualTower
 from bieff.extract.views import View, ViewPlan
-from bieff.extract.workers import DecodePool, Job
 from bieff.features.schema import Video
 
 TESTS = Path(__file__).parent

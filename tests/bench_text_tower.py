@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bieff.apps.bench_text import encode_in_full
+from bieff.apps.bench.text import encode_in_full
 from bieff.clip import ClipName, load
-from bieff.train.text import TextTower
+from bieff.train.text.tower import TextTower
 
 CASES = ((8, 32, 256), (4, 400, 256))
 """Videos, names, and the prompts of them that the whole encoder takes at once."""

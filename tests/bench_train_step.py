@@ -27,9 +27,9 @@ from bieff.clip import TINYCLIP, Clip, ClipName, load, pick_device
 from bieff.extract.datasets.official import DATA
 from bieff.extract.shapes.clips import Edition, clips_of
 from bieff.train.config import load as settings
-from bieff.train.loop import prepare
-from bieff.train.loss import cosine, positive_pairs, symmetric_loss
-from bieff.train.step import Trainer
+from bieff.train.fit.loop import prepare
+from bieff.train.fit.step import Trainer
+from bieff.train.method.loss import cosine, positive_pairs, symmetric_loss
 
 FRAMES, VIDEOS = 8, 640
 LABELS = DATA / "k400_names.txt"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bieff.extract.decode import decode_video
-from bieff.extract.workers import DecodePool, Job
+from bieff.extract.decode.pool import DecodePool, Job
+from bieff.extract.decode.reader import decode_video
 
 TESTS = Path(__file__).parent
 

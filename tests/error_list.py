@@ -18,7 +18,7 @@ END = "<!-- end of error list -->"
 FILLED_IN = "…"
 
 TOPICS = (
-    ("Models, weights and devices", ("clip.py", "train/frozen.py", "train/text.py")),
+    ("Models, weights and devices", ("clip.py", "train/text/tower.py")),
     ("Data sets, lists and labels", ("extract/datasets/", "extract/shapes/")),
     ("Extraction", ("extract/",)),
     ("Stores", ("features/",)),

@@ -19,7 +19,7 @@ import torch
 from bieff import clip as clips
 from bieff.clip import TINYCLIP, ClipName
 from bieff.extract.config import ExtractConfig
-from bieff.extract.planner import blueprint
+from bieff.extract.plan import blueprint
 from bieff.extract.run import InProcess, extract
 from bieff.extract.shapes.clips import MARKER, Edition, clips_of, draw_clip, write_mp4
 from bieff.extract.shapes.sets import load_shapes

@@ -2,7 +2,7 @@
 
 import time
 
-from bieff.extract.decode import Choose, Decoded, Preference, decode_video
+from bieff.extract.decode.reader import Choose, Decoded, Preference, decode_video
 
 
 def slow(path: str, choose: Choose, *, decoder: Preference | None = None) -> Decoded:

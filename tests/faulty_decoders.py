@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bieff.extract.decode import Choose, Decoded, Preference, decode_video
+from bieff.extract.decode.reader import Choose, Decoded, Preference, decode_video
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bieff.train.config import load
-from bieff.train.loop import train
+from bieff.train.fit.loop import train
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 STEPS = 20

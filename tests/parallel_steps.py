@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
+from bieff.train.data import Picked
 from bieff.train.distributed import joined
-from bieff.train.loop import prepare
-from bieff.train.residency import Picked
-from bieff.train.run import clip_of
+from bieff.train.fit.loop import prepare
+from bieff.train.runs.run import clip_of
 
 STEPS = 6
 

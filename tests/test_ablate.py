@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from bieff.features.errors import ConfigError, StoreMismatchError
-from bieff.train.ablation_process import work
-from bieff.train.ablation_report import Spread
-from bieff.train.ablation_rows import (
+from bieff.train.config import TrainConfig, load
+from bieff.train.evaluate.results import load_results
+from bieff.train.experiments.ablation import Ablation, ablate, work
+from bieff.train.experiments.report import Spread
+from bieff.train.experiments.rows import (
     ROWS,
     TITLES,
     distinct,
@@ -26,11 +28,8 @@ from bieff.train.ablation_rows import (
     parse_tables,
     rows_of,
 )
-from bieff.train.ablations import Ablation, ablate
-from bieff.train.checkpoint import LAST
-from bieff.train.config import TrainConfig, load
-from bieff.train.results import load_results
-from bieff.train.run import RECORD, open_run
+from bieff.train.runs.checkpoint import LAST
+from bieff.train.runs.run import RECORD, open_run
 
 PAPER = Path(__file__).parent.parent.parent / "shared" / "biefficient_paper.txt"
 SHORT = ("epochs=1", "warmup_epochs=0", "batch_size=11", "temporal_layers=1")
@@ -329,7 +328,7 @@ def test_figures_on_a_store_that_was_replaced_are_not_averaged(stores, tmp_path)
     shutil.rmtree(tmp_path / "other")
     fake.write_store(tmp_path / "other", clip, views=4, **ways)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bieff.train.ablations.run_all", lambda *_, **__: None)
+        patch.setattr("bieff.train.experiments.ablation.run_all", lambda *_, **__: None)
         ask(tmp_path, out)
     state = json.loads((out / "ablation.json").read_text())
     assert [row["runs_done"] for row in state["tables"][0]["rows"]] == [0, 0]

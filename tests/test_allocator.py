@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bieff.extract.allocator import keep_freed_memory
+from bieff.extract.tower import keep_freed_memory
 
 FAULTS = """
 import resource, sys

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from bieff.train.attention import Attention, AttentionBlock, linear, num_heads, quick_gelu
+from bieff.train.method.attention import (
+    Attention,
+    AttentionBlock,
+    linear,
+    num_heads,
+    quick_gelu,
+)
 
 B, Q, C, D = 3, 5, 7, 11
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bieff.apps import bench_clock
-from bieff.apps.bench import clip_name
-from bieff.apps.bench_clips import KINDS, write_clip
-from bieff.apps.bench_extract import (
+from bieff.apps.bench import clock as bench_clock
+from bieff.apps.bench.clips import KINDS, write_clip
+from bieff.apps.bench.extract import (
     DecodeCost,
     TowerRate,
     measure_decoding,
     measure_tower,
     num_cores,
 )
-from bieff.apps.bench_hours import SETS, Measured, bottleneck, hours
-from bieff.apps.bench_text import measure_text
-from bieff.apps.bench_train import EvalCost, StepCost
+from bieff.apps.bench.hours import SETS, Measured, bottleneck, hours
+from bieff.apps.bench.run import clip_name
+from bieff.apps.bench.text import measure_text
+from bieff.apps.bench.train import EvalCost, StepCost
 from bieff.cli import main
 from bieff.clip import TINYCLIP, ClipName, load
 from bieff.extract.config import ExtractConfig

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from bieff.cli import main
 from bieff.features.errors import BieffError, ConfigError, InputError, StoreMismatchError
-from bieff.train.checkpoint import (
+from bieff.train.config import load
+from bieff.train.fit.loop import prepare, train
+from bieff.train.runs.checkpoint import (
     BEST,
     LAST,
     RESUME,
@@ -23,10 +25,8 @@ from bieff.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from bieff.train.config import load
-from bieff.train.loop import prepare, train
-from bieff.train.metrics import METRICS
-from bieff.train.run import RECORD, open_run
+from bieff.train.runs.metrics import METRICS
+from bieff.train.runs.run import RECORD, open_run
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=2", "temporal_layers=1"]
 

@@ -234,8 +234,8 @@ def test_ctrl_c_says_what_the_same_command_would_do(run, monkeypatch, arguments,
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bieff.train.evaluation_command.evaluate_zero_shot", interrupt)
-    monkeypatch.setattr("bieff.apps.predict_command.predict_videos", interrupt)
+    monkeypatch.setattr("bieff.apps.evaluate.evaluate_zero_shot", interrupt)
+    monkeypatch.setattr("bieff.apps.predict.predict_videos", interrupt)
     result = run(*arguments)
     assert result.exit_code == 1
     assert result.stderr == f"Error: interrupted; run the same command again to {then}\n"

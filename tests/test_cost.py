@@ -9,14 +9,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bieff.extract.allocator import keep_freed_memory
+from bieff.extract.tower import keep_freed_memory
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
-from bieff.train.cost import forget_peak, peak_memory, stage_one, step_cost
-from bieff.train.flops import Flops, attention, linear
-from bieff.train.loop import prepare, train
-from bieff.train.record import patches_of
+from bieff.train.fit.cost import (
+    Flops,
+    attention,
+    forget_peak,
+    linear,
+    peak_memory,
+    stage_one,
+    step_cost,
+)
+from bieff.train.fit.loop import prepare, train
+from bieff.train.fit.record import patches_of
 
 ROWS = {
     "baseline": ["prompt=none", "post_prompt=false", "word_guided=false"],

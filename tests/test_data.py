@@ -5,10 +5,17 @@ import torch
 
 from bieff.features.errors import ConfigError, StoreError
 from bieff.features.store import FeatureStore
-from bieff.train.batches import Batches
-from bieff.train.data import RUN, draw_batch, epoch_order, load_features
-from bieff.train.evaluate import probabilities
-from bieff.train.residency import Budget, budget, free_memory
+from bieff.train.data import (
+    RUN,
+    Batches,
+    Budget,
+    budget,
+    draw_batch,
+    epoch_order,
+    free_memory,
+    load_features,
+)
+from bieff.train.evaluate.scoring import probabilities
 
 CPU = torch.device("cpu")
 BAD = {"train": [0, 17, 52]}

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bieff.extract.datasets import check, load, names, official, table
+from bieff.extract.catalogue import check, load, table
+from bieff.extract.datasets import official
 from bieff.extract.shapes.clips import Edition, clips_of
+from bieff.features import class_names as names
 from bieff.features.errors import InputError
 from bieff.features.schema import UNLABELLED
 

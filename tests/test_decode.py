@@ -12,9 +12,8 @@ import decord
 import numpy as np
 import pytest
 
-from bieff.extract.container import scan
-from bieff.extract.decode import Decoded, decode_video, probe, read_frames
-from bieff.extract.sequential import Pass
+from bieff.extract.decode.container import scan
+from bieff.extract.decode.reader import Decoded, Pass, decode_video, probe, read_frames
 from bieff.features.errors import InputError
 
 

@@ -10,8 +10,8 @@ from bieff.extract.shapes.clips import Edition
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
-from bieff.train.results import load_results
-from bieff.train.run import open_run
+from bieff.train.evaluate.results import load_results
+from bieff.train.runs.run import open_run
 
 FIELDS = {
     "protocol",

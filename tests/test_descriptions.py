@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bieff.features.errors import InputError
-from bieff.train.descriptions import Descriptions, read_descriptions
+from bieff.train.text.wording import Descriptions, read_descriptions
 
 HMDB = ("kick", "kick ball", "sword", "sword exercise")
 TEXTS = (

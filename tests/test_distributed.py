@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from bieff.features.errors import ConfigError
-from bieff.train.checkpoint import LAST, RESUME
 from bieff.train.distributed import Group, current, sharers
-from bieff.train.metrics import read_metrics
-from bieff.train.run import open_run
+from bieff.train.runs.checkpoint import LAST, RESUME
+from bieff.train.runs.metrics import read_metrics
+from bieff.train.runs.run import open_run
 
 SCRIPT = Path(__file__).with_name("parallel_steps.py")
 

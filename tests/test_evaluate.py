@@ -8,7 +8,7 @@ import torch
 
 from bieff.features.errors import ConfigError
 from bieff.train.data import Features
-from bieff.train.evaluate import hits, probabilities, strided
+from bieff.train.evaluate.scoring import hits, probabilities, strided
 
 N, V, T, D, K = 11, 6, 8, 5, 7
 

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from bieff.cli import main
 from bieff.features.errors import InputError
 from bieff.train.config import load
-from bieff.train.loop import train
-from bieff.train.results import load_results
-from bieff.train.run import write_record
-from bieff.train.scores_file import load_scores
+from bieff.train.evaluate.results import load_results
+from bieff.train.evaluate.scores import load_scores
+from bieff.train.fit.loop import train
+from bieff.train.runs.run import write_record
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_what_cannot_be_written_is_said_before_the_work(bieff, monkeypatch, cont
     def never(*arguments, **options):
         raise AssertionError("the work was done first")
 
-    monkeypatch.setattr("bieff.train.evaluation_command.examine", never)
+    monkeypatch.setattr("bieff.apps.evaluate.examine", never)
     wrong = bieff("eval", "--save-scores", "runs/a/run.json/s.h5")
     assert (wrong.exit_code, type(wrong.exception)) == (1, SystemExit)
     assert "cannot write scores 'runs/a/run.json/s.h5'" in wrong.output

@@ -17,10 +17,10 @@ from bieff.extract.datasets import official
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video, VideoError
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
-from bieff.train.eval_lists import half_of
-from bieff.train.frozen import class_embeddings
-from bieff.train.loop import train
-from bieff.train.results import load_results
+from bieff.train.evaluate.classifier import class_embeddings
+from bieff.train.evaluate.lists import half_of
+from bieff.train.evaluate.results import load_results
+from bieff.train.fit.loop import train
 
 FRAMES = 8
 BAD = (4, 1000, 6000)

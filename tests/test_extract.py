@@ -13,19 +13,18 @@ import pytest
 import torch
 from rich.console import Console
 
+from bieff.apps.progress import Board
 from bieff.extract.config import ExtractConfig
-from bieff.extract.decode import probe, read_frames
-from bieff.extract.jobs import Outcome
-from bieff.extract.preprocess import cut
-from bieff.extract.progress import Board
+from bieff.extract.decode.reader import probe, read_frames
+from bieff.extract.decode.worker import Outcome
 from bieff.extract.run import extract, plan
 from bieff.extract.shapes.sets import load_shapes
 from bieff.extract.shard import in_order
-from bieff.extract.shard_lock import ShardLocks
 from bieff.extract.tasks import Task
-from bieff.extract.tower import VisualTower
+from bieff.extract.tower import VisualTower, cut
 from bieff.extract.views import View, all_frame_numbers, crop_of
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
+from bieff.features.files import ShardLocks
 from bieff.features.schema import Status
 from bieff.features.store import FeatureStore
 
@@ -259,7 +258,7 @@ def test_a_shard_that_another_process_writes_is_waited_for(tmp_path):
 
     code = (
         "import sys; from pathlib import Path\n"
-        "from bieff.extract.shard_lock import ShardLocks\n"
+        "from bieff.features.files import ShardLocks\n"
         "locks = ShardLocks(Path(sys.argv[1]), ('train', 'val')); locks.acquire('val', 7)\n"
         "print('held', flush=True); sys.stdin.read()"
     )

@@ -13,8 +13,7 @@ import extracting
 import psutil
 import pytest
 
-from bieff.extract.cluster import OnCluster, connected
-from bieff.extract.cluster_worker import what_is_wrong
+from bieff.extract.cluster import OnCluster, connected, what_is_wrong
 from bieff.extract.run import extract
 from bieff.features.errors import ConfigError, InputError, StoreError
 

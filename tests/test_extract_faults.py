@@ -15,9 +15,9 @@ import extracting
 import psutil
 import pytest
 
+from bieff.apps.store import verify_store
 from bieff.extract.run import plan
 from bieff.extract.shapes.sets import load_shapes
-from bieff.features.command import verify_store
 from bieff.features.errors import StoreError, StoreMismatchError
 from bieff.features.schema import Status
 from bieff.features.store import FeatureStore

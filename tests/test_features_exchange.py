@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
+from bieff.features.check import verify
 from bieff.features.errors import InputError, StoreError, StoreMismatchError
-from bieff.features.exchange import export_hdf5, import_hdf5
+from bieff.features.hdf5 import export_hdf5, import_hdf5
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video, VideoError
 from bieff.features.store import FeatureStore
-from bieff.features.verify import verify
 
 V, T, D, P, W, ROWS = 2, 3, 5, 4, 7, 4
 

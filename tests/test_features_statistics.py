@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from bieff.features.check import row_statistics, statistics
 from bieff.features.errors import StoreError
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video, VideoError
-from bieff.features.statistics import row_statistics, statistics
 from bieff.features.store import FeatureStore
 
 V, T, D, ROWS, NUM = 2, 3, 5, 4, 11

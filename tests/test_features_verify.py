@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from bieff.features.check import check_shard, drop_bad, verify
 from bieff.features.errors import StoreError
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video, VideoError
 from bieff.features.store import FeatureStore
-from bieff.features.verify import check_shard, drop_bad, verify
 
 V, T, D, ROWS, NUM = 2, 3, 13, 5, 17
 

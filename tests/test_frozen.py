@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from bieff.clip import TINYCLIP, ClipName, load
 from bieff.features.errors import ConfigError
-from bieff.train.descriptions import Descriptions
-from bieff.train.frozen import CHUNK, class_embeddings, frozen_logits
-from bieff.train.templates import Templates, find_templates
+from bieff.train.evaluate.classifier import CHUNK, class_embeddings, frozen_logits
+from bieff.train.text.wording import Descriptions, Templates, find_templates
 
 
 @pytest.fixture(scope="module")

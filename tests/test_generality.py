@@ -12,17 +12,16 @@ from safetensors.torch import load_file
 from bieff.clip import ClipName
 from bieff.clip import load as load_clip
 from bieff.features.errors import ConfigError
-from bieff.train.averaging import Average
-from bieff.train.checkpoint import BEST, LAST, StoppedError
 from bieff.train.config import load
-from bieff.train.frozen import class_embeddings
-from bieff.train.loop import prepare, train
-from bieff.train.loss import frozen_distance, positive_pairs, symmetric_loss
-from bieff.train.metrics import METRICS, read_metrics
-from bieff.train.pre_prompt import HAND_CRAFTED
-from bieff.train.protocols import closed, trained
-from bieff.train.residency import Picked
-from bieff.train.temporal import TemporalTransformer
+from bieff.train.data import Picked
+from bieff.train.evaluate.classifier import class_embeddings
+from bieff.train.evaluate.scoring import closed, trained
+from bieff.train.fit.loop import prepare, train
+from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
+from bieff.train.method.pre_prompt import HAND_CRAFTED
+from bieff.train.method.temporal import TemporalTransformer
+from bieff.train.runs.checkpoint import BEST, LAST, Average, StoppedError
+from bieff.train.runs.metrics import METRICS, read_metrics
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=0", "temporal_layers=1"]
 

@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from bieff.cli import main
-from bieff.extract.datasets import check, load, official
+from bieff.extract.catalogue import check, load
+from bieff.extract.datasets import official
 from bieff.features.errors import InputError
 
 SWAPPED = {

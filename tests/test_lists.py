@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from bieff.extract.datasets.labels import read_class_names
 from bieff.extract.datasets.lists import read_list
+from bieff.features.class_names import read_class_names
 from bieff.features.errors import InputError
 
 HOSTILE = "#437_How_To_Ride_(a)_[Bike]!_&_So;On+~@'x'_ride_bike_f_cm_np1_ri_med_5.avi"

@@ -8,16 +8,15 @@ from safetensors.torch import load_file
 from bieff.clip import ClipName
 from bieff.clip import load as load_clip
 from bieff.features.errors import BieffError, ConfigError, InputError, StoreError
-from bieff.train.checkpoint import BEST, LAST, RESUME
 from bieff.train.config import load
-from bieff.train.loop import prepare, train
-from bieff.train.loss import positive_pairs, symmetric_loss
-from bieff.train.metrics import METRICS, read_metrics
-from bieff.train.protocols import closed, trained
-from bieff.train.residency import Picked
-from bieff.train.run import load_model, open_run
-from bieff.train.step import Trainer, backward_whole, cut
-from bieff.train.validation import Validation
+from bieff.train.data import Picked
+from bieff.train.evaluate.scoring import closed, trained
+from bieff.train.fit.loop import Validation, prepare, train
+from bieff.train.fit.step import Trainer, backward_whole, cut
+from bieff.train.method.loss import positive_pairs, symmetric_loss
+from bieff.train.runs.checkpoint import BEST, LAST, RESUME
+from bieff.train.runs.metrics import METRICS, read_metrics
+from bieff.train.runs.run import load_model, open_run
 
 SHORT = ["epochs=2", "warmup_epochs=1", "batch_size=11", "eval_every=0"]
 
@@ -125,7 +124,7 @@ def test_validation_scores_as_many_videos_at_a_time_as_the_evaluation(clip, stor
     want = validation.accuracies(trainer, trainer.group)
     assert set(seen) == {15}  # of 17 two are damaged
     seen.clear()
-    monkeypatch.setattr("bieff.train.evaluate.TOWER_BYTES", 200_000)
+    monkeypatch.setattr("bieff.train.evaluate.scoring.TOWER_BYTES", 200_000)
     assert validation.accuracies(trainer, trainer.group) == want
     assert max(seen) < 15
 

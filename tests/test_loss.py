@@ -3,7 +3,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from bieff.train.loss import cosine, positive_pairs, symmetric_loss
+from bieff.train.method.loss import cosine, positive_pairs, symmetric_loss
 
 B, D = 5, 7
 TAU = 0.1

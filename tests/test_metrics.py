@@ -3,8 +3,15 @@ import struct
 
 import pytest
 
-from bieff.train.event_file import EVENTS, EventFile, _masked, _varint
-from bieff.train.metrics import METRICS, Metrics, read_metrics
+from bieff.train.runs.metrics import (
+    EVENTS,
+    METRICS,
+    EventFile,
+    Metrics,
+    _masked,
+    _varint,
+    read_metrics,
+)
 
 
 def scalars(folder):

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from bieff.clip import Clip, ClipName, Preprocessing, import_open_clip
 from bieff.features.errors import ConfigError
 from bieff.train.config import TrainConfig, load, preset
-from bieff.train.loss import positive_pairs, symmetric_loss
-from bieff.train.model import BiEfficient
-from bieff.train.pre_prompt import hand_crafted_context
-from bieff.train.text import TextTower
-from bieff.train.word_guided import pick
+from bieff.train.method.loss import positive_pairs, symmetric_loss
+from bieff.train.method.model import BiEfficient
+from bieff.train.method.pre_prompt import hand_crafted_context
+from bieff.train.method.word_guided import pick
+from bieff.train.text.tower import TextTower
 
 B, T, P, D, W = 5, 3, 7, 13, 11
 PATCH_WIDTH = 17

@@ -3,7 +3,7 @@
 import pytest
 
 from bieff.extract.datasets import official
-from bieff.extract.datasets.names import has_sides, key, label_of_key, readable
+from bieff.features.class_names import has_sides, key, label_of_key, readable
 from bieff.features.errors import InputError
 
 

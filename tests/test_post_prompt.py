@@ -3,7 +3,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from bieff.train.post_prompt import PostPrompt
+from bieff.train.method.post_prompt import PostPrompt
 
 B, C, K, D = 3, 5, 7, 11
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bieff.train.pre_prompt import (
+from bieff.train.method.pre_prompt import (
     ConcatenatedPrompt,
     LearnablePrompt,
     PrePrompt,

@@ -13,22 +13,19 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bieff.apps.keyframes import GAP, LINE, MARGIN, SPACE, TILE, bars, draw
-from bieff.apps.predict import Predictor
-from bieff.apps.predict_command import find_videos, parse_labels
-from bieff.apps.prediction import Prediction
-from bieff.apps.scorer import Highlights
+from bieff.apps.predict import find_videos, parse_labels
+from bieff.apps.predictor import Prediction, Predictor
 from bieff.cli import NOT_WHOLE, main
 from bieff.clip import ClipName
-from bieff.extract.decode import probe
-from bieff.extract.frame_times import frame_seconds
+from bieff.extract.decode.reader import frame_seconds, probe
 from bieff.features.errors import ConfigError, InputError
 from bieff.features.schema import Status
 from bieff.features.store import FeatureStore
 from bieff.train.data import load_features
-from bieff.train.evaluate import probabilities
-from bieff.train.protocols import frozen, trained
-from bieff.train.run import clip_of, load_model, open_run
-from bieff.train.text import TextTower
+from bieff.train.evaluate.classifier import Highlights
+from bieff.train.evaluate.scoring import frozen, probabilities, trained
+from bieff.train.runs.run import clip_of, load_model, open_run
+from bieff.train.text.tower import TextTower
 
 CPU = torch.device("cpu")
 TINYCLIP = ClipName(model="tinyclip", pretrained=None)

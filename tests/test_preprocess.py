@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from bieff.clip import TINYCLIP, ClipName, import_open_clip, load
-from bieff.extract.preprocess import cut, normalise
+from bieff.extract.tower import cut, normalise
 from bieff.extract.views import Crop, View, crop_of
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.5, 0.25, 2.0)

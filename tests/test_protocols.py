@@ -19,13 +19,13 @@ from bieff.features.errors import ConfigError, StoreError
 from bieff.features.schema import PartitionPlan, Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
-from bieff.train.eval_lists import default_protocol, half_of, lists_of
-from bieff.train.loop import train
-from bieff.train.pre_prompt import HAND_CRAFTED
-from bieff.train.protocols import PROTOCOLS, closed, frozen
-from bieff.train.results import load_results
-from bieff.train.run import clip_of, load_model
-from bieff.train.text import TextTower
+from bieff.train.evaluate.lists import default_protocol, half_of, lists_of
+from bieff.train.evaluate.results import load_results
+from bieff.train.evaluate.scoring import PROTOCOLS, closed, frozen
+from bieff.train.fit.loop import train
+from bieff.train.method.pre_prompt import HAND_CRAFTED
+from bieff.train.runs.run import clip_of, load_model
+from bieff.train.text.tower import TextTower
 
 K, T, V = 7, 6, 3
 CLASSES = (*fake.NAMES, "kick", "kick ball")

@@ -11,15 +11,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bieff.apps.report import TEMPLATES
-from bieff.apps.report_charts import charts, nice_ticks
-from bieff.apps.report_classes import ClosedSet, cells, class_figures, confusion, top_confusions
-from bieff.apps.report_cost import cost
-from bieff.apps.report_files import commands, read_curves, read_results
-from bieff.apps.report_videos import furthest_off, surest
+from bieff.apps.report.charts import charts, nice_ticks
+from bieff.apps.report.classes import ClosedSet, cells, class_figures, confusion, top_confusions
+from bieff.apps.report.cost import cost
+from bieff.apps.report.files import commands, read_curves, read_results
+from bieff.apps.report.page import TEMPLATES
+from bieff.apps.report.videos import furthest_off, surest
 from bieff.cli import main
 from bieff.features.store import FeatureStore
-from bieff.train.run import open_run
+from bieff.train.runs.run import open_run
 
 HOSTILE = "<script>alert(1)</script>"
 ODD = "ring \"moving' left & on"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bieff.features.errors import InputError
-from bieff.train.results import (
+from bieff.train.evaluate.results import (
     ClassFigures,
     ListFigures,
     Result,
@@ -16,7 +16,7 @@ from bieff.train.results import (
     merge_results,
     save_results,
 )
-from bieff.train.tables import class_table, confusion_table, paper_lines, result_table
+from bieff.train.evaluate.tables import class_table, confusion_table, paper_lines, result_table
 
 
 def make(**changes):

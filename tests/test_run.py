@@ -6,12 +6,12 @@ import fake_store as fake
 import pytest
 import torch
 
+from bieff.apps.train import free, train_run
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
-from bieff.train.checkpoint import LAST
-from bieff.train.command import free, train_run
 from bieff.train.config import TrainConfig, load
-from bieff.train.loop import train
-from bieff.train.run import (
+from bieff.train.fit.loop import train
+from bieff.train.runs.checkpoint import LAST
+from bieff.train.runs.run import (
     RECORD,
     clip_of,
     commit,
@@ -193,7 +193,7 @@ def test_resuming_takes_the_runs_own_settings_or_the_same(store, clip, tmp_path)
     import os
     import signal
 
-    from bieff.train.checkpoint import StoppedError
+    from bieff.train.runs.checkpoint import StoppedError
 
     out = tmp_path / "run"
 

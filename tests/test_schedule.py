@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from bieff.train.schedule import lr_factor
+from bieff.train.fit.step import lr_factor
 
 WARMUP, TOTAL = 7, 53
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from bieff.features.errors import InputError
-from bieff.train import protocols
-from bieff.train.eval_lists import EvalList
-from bieff.train.examination import questions_of
-from bieff.train.kept_scores import KeptScores
-from bieff.train.protocols import Subject, examine
-from bieff.train.run import clip_of
+from bieff.train.evaluate import scoring as protocols
+from bieff.train.evaluate.lists import EvalList
+from bieff.train.evaluate.scores import KeptScores, questions_of
+from bieff.train.evaluate.scoring import Subject, examine
+from bieff.train.runs.run import clip_of
 
 K, D = len(fake.NAMES), 13
 

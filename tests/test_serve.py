@@ -19,10 +19,10 @@ import psutil
 import pytest
 import uvicorn
 
-from bieff.apps.predict import Predictor
+from bieff.apps.predictor import Predictor
 from bieff.apps.serve import Limits, make_app, typed_labels
 from bieff.clip import ClipName
-from bieff.extract.datasets.names import readable
+from bieff.features.class_names import readable
 from bieff.features.errors import InputError
 
 TINYCLIP = ClipName(model="tinyclip", pretrained=None)

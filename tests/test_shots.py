@@ -13,23 +13,16 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from bieff.apps.evaluate import Evaluation, evaluate_closed, evaluate_zero_shot
+from bieff.apps.train import train_run
 from bieff.cli import main
 from bieff.features.errors import ConfigError, StoreError, StoreMismatchError
 from bieff.features.schema import UNLABELLED
 from bieff.features.store import FeatureStore
-from bieff.train.base2novel import Figures, base2novel, halves, harmonic_mean
-from bieff.train.checkpoint import LAST, StoppedError
-from bieff.train.command import train_run
 from bieff.train.config import load
-from bieff.train.evaluation_command import (
-    Evaluation,
-    evaluate_closed,
-    evaluate_zero_shot,
-)
-from bieff.train.loop import prepare, train
-from bieff.train.results import load_results, save_results
-from bieff.train.run import open_run
-from bieff.train.shots import (
+from bieff.train.evaluate.results import load_results, save_results
+from bieff.train.experiments.base_to_novel import Figures, base2novel, halves, harmonic_mean
+from bieff.train.fit.few_shot import (
     Few,
     Shots,
     draw_shots,
@@ -37,6 +30,9 @@ from bieff.train.shots import (
     split_lists,
     training_view,
 )
+from bieff.train.fit.loop import prepare, train
+from bieff.train.runs.checkpoint import LAST, StoppedError
+from bieff.train.runs.run import open_run
 
 SHORT = ["epochs=2", "warmup_epochs=1", "batch_size=4", "temporal_layers=1"]
 BAD = (7, 22, 30)
@@ -357,7 +353,7 @@ def test_base_to_novel(splits, parts, tmp_path, kind):
 
 def test_novel_videos_are_told_apart_among_novel_classes(clip, splits, tmp_path):
     """Brute force: the model's scores over the names of the half alone."""
-    from bieff.train.protocols import trained
+    from bieff.train.evaluate.scoring import trained
 
     ask = {"shots": 4, "draws": 1, "overrides": SHORT, "out": tmp_path, "device": "cpu"}
     [ours, _] = base2novel(splits.path, **ask)

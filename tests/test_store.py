@@ -12,15 +12,10 @@ import numpy as np
 import pytest
 import zarr
 
-from bieff.features.errors import (
-    InputError,
-    StoreError,
-    StoreMismatchError,
-    StoreMissingError,
-)
+from bieff.features.check import describe, summarize
+from bieff.features.errors import InputError, StoreError, StoreMismatchError, StoreMissingError
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video, VideoError
 from bieff.features.store import FeatureStore
-from bieff.features.summary import describe, summarize
 
 V, T, D, P, W = 3, 5, 7, 2, 11
 ROWS = 4  # of a shard
@@ -551,7 +546,7 @@ def test_features_do_not_import_torch():
 
 
 def test_shard_sizes_follow_the_design():
-    from bieff.features.layout import rows_per_shard
+    from bieff.features.schema import rows_per_shard
 
     row = 2 * 3 * 32 * 512
     assert [rows_per_shard(n, row) for n in (1, 10_000, 40_000, 240_000, 10**7)] == [

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bieff.train.checkpoint import BEST
 from bieff.train.config import load
-from bieff.train.descriptions import Descriptions
-from bieff.train.evaluate import LARGEST_BATCH
-from bieff.train.loop import train
-from bieff.train.run import load_model
-from bieff.train.subjects import Subject, frozen, texts_of, trained
-from bieff.train.text import TextTower
+from bieff.train.evaluate.classifier import Subject, frozen, texts_of, trained
+from bieff.train.evaluate.scoring import LARGEST_BATCH
+from bieff.train.fit.loop import train
+from bieff.train.runs.checkpoint import BEST
+from bieff.train.runs.run import load_model
+from bieff.train.text.tower import TextTower
+from bieff.train.text.wording import Descriptions
 
 B, T, D, K = 7, 3, 13, len(fake.NAMES)
 DESCRIBED = Descriptions(
@@ -170,7 +170,7 @@ def test_many_classes_take_fewer_videos_at_a_time(
     config = load(overrides=["epochs=2", "warmup_epochs=0", "frames=3", "eval_every=0"])
     run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
     assert trained(run, clip, store).batch_size == LARGEST_BATCH
-    monkeypatch.setattr(f"bieff.train.evaluate.{limit}", value)
+    monkeypatch.setattr(f"bieff.train.evaluate.scoring.{limit}", value)
     assert 1 <= trained(run, clip, store).batch_size < LARGEST_BATCH
 
 

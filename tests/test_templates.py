@@ -1,7 +1,7 @@
 import pytest
 
 from bieff.features.errors import ConfigError
-from bieff.train.templates import SETS, SINGLE, find_templates
+from bieff.train.text.wording import SETS, SINGLE, find_templates
 
 
 def test_single_templates_are_those_of_the_method():

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bieff.train.temporal import TemporalTransformer
+from bieff.train.method.temporal import TemporalTransformer
 
 B, T, D = 3, 5, 13
 

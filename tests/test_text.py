@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bieff.apps.bench_text import encode_in_full
+from bieff.apps.bench.text import encode_in_full
 from bieff.clip import ClipName, import_open_clip, load
 from bieff.features.errors import InputError
-from bieff.train.text import TextTower
+from bieff.train.text.tower import TextTower
 
 bench = runpy.run_path(str(Path(__file__).with_name("bench_text_tower.py")))
 peak_bytes = bench["peak_bytes"]

@@ -7,9 +7,7 @@ from torch.nn import functional as F
 from bieff import clip as clips
 from bieff.clip import TINYCLIP, ClipName
 from bieff.extract import tower as tower_module
-from bieff.extract.preprocess import normalise
-from bieff.extract.stream import SquareStream, ViewMeans
-from bieff.extract.tower import VisualTower
+from bieff.extract.tower import SquareStream, ViewMeans, VisualTower, normalise
 from bieff.features.errors import InputError
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from bieff.extract.views import (
     views_for,
 )
 from bieff.features.errors import ConfigError
-from bieff.train.evaluate import strided
+from bieff.train.evaluate.scoring import strided
 
 LENGTHS = st.integers(1, 200) | st.integers(1, 10**7)
 IDS = st.text(min_size=1, max_size=20)

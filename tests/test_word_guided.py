@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bieff.train.word_guided import WordGuidedPool, frame_weights, pick
+from bieff.train.method.word_guided import WordGuidedPool, frame_weights, pick
 
 B, T, N, K, D = 3, 7, 5, 11, 13
 

@@ -16,8 +16,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from bieff.extract.decode import read_frames
-from bieff.extract.workers import DecodePool, Job, Outcome
+from bieff.extract.decode.pool import DecodePool, Job, Outcome
+from bieff.extract.decode.reader import read_frames
 from bieff.features.schema import Status
 
 TESTS = Path(__file__).parent

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.datasets.labels import ClassNames
-from bieff.extract.datasets.names import key, label_of_key, readable
-from bieff.extract.datasets.scan import ids_of, partition_of, scan
+from bieff.extract.datasets.files import ids_of, partition_of, scan
+from bieff.features.class_names import ClassNames, key, label_of_key, readable
 from bieff.features.errors import InputError
 from bieff.features.schema import UNLABELLED, Video
 

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bieff.clip import import_open_clip
-from bieff.extract.preprocess import cut, normalise
 from bieff.extract.shapes.render import render
 from bieff.extract.shapes.world import (
     COLOURS,
@@ -46,6 +45,7 @@ from bieff.extract.shapes.world import (
     class_name,
     draw_scenes,
 )
+from bieff.extract.tower import cut, normalise
 from bieff.extract.views import View, crop_of
 
 SIZE = 48

@@ -1,0 +1,220 @@
+"""What `bieff eval`, `zeroshot` and `scores` do, from options as a user types them."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bieff.apps.progress import videos_bar
+from bieff.apps.train import FEATURES, RUNS
+from bieff.clip import TINYCLIP, ClipName, pick_device
+from bieff.features.errors import ConfigError, InputError, StoreMissingError
+from bieff.features.store import FeatureStore
+from bieff.train.distributed import current, joined
+from bieff.train.evaluate.classifier import Weights
+from bieff.train.evaluate.lists import lists_of
+from bieff.train.evaluate.results import Result, load_results, merge_results, results_of
+from bieff.train.evaluate.scores import Examination, load_scores, require_place, save_scores
+from bieff.train.evaluate.scoring import default_protocol, examine, frozen, trained
+from bieff.train.fit.few_shot import BASE, FEW_SHOT, Shots, evaluation_view, labels_of
+from bieff.train.runs.run import RESULTS, Run, clip_of, newest_run, open_run
+from bieff.train.text.wording import find_templates, read_descriptions
+
+PARTIAL = "partial"
+"""Folder of a run, for the scores of an evaluation that is under way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How a run is evaluated, beside frozen CLIP or without.
+
+    Raises:
+        ConfigError: If an option is out of range, or two contradict each other.
+    """
+
+    best: bool = False
+    """Take the weights of the best evaluation on `val` instead of the last."""
+
+    template: str | None = None
+    model_only: bool = False
+    names: Path | None = None
+    mix: float | None = None
+    batch_size: int | None = None
+    save_scores: Path | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mix is not None and not 0 <= self.mix <= 1:
+            raise ConfigError(f"--mix: expected a weight from 0 to 1, got {self.mix}")
+        if self.model_only and (self.mix is not None or self.template is not None):
+            raise ConfigError(
+                "--model-only leaves frozen CLIP out, which --mix and --template are of; "
+                "leave one out"
+            )
+        find_templates(self.template or "one")  # before any work is done
+
+    def of(
+        self, run: Run, store: FeatureStore, protocol: str, *, called: str | None = None
+    ) -> list[Result]:
+        """Evaluate, and add the figures to the run's results.json.
+
+        Of several processes that `torchrun` started, one writes and has results to show.
+        `called` is the name that results give the protocol, of a view of a store.
+
+        Raises:
+            InputError: If the run is not finished, its results.json is damaged, or scores
+                cannot be saved where they should.
+            ConfigError: If the run was trained on videos that the protocol asks about.
+        """
+        _require_finished(run)
+        _require_unseen(run, store, protocol)
+        known = run.path / RESULTS
+        if known.exists():
+            load_results(known)  # rather now than when hours of scoring are done
+        if self.save_scores is not None:
+            require_place(self.save_scores)
+        with joined(pick_device(self.device)) as device:
+            clip = clip_of(store, device=device)
+            names = None
+            if self.names is not None:
+                names = read_descriptions(self.names, store.class_names)
+            weights: Weights = "best" if self.best else "last"
+            subjects = [trained(run, clip, store, weights=weights, names=names)]
+            if not self.model_only:
+                frames, template = subjects[0].num_frames, self.template or "one"
+                beside = frozen(clip, store, num_frames=frames, template=template, names=names)
+                subjects.append(beside)
+            what = f"evaluating {_data_set(store)}, {protocol}"
+            with videos_bar(what, is_shown=current().writes) as watch:
+                examination = examine(
+                    store,
+                    subjects,
+                    protocol,
+                    watch=watch,
+                    batch_size=self.batch_size,
+                    keep_in=run.path / PARTIAL,
+                )
+            if called is not None:
+                head = replace(examination.head, protocol=called)
+                examination = replace(examination, head=head)
+            return self._write(run, examination) if current().writes else []
+
+    def _write(self, run: Run, examination: Examination) -> list[Result]:
+        if self.mix is not None:
+            examination = examination.with_mix(self.mix)
+        results = results_of(examination)
+        merge_results(run.path / RESULTS, results)
+        if self.save_scores is not None:
+            save_scores(examination, self.save_scores)
+        return results
+
+
+def evaluate_closed(
+    evaluation: Evaluation, *, run: Path | None, features: Path | None, protocol: str
+) -> list[Result]:
+    """Evaluate a run on the store it was trained on, or another one.
+
+    A run on few videos is evaluated on the whole test list of its split.
+
+    Args:
+        evaluation: How.
+        run: Its folder; None takes the newest finished one.
+        features: The store; None takes the run's own.
+        protocol: One of `PROTOCOLS`.
+    """
+    chosen = newest_run(RUNS) if run is None else open_run(run)
+    path = features or Path(chosen.record["store"])
+    store = _open(path, chosen, str(chosen.record["data_set"]))
+    shots = Shots.of_run(chosen)
+    if shots is not None and protocol == "closed":
+        classes = labels_of(store, list(shots.videos))
+        view = evaluation_view(store, shots.split, classes=classes)
+        is_half = len(classes) < len(store.class_names)  # a run of `bieff base2novel`
+        return evaluation.of(chosen, view, protocol, called=BASE if is_half else FEW_SHOT)
+    return evaluation.of(chosen, store, protocol)
+
+
+def evaluate_zero_shot(
+    evaluation: Evaluation,
+    *,
+    name: str,
+    run: Path | None,
+    features: Path | None,
+    protocol: str | None,
+) -> list[Result]:
+    """Evaluate a run on a set that it was not trained on.
+
+    Args:
+        evaluation: How.
+        name: Of the data set.
+        run: Its folder; None takes the newest finished one.
+        features: The set's store; None takes the one in features/.
+        protocol: One of `PROTOCOLS`; None takes the usual one of such a store.
+    """
+    chosen = newest_run(RUNS) if run is None else open_run(run)
+    store = _open(features or FEATURES / name, chosen, name)
+    return evaluation.of(chosen, store, protocol or default_protocol(store))
+
+
+def read_scores(file: Path, *, mix: float | None = None) -> Examination:
+    """Scores that `--save-scores` wrote, with the mix that is asked for, if any."""
+    examination = load_scores(file)
+    return examination if mix is None else examination.with_mix(mix)
+
+
+def _require_finished(run: Run) -> None:
+    """Weights that change under a name would leave figures of both in results.json."""
+    if not run.record["finished"]:
+        raise InputError(
+            f"run {run.path} is not finished; go on with "
+            f"`bieff train --resume --out {shlex.quote(str(run.path))}`"
+        )
+
+
+def _require_unseen(run: Run, store: FeatureStore, protocol: str) -> None:
+    """A training video on a test list: other splits list it, and so do `full` and `half10`."""
+    shots = Shots.of_run(run)
+    if shots is None or shots.split is None or run.record["data_set"] != _data_set(store):
+        return
+    partition, lists = lists_of(store, protocol)
+    trained_on = {id_ for ids in shots.videos.values() for id_ in ids}
+    asked = np.unique(np.concatenate([chosen.rows for chosen in lists])).tolist()
+    seen = [id_ for row in asked if (id_ := partition.videos[row].id) in trained_on]
+    if seen:
+        raise ConfigError(
+            f"run {run.path} was trained on {len(seen):,} of the videos that {protocol} asks "
+            f"about, such as {seen[0]!r}; `bieff eval {shlex.quote(str(run.path))}` asks about "
+            "the test list of its split, or name another run"
+        )
+
+
+def _data_set(store: FeatureStore) -> str:
+    return str(store.recipe["data_set"])
+
+
+def _open(path: Path, run: Run, name: str) -> FeatureStore:
+    """Open a store, or say which command makes it."""
+    try:
+        return FeatureStore.open(path)
+    except StoreMissingError:
+        command = " ".join(_extract_command(path, run, name))
+        raise StoreMissingError(
+            f"no feature store at {path}; make it with `{command}`"
+        ) from None
+
+
+def _extract_command(path: Path, run: Run, name: str) -> Sequence[str]:
+    is_shapes = name.startswith("shapes")
+    command = ["bieff", "extract", "--dataset", name, "--frames", str(run.record["frames"])]
+    if not is_shapes and not (Path("data") / name).is_dir():
+        command += ["--videos", "DIR"]
+    if path != FEATURES / name:
+        command += ["--out", str(path)]
+    clip = run.clip_name
+    if clip != ClipName() and not (is_shapes and clip.model == TINYCLIP):
+        command += ["--model", clip.model]
+        if clip.pretrained is not None:
+            command += ["--pretrained", clip.pretrained]
+    return command

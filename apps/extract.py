@@ -1,0 +1,251 @@
+"""What `bieff extract` does, from options as a user types them."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bieff import clip as clips
+from bieff.clip import Clip, ClipName
+from bieff.extract import catalogue as datasets
+from bieff.extract.catalogue import DataSet
+from bieff.extract.config import ExtractConfig
+from bieff.extract.estimate import estimate, estimate_lines
+from bieff.extract.run import InProcess, Runner, Summary, extract, plan
+from bieff.extract.shapes.sets import COMPANIONS
+from bieff.extract.tasks import status_lines
+from bieff.features.errors import ConfigError, InputError
+from bieff.features.store import FeatureStore
+
+FEATURES = Path("features")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sources:
+    """Which data sets, and where their videos and stores lie."""
+
+    names: Sequence[str]
+    videos: Path | None = None
+    lists: Sequence[str] = ()
+    labels: Path | None = None
+    first_label: int | None = None
+    trust_labels: bool = False
+    out: Path | None = None
+    limit: int | None = None
+    wanted: tuple[str, ...] = field(init=False)
+    """The names, `shapes` with its zero-shot sets."""
+
+    def __post_init__(self) -> None:
+        if len(self.names) > 1 and (self.videos or self.out):
+            raise ConfigError(
+                "--videos and --out name the folder of one data set, got several; extract them "
+                "one by one, or keep videos in data/ and stores in features/"
+            )
+        wanted = [
+            part
+            for name in self.names
+            for part in ((name, *COMPANIONS) if name == "shapes" else (name,))
+        ]
+        object.__setattr__(self, "wanted", tuple(dict.fromkeys(wanted)))
+
+    def options(self, name: str) -> dict[str, Any]:
+        """What `datasets.load` and `datasets.check` take for one of the data sets."""
+        is_list = name == "list"
+        return {
+            "videos": self._sibling(self.videos, name),
+            "lists": _parse_lists(self.lists) if is_list or len(self.names) == 1 else None,
+            "labels": self.labels
+            if name in ("list", "folder") or len(self.names) == 1
+            else None,
+            "first_label": self.first_label if is_list or len(self.names) == 1 else None,
+        }
+
+    def load(self, name: str, say: Say, *, make: bool = True) -> DataSet:
+        """One of the data sets, made if need be; says what its lists have to say."""
+        options = self.options(name)
+        data = datasets.load(name, **options, trust_labels=self.trust_labels, make=make)
+        for note in data.notes:
+            say(f"{name}: {note}")
+        return data
+
+    def store(self, name: str) -> Path:
+        """Where the store of one of the data sets lies."""
+        # the first videos alone are another store, not the beginning of this one
+        default = name if self.limit is None else f"{name}-first-{self.limit}"
+        return self._sibling(self.out, name) or FEATURES / default
+
+    def _sibling(self, folder: Path | None, name: str) -> Path | None:
+        """The folder of a companion lies beside that of its data set: DIR-unseen."""
+        if folder is None or name == self.names[0]:
+            return folder
+        return folder.with_name(folder.name + name.removeprefix(self.names[0]))
+
+
+def check_all(sources: Sources, say: Say) -> bool:
+    """Say what is listed, found, missing, unlisted and mislabelled; whether all is well."""
+    is_clean = True
+    for name in sources.wanted:
+        report = datasets.check(name, **sources.options(name))
+        for line in report.lines():
+            say(line)
+        is_clean &= report.is_clean
+    return is_clean
+
+
+def say_status(sources: Sources, say: Say) -> None:
+    """Say what is done, bad and pending; neither the videos nor the model are looked at.
+
+    Raises:
+        StoreMissingError: If there is no store yet.
+    """
+    for name in sources.wanted:
+        for line in status_lines(FeatureStore.open(sources.store(name))):
+            say(line)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """Which CLIP, on what, by whom."""
+
+    model: str | None = None
+    pretrained: str | None = None
+    device: str | None = None
+    scheduler: str | None = None
+    """"sync", "local", the address of one; None: local where there are several GPUs."""
+
+    def __post_init__(self) -> None:
+        known = self.scheduler in (None, "sync", "local")
+        if not known and "://" not in (self.scheduler or ""):
+            raise ConfigError(
+                f"--scheduler: expected sync, local or tcp://HOST:PORT, got {self.scheduler!r}"
+            )
+        if self.model is not None or self.pretrained is not None:
+            self._named()  # before any work is done
+
+    @contextlib.contextmanager
+    def runner(self) -> Iterator[Runner]:
+        """Who writes the shards, for the length of the block."""
+        scheduler = self.scheduler
+        if scheduler is None:
+            several = self.device is None and torch.cuda.device_count() > 1
+            scheduler = "local" if several else "sync"
+        if scheduler == "sync":
+            with InProcess(device=clips.pick_device(self.device)) as runner:
+                yield runner
+            return
+        from bieff.extract.cluster import connected
+
+        device = None if self.device is None else torch.device(self.device)
+        with connected(scheduler, device=device) as cluster:
+            yield cluster
+
+    @property
+    def own_device(self) -> torch.device:
+        """What this process itself needs the CLIP on."""
+        if self.scheduler in (None, "sync"):
+            return clips.pick_device(self.device)
+        return torch.device("cpu")  # the workers load their own
+
+    def clip_name(self, data: DataSet) -> ClipName:
+        """The CLIP that was asked for, or the data set's own."""
+        if self.model is None and self.pretrained is None:
+            default = data.default_clip
+            return ClipName() if default is None else ClipName.of(default, None)
+        return self._named()
+
+    def _named(self) -> ClipName:
+        return ClipName.of(self.model or ClipName().model, self.pretrained)
+
+
+def make_config(settings: Mapping[str, Any], overrides: Sequence[str]) -> ExtractConfig:
+    """The settings that were given, over the defaults; `--set` over both."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    return replace(ExtractConfig(), **given).with_settings(overrides)
+
+
+def dry_run(sources: Sources, machine: Machine, config: ExtractConfig, say: Say) -> None:
+    """Say what would be written, how large it is, and how long it would take."""
+    device = clips.pick_device(machine.device)
+    for name in sources.wanted:
+        data = sources.load(name, say, make=False)
+        clip = clips.load(machine.clip_name(data), device=device)
+        out = sources.store(name)
+        for line in estimate_lines(
+            estimate(data, config, clip, out, device=device), out, device
+        ):
+            say(line)
+
+
+def extract_all(
+    sources: Sources,
+    machine: Machine,
+    config: ExtractConfig,
+    *,
+    retry_failed: bool = False,
+    max_bad: float | None = None,
+    say: Say,
+) -> list[Summary]:
+    """Plan the stores of all data sets named, then write them, one after the other.
+
+    Raises:
+        BieffError: If an option, a data set, the model or a store is not as it must be.
+    """
+    loaded: dict[ClipName, Clip] = {}
+    planned: list[tuple[FeatureStore, Clip]] = []
+    for name in sources.wanted:
+        data = sources.load(name, say)
+        clip_name = machine.clip_name(data)
+        if clip_name not in loaded:
+            if clip_name.may_be_downloaded:
+                say(f"loading CLIP {clip_name}, which takes a while if it is not here yet")
+            loaded[clip_name] = clips.load(clip_name, device=machine.own_device)
+        clip = loaded[clip_name]
+        store = plan(data, config, clip, sources.store(name), redo_replaced=retry_failed)
+        planned.append((store, clip))
+    runner: Runner
+    with machine.runner() as runner:
+        return [
+            extract(
+                store,
+                clip,
+                config,
+                device=machine.own_device,
+                retry_failed=retry_failed,
+                max_bad=max_bad,
+                runner=runner,
+            )
+            for store, clip in planned
+        ]
+
+
+def parse_share(text: str) -> float:
+    """A share from 0 to 1, of "1%" or "0.01".
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"--max-bad: expected a share such as 1% or 0.01, got {text!r}")
+    return share
+
+
+def _parse_lists(texts: Sequence[str]) -> dict[str, Path] | None:
+    if not texts:
+        return None
+    lists = {}
+    for text in texts:
+        part, equals, file = text.partition("=")
+        if not equals or not file:
+            raise InputError(f"--list: expected train=FILE, val=FILE or all=FILE, got {text!r}")
+        lists[part] = Path(file)
+    return lists

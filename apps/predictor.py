@@ -1,0 +1,294 @@
+"""Name what happens in any video, in any words: a run's model, or CLIP as it is.
+
+    with Predictor.load(run=Path("runs/k400")) as predictor:
+        for found in predictor.predict([Path("clip.mp4")], ["running", "swimming"]):
+            print(found.best, found.scores)
+
+The videos take the very way of an extraction (decoding, views, preprocessing, tower), and
+their embeddings are rounded as a store rounds them.
+
+V views, T frames a view, K categories, D joint width.
+"""
+
+import contextlib
+import os
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64, UInt8
+from torch import Tensor
+
+from bieff import clip as clips
+from bieff.clip import Clip, ClipName
+from bieff.extract.decode.pool import DecodePool, Job, Outcome
+from bieff.extract.decode.reader import frame_seconds
+from bieff.extract.shard import in_order, squares_of
+from bieff.extract.tower import ViewMeans, VisualTower
+from bieff.extract.views import ViewPlan, views_for
+from bieff.features.class_names import label_of_key
+from bieff.features.errors import ConfigError, InputError
+from bieff.features.schema import Status
+from bieff.train.evaluate.classifier import Highlights, Scorer, frozen_scorer, trained_scorer
+from bieff.train.runs.run import Run, open_run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prediction:
+    """What was found in one video; without scores where it cannot be used."""
+
+    video: Path
+    labels: tuple[str, ...]
+    status: Status
+    message: str = ""
+    """Why the video cannot be used, or what of it is damaged."""
+
+    scores: Float64[np.ndarray, " K"] | None = None
+    """Softmax scores by label, averaged over the clips; they sum to 1."""
+
+    frame_numbers: Int64[np.ndarray, " T"] | None = None
+    """Of the middle clip, whose frames can be shown."""
+
+    seconds: Float64[np.ndarray, " T"] | None = None
+    """When these frames are shown, from the first frame of the video."""
+
+    highlights: Highlights | None = None
+    """Which of these frames speak for which class."""
+
+    pictures: UInt8[np.ndarray, "T size size 3"] | None = None
+    """These frames as the tower saw them, RGB."""
+
+    @property
+    def best(self) -> str | None:
+        """The label with the highest score."""
+        return None if self.scores is None else self.labels[int(self.scores.argmax())]
+
+    def ranking(self, count: int | None = None) -> list[tuple[str, float]]:
+        """The best labels and their scores, best first; all of them by default."""
+        if self.scores is None:
+            return []
+        order = np.argsort(-self.scores, kind="stable")[:count]
+        return [(self.labels[i], float(self.scores[i])) for i in order.tolist()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, ready for JSON."""
+        frames: dict[str, Any] | None = None
+        if self.frame_numbers is not None:
+            frames = {"numbers": self.frame_numbers.tolist(), "seconds": None}
+            if self.seconds is not None:
+                frames["seconds"] = [round(second, 3) for second in self.seconds.tolist()]
+            if (found := self.highlights) is not None:
+                frames[found.kind] = found.values.tolist()
+                frames["of"] = self.labels[found.category]
+        return {
+            "video": os.fspath(self.video),
+            "status": self.status.name.lower(),
+            "message": self.message,
+            "best": self.best,
+            "scores": dict(self.ranking()) or None,
+            "frames": frames,
+        }
+
+
+FRAMES = 8
+"""T without a run; a run brings its own."""
+
+MOST_FRAMES = 1024
+"""T that fits a memory: the squares of three clips are held at once."""
+
+CLIPS = 3
+"""Temporal clips that are averaged, the paper's."""
+
+__all__ = ["Prediction", "Predictor"]
+
+_HELD_BYTES = 512 * 2**20
+"""Frames of later videos that may wait for an earlier one."""
+
+
+class Predictor:
+    """A CLIP, and the trained parts of a run or none; loaded once, asked often.
+
+    Use as a context manager; its decoding processes are killed at the end.  One call of
+    `predict` at a time.
+
+    Args:
+        clip: The CLIP, on the device that is to compute.
+        run: Trained on that CLIP; None asks frozen CLIP.
+        frames: T; None takes the run's, or 8 without one.
+        deadline: Seconds that a video may take to decode.
+        decoders: Decoding processes; None starts one a core.
+
+    Raises:
+        ConfigError: If the run takes another number of frames.
+        InputError: If the run's weights are missing or damaged.
+        StoreMismatchError: If the run was trained on another CLIP.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        *,
+        run: Run | None = None,
+        frames: int | None = None,
+        deadline: float = 60.0,
+        decoders: int | None = None,
+    ) -> None:
+        self.clip = clip
+        self.run = run
+        own = FRAMES if run is None else int(run.record["frames"])
+        self.num_frames = own if frames is None else frames
+        if frames is not None and not 1 <= frames <= MOST_FRAMES:
+            raise ConfigError(f"frames: expected 1 to {MOST_FRAMES:,}, got {frames:,}")
+        if run is not None and self.num_frames != own:
+            raise ConfigError(
+                f"run {run.path} takes {own} frames, got {frames}; leave --frames out, or "
+                f"train a run with `bieff train --frames {frames}`"
+            )
+        self._views = tuple(views_for(0, CLIPS, 1)[1])
+        self._shown = CLIPS // 2
+        self._plan = ViewPlan(self._views, self.num_frames, "")
+        self._scorer = frozen_scorer(clip) if run is None else trained_scorer(run, clip)
+        self._tower = VisualTower(
+            clip,
+            device=next(clip.model.parameters()).device,
+            batch_size=CLIPS * self.num_frames,
+            wants_patches=run is not None and run.config.prompts_see == "patches",
+            reduced=False,  # a few videos do not pay for compiling
+        )
+        self._pool: DecodePool | None = None
+        self._deadline = deadline
+        self._decoders = decoders or len(os.sched_getaffinity(0))
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        run: Path | None = None,
+        clip: ClipName | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> "Predictor":
+        """Load a run by its folder, or a CLIP by its name.
+
+        Args:
+            run: Folder of a run; None asks frozen CLIP.
+            clip: None takes the run's, or OpenAI's ViT-B/16 without one.
+            device: None takes the best there is.
+            options: As for the class itself.
+
+        Raises:
+            InputError: If the run or the CLIP cannot be loaded.
+        """
+        opened = None if run is None else open_run(run)
+        name = clip or (ClipName() if opened is None else opened.clip_name)
+        loaded = clips.load(name, device=clips.pick_device(device))
+        return cls(loaded, run=opened, **options)
+
+    @property
+    def name(self) -> str:
+        """What answers, for people."""
+        if self.run is None:
+            return f"frozen CLIP {self.clip.name}"
+        return f"run {self.run.id} on {self.clip.name}"
+
+    def __enter__(self) -> "Predictor":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the decoding processes; the next call of `predict` starts others."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def predict(
+        self, videos: Iterable[Path], labels: Sequence[str] | None = None
+    ) -> Generator[Prediction, None, None]:
+        """Score the labels in each video; yields them as they come, nearly in order.
+
+        The labels are looked at before anything is decoded.  A video that cannot be used yields
+        a prediction without scores that says why.
+
+        Args:
+            videos: Files.
+            labels: Class names, as words; None takes the run's own.
+
+        Raises:
+            InputError: If there are no labels, or one is empty, double or too long.
+        """
+        names = self._names(labels)
+        return self._predict(list(videos), names, self._scorer(names))
+
+    def _predict(
+        self, paths: list[Path], names: tuple[str, ...], scorer: Scorer
+    ) -> Generator[Prediction, None, None]:
+        if self._pool is None:
+            self._pool = DecodePool(
+                max(1, min(self._decoders, len(paths))), deadline=self._deadline
+            )
+        jobs = (Job(row=i, path=path, choose=self._plan) for i, path in enumerate(paths))
+        outcomes: Any = self._pool.decode(jobs)
+        with contextlib.closing(outcomes):
+            for outcome in in_order(outcomes, most_bytes=_HELD_BYTES):
+                yield self._found(paths[outcome.row], outcome, names, scorer)
+
+    def _names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
+        if labels is None and self.run is not None:
+            labels = self.run.record["class_names"]
+        if not labels:
+            raise InputError(
+                'no classes to choose from; name them with --labels "one, another", or give '
+                "a run with --run"
+            )
+        label_of_key(labels, source="labels")  # no two may be the same
+        return tuple(labels)
+
+    def _found(
+        self, path: Path, outcome: Outcome, names: tuple[str, ...], scorer: Scorer
+    ) -> Prediction:
+        """Encode and score a video that was decoded, or say why it was not."""
+        status, message = outcome.status, outcome.message
+        if not status.usable:
+            return Prediction(video=path, labels=names, status=status, message=message)
+        numbers = self._plan(outcome.num_frames)
+        squares = squares_of(outcome, numbers, self._views, self._tower, video_id="")
+        frames, patches = self._encode(squares)
+        if not bool(frames.isfinite().all()):
+            message = f"the embeddings of video {str(path)!r} are not finite in float16"
+            return Prediction(video=path, labels=names, status=Status.CORRUPT, message=message)
+        said = scorer(frames, patches, self._shown)
+        shown = squares.unflatten(0, numbers.shape)[self._shown].permute(0, 2, 3, 1)
+        return Prediction(
+            video=path,
+            labels=names,
+            status=status,
+            message=message,
+            scores=said.probabilities,
+            frame_numbers=numbers[self._shown],
+            seconds=frame_seconds(path, numbers[self._shown], outcome.num_frames),
+            highlights=said.highlights,
+            pictures=shown.cpu().numpy(),
+        )
+
+    def _encode(
+        self, squares: UInt8[Tensor, "VT 3 size size"]
+    ) -> tuple[Float[Tensor, "V T D"], Float[Tensor, "V P U"] | None]:
+        """Embeddings of all views, rounded to float16 as in a store."""
+        encoded = self._tower.encode(squares)
+        frames = encoded.embeddings.half().float().unflatten(0, (-1, self.num_frames))
+        if encoded.patches is None:
+            return frames, None
+        means = ViewMeans(self.num_frames)
+        means.add(encoded.patches)
+        return frames, torch.stack(means.finished).float()

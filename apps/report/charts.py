@@ -1,0 +1,140 @@
+"""Curves as drawings: everything in the units of an SVG, for the template to write down."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bieff.apps.report.files import Series
+
+WIDTH, HEIGHT = 420, 230
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 38
+"""Margins."""
+
+MOST_POINTS = 400
+"""Points of a line; more are averaged in groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve."""
+
+    name: str
+    points: str
+    """As `polyline` takes them."""
+
+    last: tuple[float, float]
+    """Where it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A mark on an axis."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One drawing: title, curves and axes."""
+
+    title: str
+    summary: str
+    """What a reader who cannot see it is told."""
+
+    lines: tuple[Line, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+def charts(curves: Mapping[str, Series]) -> list[Chart]:
+    """Loss, accuracy, learning rate, alpha and beta: those that were written down."""
+    gates = {
+        name: next((curves[key] for key in curves if key.rpartition(".")[2] == name), [])
+        for name in ("alpha", "beta")
+    }
+    wanted: list[tuple[str, dict[str, Series], bool]] = [
+        ("Training loss", {"loss": curves.get("loss", [])}, True),
+        (
+            "Accuracy on val, percent",
+            {"top-1": curves.get("val_top1", []), "top-5": curves.get("val_top5", [])},
+            False,
+        ),
+        ("Learning rate", {"learning rate": curves.get("lr", [])}, True),
+        ("Learned weights alpha and beta", gates, False),
+    ]
+    return [
+        _chart(title, {name: line for name, line in lines.items() if line}, from_zero=zero)
+        for title, lines, zero in wanted
+        if any(lines.values())
+    ]
+
+
+def _chart(title: str, series: Mapping[str, Series], *, from_zero: bool) -> Chart:
+    thinned = {name: _thinned(line) for name, line in series.items()}
+    xs = np.concatenate([line[:, 0] for line in thinned.values()])
+    ys = np.concatenate([line[:, 1] for line in thinned.values()])
+    x_ticks = nice_ticks(min(0.0, float(xs.min())), float(xs.max()), 5)
+    y_ticks = nice_ticks(0.0 if from_zero else float(ys.min()), float(ys.max()), 5)
+    x_low, x_high = 0.0, max(float(xs.max()), 1.0)
+    y_low, y_high = y_ticks[0], max(y_ticks[-1], float(ys.max()))
+
+    def x_of(value: float) -> float:
+        return LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+
+    def y_of(value: float) -> float:
+        share = (value - y_low) / ((y_high - y_low) or 1.0)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    lines = []
+    for name, line in thinned.items():
+        places = [(x_of(x), y_of(y)) for x, y in line.tolist()]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        lines.append(Line(name, points, places[-1]))
+    return Chart(
+        title=title,
+        summary=_summary(series),
+        lines=tuple(lines),
+        x_ticks=tuple(Tick(x_of(x), f"{x:,.0f}") for x in x_ticks if x <= x_high),
+        y_ticks=tuple(Tick(y_of(y), _short(y, y_ticks)) for y in y_ticks),
+    )
+
+
+def _summary(series: Mapping[str, Series]) -> str:
+    """Where each curve begins and ends, in words."""
+    said = []
+    for name, line in series.items():
+        (_, first), (step, last) = line[0], line[-1]
+        said.append(f"{name} from {first:.4g} to {last:.4g} at step {step:,.0f}")
+    return "; ".join(said)
+
+
+def _thinned(line: Series) -> np.ndarray:
+    """The line, or means of neighbours where it has too many points."""
+    points = np.array(line, dtype=np.float64)
+    if len(points) <= MOST_POINTS:
+        return points
+    return np.stack([part.mean(axis=0) for part in np.array_split(points, MOST_POINTS)])
+
+
+def nice_ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers from below `low` to above `high`."""
+    if not high > low:
+        high = low + (abs(low) or 1.0)
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _short(value: float, ticks: Sequence[float]) -> str:
+    """A tick's number, as short as tells it from its neighbours."""
+    if value == 0:
+        return "0"
+    if max(map(abs, ticks)) < 1e-2:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:,.4g}"

@@ -1,0 +1,187 @@
+"""What a run's folder tells a report: curves, results, and the commands that made it.
+
+Read tolerantly: fields that a record lacks are left out, fields that it has beyond are kept.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bieff.features.store import FeatureStore
+from bieff.train.config import TrainConfig
+from bieff.train.runs.metrics import METRICS
+from bieff.train.runs.run import RECORD, RESULTS, Run
+
+Series = list[tuple[float, float]]
+"""Step and value, by step."""
+
+_SAME = (
+    *("protocol", "dataset", "model", "weights", "mix", "template", "names_hash"),
+    *("frames", "clips", "crops", "store"),
+)
+"""Fields by which two records are of one measurement; the later file wins."""
+
+
+def read_curves(folder: Path) -> dict[str, Series]:
+    """Every number that training wrote down, by name; what is not finite is left out."""
+    curves: dict[str, Series] = {}
+    try:
+        lines = (folder / METRICS).read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed
+        step = record.pop("step")
+        for name, value in record.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                curves.setdefault(name, []).append((step, value))
+    return curves
+
+
+def read_results(run: Run) -> list[dict[str, Any]]:
+    """All records of results in the run's folder, those of other runs left out.
+
+    What results.json holds is the run's own, also where its folder was renamed since.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    files = [file for file in run.path.glob("*.json") if file.name != RECORD]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+        for record in _records(file):
+            if file.name == RESULTS or record.get("run") in (None, run.id):
+                key = json.dumps([record.get(name) for name in _SAME], default=str)
+                found[key] = record
+    order = {"bieff": 0, "mix": 1, "frozen": 2}
+
+    def place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+        is_closed = record["protocol"] == "closed"
+        model = str(record["model"])
+        return (
+            *(not is_closed, str(record.get("dataset")), str(record["protocol"])),
+            *(order.get(model, 1), model, str(record.get("template"))),
+        )
+
+    return sorted(found.values(), key=place)
+
+
+def damage(run: Run) -> str:
+    """Why results.json cannot be read; empty where it can, or is not there."""
+    try:
+        json.loads((run.path / RESULTS).read_text())
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        return f"{RESULTS} cannot be read ({error}); evaluate again"
+    return ""
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return
+    if isinstance(content, dict):
+        content = content.get("results", [])
+    if isinstance(content, list):
+        for record in content:
+            if isinstance(record, dict) and {"protocol", "model", "top1"} <= set(record):
+                yield record
+
+
+def commands(
+    run: Run, store: FeatureStore | None, results: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """What to type to get the same again, line by line, each with where it is known from."""
+    lines: list[tuple[str, str]] = []
+    if commit := run.record.get("commit"):
+        changed = ", with changes that were not committed" if commit.endswith("+") else ""
+        lines.append((f"git checkout {commit.removesuffix('+')}", f"the run's commit{changed}"))
+    if store is not None:
+        lines.append((_extract_line(store), "from the store's recipe"))
+    sittings = [run.record.get("command") or [], *_resumed(run.record)]
+    if sittings[0]:
+        lines += [(_typed(words), "as it was typed") for words in sittings if words]
+    else:
+        lines.append((_train_line(run), "from the run's settings"))
+    lines += [(line, "results") for line in _evaluations(run, results)]
+    lines.append((shlex.join(["bieff", "report", str(run.path)]), "this page"))
+    return lines
+
+
+def _evaluations(run: Run, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A command for each question that was asked of the run's model."""
+    lines: dict[str, None] = {}
+    for record in results:
+        if record["model"] == "frozen":
+            continue
+        dataset, protocol = str(record.get("dataset")), str(record["protocol"])
+        words = ["bieff", "zeroshot", dataset, "--run", str(run.path)]
+        if dataset == run.record["data_set"]:
+            words = ["bieff", "eval", str(run.path)]
+        words += ["--protocol", protocol]
+        words += ["--best"] if record.get("weights") == "best" else []
+        if record.get("names") is not None:
+            words += ["--names", str(record["names"])]
+        if record.get("mix") is not None:
+            words += ["--mix", str(record["mix"])]
+        lines[shlex.join(words)] = None
+    return list(lines)
+
+
+def _resumed(record: Mapping[str, Any]) -> list[list[str]]:
+    return [sitting.get("command") or [] for sitting in record.get("resumed") or []]
+
+
+def _typed(words: Sequence[str]) -> str:
+    """A command line as it was typed, under the name that everybody has it by."""
+    return shlex.join(["bieff", *words[1:]])
+
+
+def _extract_line(store: FeatureStore) -> str:
+    recipe = store.recipe
+    views = {name: list(chosen) for name, chosen in recipe["views"].items()}
+    words = ["bieff", "extract", "--dataset", str(recipe["data_set"])]
+    words += ["--videos", store.root, "--out", str(store.path.resolve())]
+    words += ["--frames", str(recipe["frames"])]
+    if "train" in views:
+        words += ["--train-views", str(len(views["train"]) - 1)]
+    others = [chosen for name, chosen in views.items() if name != "train"]
+    if others:
+        clips = max(view.get("clips", 1) for view in others[0])
+        words += ["--clips", str(clips), "--crops", str(len(others[0]) // clips)]
+    if recipe.get("patches"):
+        words += ["--context", "patches"]
+    if recipe.get("limit"):
+        words += ["--limit", str(recipe["limit"])]
+    words += ["--model", recipe["clip"]["model"]]
+    if recipe["clip"]["pretrained"] is not None:
+        words += ["--pretrained", recipe["clip"]["pretrained"]]
+    return shlex.join(words)
+
+
+def _train_line(run: Run) -> str:
+    words = ["bieff", "train", "--features", str(run.record["store"]), "--out", str(run.path)]
+    for name, value, paper in settings(run):
+        if value != paper:
+            words += ["--set", f"{name}={value}"]
+    return shlex.join(words)
+
+
+def settings(run: Run) -> list[tuple[str, str, str]]:
+    """Every setting: name, value, and the paper's value, as `--set` takes them."""
+    paper = TrainConfig().to_dict()
+    return [
+        (name, _toml(value), _toml(paper[name]) if name in paper else "")
+        for name, value in run.record["config"].items()
+    ]
+
+
+def _toml(value: object) -> str:
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,138 @@
+"""What `bieff train` does, from options as a user types them."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from bieff.apps.progress import steps_bar
+from bieff.clip import Clip, pick_device
+from bieff.features.errors import ConfigError
+from bieff.features.store import FeatureStore
+from bieff.train import config as settings
+from bieff.train.distributed import current, joined
+from bieff.train.fit.few_shot import Few, Shots, training_view
+from bieff.train.fit.loop import prepare, train
+from bieff.train.runs.run import Run, clip_of, newest_stopped, open_run
+
+RUNS = Path("runs")
+FEATURES = Path("features")
+
+
+def train_run(
+    *,
+    features: Path | None,
+    out: Path | None,
+    frames: int | None,
+    preset: str | None,
+    config: Path | None,
+    overrides: Sequence[str],
+    device: str | None,
+    dry_run: bool,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    few: Few | None = None,
+) -> str:
+    """Train a run, or go on with one; returns what there is to say of it.
+
+    Raises:
+        BieffError: If an option, the store, its CLIP or the run is not as it must be.
+    """
+    if resume and dry_run:
+        raise ConfigError("--resume and --dry-run contradict each other; leave one out")
+    if resume and few is not None:
+        raise ConfigError("--resume goes on with the run's own videos; leave --shots out")
+    if frames is not None:
+        if any(text.partition("=")[0].strip() == "frames" for text in overrides):
+            raise ConfigError("frames are given by --frames and by --set; leave one out")
+        overrides = [f"frames={frames}", *overrides]
+    earlier = (newest_stopped(RUNS) if out is None else open_run(out)) if resume else None
+    is_own = earlier is not None and preset is None and config is None
+    base = earlier.config if earlier is not None and is_own else preset or "paper"
+    chosen = settings.load(config, overrides, base=base)
+    if features is None:
+        if earlier is None:
+            raise ConfigError("no store is named; add --features, such as features/k400")
+        features = Path(earlier.record["store"])
+    store = FeatureStore.open(features)
+    if earlier is not None:
+        shots = Shots.of_run(earlier)
+    else:
+        shots = None if few is None else few.draw(store)
+    if shots is not None:
+        store = training_view(store, shots)
+    with joined(pick_device(device)) as where:
+        clip = clip_of(store, device=where)
+        if dry_run:
+            return _plan(store, clip, chosen)
+        folder = earlier.path if earlier else out or free(RUNS / store.path.resolve().name)
+        with steps_bar("training", is_shown=current().writes) as bar:
+            run = train(
+                store,
+                clip,
+                chosen,
+                folder,
+                watch=bar,
+                say=bar.say,
+                resume=resume,
+                command=command,
+                shots=None if shots is None else shots.to_dict(),
+            )
+        return _summary(run, clip) if current().writes else ""
+
+
+def _plan(store: FeatureStore, clip: Clip, config: settings.TrainConfig) -> str:
+    """What would be trained."""
+    trainer = prepare(store, clip, config)
+    with trainer.batches:
+        return (
+            f"{len(trainer.features):,} videos, {len(store.class_names)} classes, "
+            f"{trainer.num_frames} frames, {trainer.num_steps:,} steps\n"
+            f"{trainer.features.text()}\n"
+            f"{describe(trainer.model.parameter_counts(), clip)}"
+        )
+
+
+def _summary(run: Run, clip: Clip) -> str:
+    """What was trained."""
+    record = run.record
+    lines = [
+        f"trained {record['steps']:,} steps on {record['videos']:,} videos in "
+        f"{record['seconds']:.0f} s",
+        describe(record["parameters"], clip),
+    ]
+    if record["evaluation"] is not None:
+        figures, best = record["evaluation"], record["best"]
+        lines.append(
+            f"val top-1 {figures['val_top1']:.2f}, top-5 {figures['val_top5']:.2f}; best "
+            f"{best['val_top1']:.2f} after {best['steps']:,} steps"
+        )
+    lines.append(f"run: {run.path}")
+    if (shots := Shots.of_run(run)) is not None:
+        path = shlex.quote(str(run.path))
+        lines += [shots.text(), f"`bieff eval {path}` evaluates it on the whole test list"]
+    return "\n".join(lines)
+
+
+def describe(counts: dict[str, int], clip: Clip) -> str:
+    """Tunable parameters by part, beside the frozen ones."""
+    parts = ", ".join(
+        f"{name} {_millions(n)}" for name, n in counts.items() if n and name != "total"
+    )
+    whole = sum(p.numel() for p in clip.model.parameters())
+    return (
+        f"tunable parameters: {_millions(counts['total'])} ({parts or 'none'}); "
+        f"frozen CLIP: {_millions(whole)}, both towers and the token table"
+    )
+
+
+def free(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, ... that is not there."""
+    candidate, number = folder, 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"

@@ -1,0 +1,142 @@
+"""Planning a store: what it will hold and what its numbers depend on, before any decoding."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bieff.clip import Clip
+from bieff.extract.config import ExtractConfig
+from bieff.extract.datasets.dataset import DataSet
+from bieff.extract.views import View, views_for
+from bieff.features.plan import geometry, plan_attributes
+from bieff.features.schema import Geometry, PartitionPlan
+from bieff.features.store import FeatureStore
+
+PACKAGES = ("bieff", "torch", "torchvision", "open_clip_torch", "av", "decord", "numpy", "zarr")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blueprint:
+    """A store as it is planned, not on the disk yet."""
+
+    recipe: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    partitions: Mapping[str, PartitionPlan]
+    root: Path
+    class_subsets: Mapping[str, tuple[int, ...]]
+
+    def geometries(self) -> dict[str, Geometry]:
+        """Sizes of the partitions."""
+        attributes = plan_attributes(
+            recipe=self.recipe,
+            class_names=self.class_names,
+            partitions=self.partitions,
+            versions={},
+            root="",
+        )
+        return {name: geometry(attributes, name) for name in self.partitions}
+
+    def write(self, out: Path, *, redo_replaced: bool = False) -> FeatureStore:
+        """Plan the store at `out`, or open the one that was planned in the same way.
+
+        Args:
+            out: Folder of the store.
+            redo_replaced: Have videos written again whose file was replaced since.
+
+        Raises:
+            StoreMismatchError: If another store lies there, shows the differences; or if a
+                file was replaced.
+            StoreError: If the folder cannot be written.
+        """
+        return FeatureStore.create(
+            out,
+            recipe=self.recipe,
+            class_names=self.class_names,
+            partitions=self.partitions,
+            versions={name: importlib.metadata.version(name) for name in PACKAGES},
+            root=self.root,
+            class_subsets=self.class_subsets,
+            redo_replaced=redo_replaced,
+        )
+
+
+def blueprint(data: DataSet, config: ExtractConfig, clip: Clip) -> Blueprint:
+    """What the store of a data set will be."""
+    data = first_videos(data, config.limit)
+    train_views, val_views = views_for(
+        config.train_views, config.clips, config.crops, mirror=data.mirror
+    )
+    views = {name: train_views if name == "train" else val_views for name in data.partitions}
+    return Blueprint(
+        recipe=make_recipe(data, config, clip, views),
+        class_names=data.class_names,
+        partitions={
+            name: PartitionPlan(videos=videos, num_views=len(views[name]))
+            for name, videos in data.partitions.items()
+        },
+        root=data.root.resolve(),
+        class_subsets=data.class_subsets,
+    )
+
+
+def plan(
+    data: DataSet,
+    config: ExtractConfig,
+    clip: Clip,
+    out: Path,
+    *,
+    redo_replaced: bool = False,
+) -> FeatureStore:
+    """Plan the store, or open the one that was planned in the same way; see `Blueprint.write`.
+
+    Raises:
+        StoreMismatchError: If another store lies there, shows the differences; or if a file
+            was replaced.
+        StoreError: If the folder cannot be written.
+    """
+    return blueprint(data, config, clip).write(out, redo_replaced=redo_replaced)
+
+
+def first_videos(data: DataSet, limit: int | None) -> DataSet:
+    """The data set with the first `limit` videos of each partition; None: all."""
+    if limit is None:
+        return data
+    partitions = {name: videos[:limit] for name, videos in data.partitions.items()}
+    return replace(data, partitions=partitions)
+
+
+def make_recipe(
+    data: DataSet, config: ExtractConfig, clip: Clip, views: Mapping[str, list[View]]
+) -> dict[str, Any]:
+    """Everything the numbers of a store depend on."""
+    preprocessing = clip.preprocessing
+    recipe = {
+        "data_set": data.name,
+        "clip": {
+            "model": clip.name.model,
+            "pretrained": clip.name.pretrained,
+            "fingerprint": clip.fingerprint,
+        },
+        "preprocessing": {
+            "size": preprocessing.size,
+            "mean": preprocessing.mean,
+            "std": preprocessing.std,
+            "interpolation": "bicubic",
+        },
+        "frames": config.frames,
+        "dim": clip.dim,
+        "patches": _patches(clip) if config.context == "patches" else None,
+        "views": {part: [view.to_json() for view in chosen] for part, chosen in views.items()},
+    }
+    if data.made_as:
+        recipe["made_as"] = dict(data.made_as)
+    return recipe if config.limit is None else recipe | {"limit": config.limit}
+
+
+def _patches(clip: Clip) -> tuple[int, int]:
+    """P and U: patches of a frame, and the tower's width."""
+    visual: Any = clip.model.visual
+    rows, columns = visual.grid_size
+    return rows * columns, int(visual.transformer.width)

@@ -1,0 +1,1 @@
+"""Exact evaluation: who answers, which videos are asked, what is counted."""

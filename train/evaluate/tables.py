@@ -1,0 +1,179 @@
+"""Results for people: a table, a line for a paper, and what was mistaken for what."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from itertools import groupby
+
+from bieff.features.errors import InputError
+from bieff.train.evaluate.results import ListFigures, Result
+from bieff.train.evaluate.scores import Examination
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Header and rows."""
+
+BEST = 5
+"""Classes shown of a video."""
+
+WHAT = {
+    "closed": "val list",
+    "splits3": "official test lists",
+    "full": "every video",
+    "half10": "draws of half of the classes",
+    "k600": "choices of classes outside Kinetics-400",
+    "fewshot": "whole test list",
+    "base2novel-base": "test list of the base classes",
+}
+"""What a protocol's lists are, for a paper."""
+
+
+def result_table(results: Sequence[Result]) -> Table:
+    """A row a result; the column of all listed videos only where some were undecodable."""
+    differ = any(result.n_undecodable for result in results)
+    header = ["data set", "protocol", "model", "prompt", "top-1", "top-5", "videos", "views"]
+    if differ:
+        header.insert(5, "top-1 of all")
+    rows = []
+    for result in results:
+        row = [
+            result.dataset,
+            result.protocol,
+            _model(result),
+            result.template + ("" if result.names is None else f", {result.names}"),
+            _percent(result.top1, result.top1_std),
+            f"{result.top5:.2f}",
+            f"{result.n_evaluated:,} of {result.n_listed:,}",
+            f"{result.frames} x {result.clips} x {result.crops}",
+        ]
+        if differ:
+            row.insert(5, _percent(result.top1_all, result.top1_all_std))
+        rows.append(tuple(row))
+    return tuple(header), rows
+
+
+def class_table(result: Result) -> Table:
+    """A row a class that was asked about, the worst first."""
+    asked = [part for part in result.classes if part.n_listed]
+    asked.sort(key=lambda part: (part.top1 is None, part.top1, part.name))
+    worst = {}
+    for label, predicted, count in reversed(result.confusions):
+        worst[label] = f"{result.classes[predicted].name} ({count:,})"
+    labels = {part.name: label for label, part in enumerate(result.classes)}
+    header = ("class", "top-1", "right", "evaluated", "listed", "most often taken for")
+    return header, [
+        (
+            part.name,
+            "-" if part.top1 is None else f"{part.top1:.2f}",
+            f"{part.n_right:,}",
+            f"{part.n_evaluated:,}",
+            f"{part.n_listed:,}",
+            worst.get(labels[part.name], ""),
+        )
+        for part in asked
+    ]
+
+
+def confusion_table(result: Result, top: int) -> Table:
+    """The most frequent mistakes."""
+    rows: list[tuple[str, ...]] = []
+    for label, predicted, count in result.confusions[:top]:
+        true, taken = result.classes[label], result.classes[predicted]
+        share = f"{100 * count / true.n_evaluated:.1f} %"
+        rows.append((true.name, taken.name, f"{count:,}", share))
+    return ("class", "taken for", "videos", "of the class"), rows
+
+
+def paper_lines(results: Sequence[Result]) -> list[str]:
+    """One line for each protocol and data set, which can be pasted into a paper."""
+    lines = []
+    for _, group in groupby(results, key=lambda r: (r.dataset, r.protocol)):
+        lines.append(_paper_line(list(group)))
+    return lines
+
+
+def _paper_line(results: list[Result]) -> str:
+    first = results[0]
+    what = f"{first.dataset}, {first.protocol} ({_lists(first)})"
+    figures = "; ".join(_figures(result) for result in results)
+    counted = f"{first.n_evaluated:,} of {first.n_listed:,} videos"
+    if first.n_undecodable:
+        counted += f", {first.n_undecodable:,} undecodable"
+    names = first.names or "the data set's"
+    return (
+        f"{what}: {figures}; {counted}; {first.frames} frames x {first.clips} clips x "
+        f"{first.crops} crops; class names: {names} ({first.names_hash}); store "
+        f"{first.store[:12]}"
+    )
+
+
+def _figures(result: Result) -> str:
+    text = (
+        f"{_model(result)} [{_prompt(result)}] {_percent(result.top1, result.top1_std)} top-1"
+    )
+    if result.n_undecodable:
+        text += f" ({_percent(result.top1_all, result.top1_all_std)} of all listed)"
+    return f"{text}, {result.top5:.2f} top-5"
+
+
+def _prompt(result: Result) -> str:
+    if result.run is None:
+        return result.template
+    return f"run {result.run}, {result.weights} weights, {result.template}"
+
+
+def _lists(result: Result) -> str:
+    """How many lists of how many classes, and what the deviation is of."""
+    what = WHAT.get(result.protocol, "lists")
+    count, classes = len(result.lists), _classes(result.lists)
+    if count < 2:
+        return f"{what}, {classes} classes"
+    return f"{count} {what}, {classes} classes each, mean ± population std"
+
+
+def _classes(lists: Sequence[ListFigures]) -> str:
+    return " or ".join(str(n) for n in sorted({part.n_classes for part in lists}))
+
+
+def _model(result: Result) -> str:
+    names = {"bieff": "bieff", "frozen": "frozen CLIP"}
+    return names.get(result.model, f"mix {result.mix}")
+
+
+def _percent(value: float | None, deviation: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def video_table(examination: Examination, video: str) -> Table:
+    """The best classes of one video, as each examinee scores it in each question.
+
+    Raises:
+        InputError: If the video is on no list, or has no embeddings.
+    """
+    if video not in examination.ids:
+        close = get_close_matches(video, examination.ids, n=1, cutoff=0.0)
+        raise InputError(f"no scores of a video {video!r}; did you mean {close[0]!r}?")
+    at = examination.ids.index(video)
+    if not examination.usable[at]:
+        raise InputError(f"video {video!r} has no embeddings; it counts as wrong in top1_all")
+    true, row = int(examination.labels[at]), int(examination.rows[at])
+    rows: list[tuple[str, ...]] = []
+    for examinee, scores in zip(examination.examinees, examination.scores, strict=True):
+        for question, values in zip(examination.questions, scores, strict=True):
+            places = (question.rows == row).nonzero()[0]
+            if not len(places):
+                continue
+            of_video = values[places[0]]
+            best = (-of_video).argsort(kind="stable")[:BEST]
+            for rank, place in enumerate(best.tolist(), start=1):
+                label = int(question.categories[place])
+                rows.append(
+                    (
+                        examinee.model,
+                        f"{len(question.categories)} classes",
+                        str(rank),
+                        examination.class_names[label] + (" (true)" if label == true else ""),
+                        f"{of_video[place]:.4f}",
+                    )
+                )
+    return ("model", "among", "rank", "class", "score"), rows

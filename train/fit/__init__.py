@@ -1,0 +1,1 @@
+"""Training: one loop, its steps, the record it leaves."""

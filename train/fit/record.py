@@ -1,0 +1,190 @@
+"""run.json: everything that a run's numbers came from, and what they cost."""
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from bieff.clip import Clip
+from bieff.features.errors import ConfigError, InputError, StoreMismatchError
+from bieff.features.store import FeatureStore
+from bieff.train.config import CHANGE_NOTHING, TrainConfig
+from bieff.train.data import Features
+from bieff.train.fit.cost import stage_one, step_cost
+from bieff.train.fit.step import Trainer
+from bieff.train.runs.run import Run, commit, versions
+
+
+def make_record(
+    store: FeatureStore,
+    clip: Clip,
+    trainer: Trainer,
+    command: Sequence[str],
+    shots: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What is known before the first step; `shots` is the draw of few videos, if it was one."""
+    counts = trainer.model.parameter_counts()
+    features = trainer.features
+    return {
+        "config": trainer.config.to_dict(),
+        "store": str(store.path.resolve()),
+        "store_recipe_hash": store.recipe_hash,
+        "data_set": store.recipe["data_set"],
+        "clip": {
+            "name": {"model": clip.name.model, "pretrained": clip.name.pretrained},
+            "fingerprint": clip.fingerprint,
+        },
+        "frames": trainer.num_frames,
+        "patches": patches_of(store),
+        "class_names": list(store.class_names),
+        "videos": len(features),
+        "shots": shots,
+        "rows_hash": rows_hash(features),
+        "features": {
+            "place": features.place,
+            "bytes": features.num_bytes,
+            "window": trainer.window,
+        },
+        "steps": trainer.num_steps,
+        "parameters": counts,
+        "parameters_with_clip": counts["total"]
+        + sum(p.numel() for p in clip.model.parameters()),
+        "cost": {
+            "stage_one": stage_one(store),
+            "batch": step_cost(trainer, patches_of(store)),
+        },
+        **_circumstances(trainer),
+        "command": list(command),
+        "resumed": [],
+        "seconds": 0.0,
+        "peak_memory_bytes": 0,
+        "evaluation": None,
+        "best": None,
+        "finished": None,
+    }
+
+
+def _circumstances(trainer: Trainer) -> dict[str, Any]:
+    """Where and with what a sitting runs."""
+    return {
+        "device": device_name(trainer.device),
+        "precision": str(trainer.precision).removeprefix("torch."),
+        "processes": trainer.group.size,
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "versions": versions(),
+        "started": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }
+
+
+def resumed(
+    record: Mapping[str, Any], trainer: Trainer, command: Sequence[str], step: int
+) -> dict[str, Any]:
+    """The record of a run that goes on: its first sitting's, and a line for this one."""
+    sitting = {**_circumstances(trainer), "step": step, "command": list(command)}
+    return {**record, "resumed": [*record["resumed"], sitting]}
+
+
+def require_same(
+    run: Run,
+    store: FeatureStore,
+    clip: Clip,
+    config: TrainConfig,
+    shots: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse something else than the run began with.
+
+    Raises:
+        ConfigError: If a setting differs that numbers depend on; shows each.
+        StoreMismatchError: If the store, the CLIP or the draw of few videos is another.
+    """
+    record = run.record
+    stored, asked = run.config.to_dict(), config.to_dict()
+    changed = [
+        f"{name}: the run has {stored[name]!r}, asked for {asked[name]!r}"
+        for name in asked
+        if name not in CHANGE_NOTHING and stored[name] != asked[name]
+    ]
+    if changed:
+        lines = "\n  ".join(changed)
+        raise ConfigError(
+            f"run {run.path} has other settings; go on with its own, or train into another "
+            f"folder:\n  {lines}"
+        )
+    for what, wanted, got in (
+        ("store recipe", record["store_recipe_hash"], store.recipe_hash),
+        ("CLIP", record["clip"]["fingerprint"], clip.fingerprint),
+    ):
+        if wanted != got:
+            raise StoreMismatchError(
+                f"run {run.path} began with another {what}: expected {wanted[:12]}, got "
+                f"{got[:12]}; name the store it began with, {record['store']}"
+            )
+    if record.get("shots") != shots:
+        raise StoreMismatchError(
+            f"run {run.path} began with another draw of few videos, or without one; go on "
+            "with its own, or train into another folder"
+        )
+
+
+def require_same_numbers(run: Run, trainer: Trainer) -> None:
+    """Refuse to go on where the next steps would not be those of the same run.
+
+    Raises:
+        StoreMismatchError: If other videos are usable by now.
+        InputError: If this device computes in another precision, or processes differ.
+    """
+    if rows_hash(trainer.features) != run.record["rows_hash"]:
+        raise StoreMismatchError(
+            f"run {run.path} began with {run.record['videos']:,} usable videos, now there are "
+            f"{len(trainer.features):,}, or others; train again into another folder"
+        )
+    precision = str(trainer.precision).removeprefix("torch.")
+    for what, wanted, got in (
+        ("precision", run.record["precision"], precision),
+        ("number of processes", run.record["processes"], trainer.group.size),
+    ):
+        if wanted != got:
+            raise InputError(
+                f"run {run.path} began with another {what}: expected {wanted}, got {got}; go "
+                "on where it began"
+            )
+
+
+def changed_circumstances(run: Run, trainer: Trainer) -> str:
+    """What has changed since the last sitting that may round otherwise; "" if nothing."""
+    last = {**run.record, **(run.record["resumed"] or [{}])[-1]}
+    now = _circumstances(trainer)
+    changed = [
+        f"{what} {last[what]} before, {now[what]} now"
+        for what in ("device", "threads")
+        if last[what] != now[what]
+    ]
+    before, packages = last["versions"], now["versions"]
+    changed += [
+        f"{name} {before.get(name)} before, {packages[name]} now"
+        for name in ("torch", "open_clip_torch")
+        if before.get(name) != packages[name]
+    ]
+    return ", ".join(changed)
+
+
+def rows_hash(features: Features) -> str:
+    """Of the rows that are trained on, in order."""
+    return hashlib.sha256(features.rows.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def patches_of(store: FeatureStore) -> tuple[int, int] | None:
+    """Number and width of the store's patch tokens, if it has them."""
+    patches = store.recipe.get("patches")
+    return None if patches is None else (int(patches[0]), int(patches[1]))
+
+
+def device_name(device: torch.device) -> str:
+    """What people call it."""
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    return f"{device}, {platform.processor() or platform.machine()}"

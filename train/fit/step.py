@@ -1,0 +1,210 @@
+"""One step of training: the loss of a whole batch, its gradient, and AdamW (paper Sec. 4.1).
+
+A batch may be computed in parts, by several processes and one after the other, and its loss is
+still that of the whole: the text-to-video direction of Eq. 10 compares all its videos.  So the
+loss is taken of the logits of all parts, and its gradient is handed back to each of them.
+Parts that follow one another are computed twice, first without and then with a graph.
+
+B videos of a batch, k categories.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bieff.train.config import TrainConfig
+from bieff.train.data import Batches, Features, Picked, steps_per_epoch
+from bieff.train.distributed import Group
+from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
+from bieff.train.method.model import BiEfficient, Scores
+from bieff.train.text.tower import TextTower
+
+
+def lr_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
+    """Fraction of the learning rate to use at `step`, in (0, 1].
+
+    Rises linearly over the warm-up, whose last step has the full rate, then falls along half
+    a cosine to zero, which the step after the last would reach.
+
+    Args:
+        step: 0 to total_steps - 1.
+        warmup_steps: Steps of the warm-up; may be 0.
+        total_steps: Steps of the whole run.
+    """
+    if not 0 <= step < total_steps:
+        raise ValueError(f"step must be in [0, {total_steps}), got {step}")
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """Everything a step needs."""
+
+    config: TrainConfig
+    model: BiEfficient
+    text: TextTower
+    features: Features
+    optimizer: torch.optim.Optimizer
+    num_frames: int
+    batches: Batches
+    group: Group
+    device: torch.device
+    precision: torch.dtype
+    window: int | None = None
+    """Videos shuffled with one another, or None for all."""
+
+    frozen_classes: Float[Tensor, "K D"] | None = None
+    """Frozen CLIP's class embeddings, where the loss draws towards them."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.epoch_steps
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return steps_per_epoch(len(self.features), self.config.batch_size)
+
+    def step(self, step: int) -> Tensor:
+        """Take one step; returns its loss."""
+        draw, picked = self.batches.at(step)
+        return self.update(step, picked, draw.labels)
+
+    def update(self, step: int, picked: Picked, labels: Int[Tensor, " B"]) -> Tensor:
+        """Learn from a batch; returns its loss.
+
+        Args:
+            step: Decides the learning rate.
+            picked: This process's rows of the batch.
+            labels: Of the whole batch.
+        """
+        factor = lr_factor(
+            step,
+            warmup_steps=self.config.warmup_epochs * self.epoch_steps,
+            total_steps=self.num_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.backward(picked, labels)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.group.add_up(gradients)
+        if self.config.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        self.optimizer.step()
+        return loss
+
+    def backward(self, picked: Picked, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Eq. 10 on a batch, and its gradient; the categories are the distinct labels in it.
+
+        With `distill`, also the videos' mean distance from frozen CLIP.
+
+        Args:
+            picked: This process's rows of the batch.
+            labels: Of the whole batch.
+        """
+        categories = labels.unique()
+        positives = positive_pairs(labels, categories).to(self.device)
+        count = len(picked.frames)
+
+        num_names = len(categories)
+
+        def figures_of(part: slice) -> Tensor:
+            """Logits, and in a last column the distance from frozen CLIP where that counts."""
+            own = picked.part(part)
+            scores = self.score(own, categories)
+            if self.frozen_classes is None:
+                return scores.logits
+            frozen = self.frozen_classes[categories]
+            distance = frozen_distance(scores.video, scores.classes, own.frames, frozen)
+            return torch.cat([scores.logits, distance[:, None]], dim=1)
+
+        def loss_of(figures: Tensor) -> Tensor:
+            logits, distances = figures[:, :num_names], figures[:, num_names:]
+            loss = symmetric_loss(logits, positives, targets=self.config.targets)
+            if self.frozen_classes is None:
+                return loss
+            return loss + self.config.distill * distances.mean()
+
+        return backward_whole(
+            figures_of,
+            cut(count, self.config.accumulate),
+            loss_of,
+            lambda own: self.group.gather(own, len(labels)),
+            self.group.part(len(labels)),
+        )
+
+    def score(self, picked: Picked, categories: Tensor | None) -> Scores:
+        """What the model says, in the run's precision."""
+        with torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        ):
+            scores: Scores = self.model(
+                picked.frames, self.text, categories=categories, patches=picked.patches
+            )
+        return scores
+
+
+def backward_whole(
+    logits_of: Callable[[slice], Tensor],
+    parts: Sequence[slice],
+    loss_of: Callable[[Tensor], Tensor],
+    gather: Callable[[Tensor], Tensor],
+    mine: slice,
+) -> Float[Tensor, ""]:
+    """The loss of a whole batch, back-propagated through this process's parts of it.
+
+    Args:
+        logits_of: The logits of some of this process's rows.
+        parts: Its rows; several are computed twice each, to keep one graph at a time.
+        loss_of: Of the logits of the whole batch.
+        gather: The logits of all processes, from those of this one.
+        mine: Where this process's rows are among them.
+    """
+    with torch.set_grad_enabled(len(parts) == 1):
+        own = [logits_of(part) for part in parts]
+    whole = gather(torch.cat([logits.detach() for logits in own])).requires_grad_()
+    loss = loss_of(whole)
+    (gradient,) = torch.autograd.grad(loss, whole)
+    gradient = gradient[mine]
+    for index, part in enumerate(parts):
+        logits = own[0] if len(parts) == 1 else logits_of(part)
+        own[index] = logits.detach()  # let go of its graph
+        logits.backward(gradient[part])
+        del logits
+    return loss.detach()
+
+
+def cut(count: int, parts: int) -> list[slice]:
+    """Divide `count` rows; parts differ by one at most, and none is empty."""
+    parts = min(parts, count)
+    bounds = [count * part // parts for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def make_optimizer(model: BiEfficient, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, as usual for transformers (the paper is silent).
+
+    Learned tokens, positions, norms, offsets, alpha and beta are not decayed: their zero has
+    no meaning of its own.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_matrix = parameter.ndim == 2 and name.endswith("weight")
+            (decayed if is_matrix else free).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)

@@ -1,0 +1,1 @@
+"""The paper: the three prompts, the temporal transformer, the loss, and their model."""

@@ -1,0 +1,261 @@
+"""BiEfficient: the tunable pieces put together around a frozen text tower (paper Sec. 3.1).
+
+B videos, T frames, k categories, M context tokens, P patches, D joint width, W text width.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bieff.features.errors import ConfigError
+from bieff.train.config import TrainConfig
+from bieff.train.method.loss import cosine
+from bieff.train.method.post_prompt import PostPrompt
+from bieff.train.method.pre_prompt import Prompt, learned_prompt
+from bieff.train.method.temporal import TemporalTransformer
+from bieff.train.method.word_guided import WordGuidedPool, pick
+from bieff.train.text.tower import TextTower
+
+
+class PatchContext(nn.Module):
+    """The store's patch tokens, averaged over time, as visual context of width D.
+
+    The store holds them normalised, without CLIP's affine: what is left of a LayerNorm is its
+    learned scale and offset, which commute with the mean over time.  Then a projection.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self.offset = nn.Parameter(torch.zeros(width))
+        self.projection = nn.Linear(width, dim, bias=False)
+
+    def forward(self, patches: Float[Tensor, "B P width"]) -> Float[Tensor, "B P D"]:
+        """Return one row a patch."""
+        projected: Tensor = self.projection(patches * self.scale + self.offset)
+        return projected
+
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """What the model says of a batch."""
+
+    cosine: Float[Tensor, "B k"]
+    """s(v_hat, c_hat) of Eq. 10; with `normalise = "frames"`, v_hat's length is still in it."""
+
+    logits: Float[Tensor, "B k"]
+    """`cosine` divided by tau."""
+
+    video: Float[Tensor, "B D"]
+    """v_hat, as Eq. 9 leaves it."""
+
+    classes: Float[Tensor, "#B k D"]
+    """c_hat, not normalised; one leading row where no video entered it."""
+
+    picked: Int[Tensor, " B"] | None = None
+    """The category whose words weighted the frames, an index into the k."""
+
+    frame_weights: Float[Tensor, "B T"] | None = None
+    """S of Eq. 8."""
+
+
+class BiEfficient(nn.Module):
+    """Temporal transformer, Pre-Prompt, Post-Prompt and Word-Guided Visual-Prompt.
+
+    The text tower is not a part: it is frozen, and belongs to a list of class names that
+    changes from data set to data set.  A part that the config leaves out is None and owns no
+    parameter.  The same seed gives the same weights, and a part's weights do not depend on
+    which other parts there are; the caller's random state is kept.
+
+    Untrained, a video is its frames' mean and a class its text embedding, up to the frame
+    positions, the learned context tokens and the (small) weight of Eq. 9: close to frozen CLIP.
+
+    Args:
+        config: Which parts, of which design.
+        dim: D.
+        text_width: W, width of the text transformer.
+        num_frames: T.
+        patches: Number and width of the store's patch tokens, if it has them.
+        hand_crafted: Embedded tokens of the template, for `prompt = "hand-crafted"` alone; see
+            `hand_crafted_context`.
+
+    Raises:
+        ConfigError: If the config wants patches and there are none.
+    """
+
+    hand_crafted: Tensor | None
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        dim: int,
+        text_width: int,
+        num_frames: int,
+        patches: tuple[int, int] | None = None,
+        hand_crafted: Float[Tensor, "M W"] | None = None,
+    ) -> None:
+        super().__init__()
+        if config.prompts_see == "patches" and patches is None:
+            raise ConfigError(
+                "prompts_see='patches' needs a store with patch tokens; extract with "
+                "`--context patches`, or set prompts_see=frames"
+            )
+        if (config.prompt == "hand-crafted") != (hand_crafted is not None):
+            raise ValueError(f"prompt={config.prompt!r} and hand_crafted do not go together")
+        self.config = config
+        self.register_buffer("hand_crafted", hand_crafted, persistent=False)
+        self.temporal = self.patch_context = self.post_prompt = self.word_guided = None
+        if config.temporal_layers:
+            self.temporal = _seeded(
+                config, "temporal", lambda: _temporal(config, dim, num_frames)
+            )
+        if config.prompts_see == "patches" and patches and _looks_at_video(config):
+            width = patches[1]
+            self.patch_context = _seeded(config, "patches", lambda: PatchContext(width, dim))
+        self.prompt = _seeded(config, "prompt", lambda: learned_prompt(config, dim, text_width))
+        if config.post_prompt:
+            self.post_prompt = _seeded(config, "post_prompt", lambda: _post_prompt(config, dim))
+        if config.word_guided:
+            self.word_guided = _word_guided(config, dim)
+        log_scale = torch.tensor(-math.log(config.temperature))
+        self.log_scale = nn.Parameter(log_scale) if config.learn_temperature else None
+
+    def forward(
+        self,
+        frames: Float[Tensor, "B T D"],
+        text: TextTower,
+        *,
+        categories: Int[Tensor, " k"] | None = None,
+        patches: Float[Tensor, "B P width"] | None = None,
+    ) -> Scores:
+        """Compare every video with every category.
+
+        As in the authors' release, the prompts see the frames as stored, and pooling and
+        Eq. 8-9 take the temporal transformer's output; `prompts_see` changes the former.
+        The pick of the category whose words weight the frames is not differentiable.
+
+        Args:
+            frames: Frame embeddings as stored, not normalised.
+            text: The frozen tower with the class names.
+            categories: Which of the tower's names, in which order; all by default.
+            patches: The store's patch tokens, where the prompts see them.
+        """
+        temporal = frames if self.temporal is None else self.temporal(frames)
+        visual = self._visual_context(frames, temporal, patches)
+        prompt = Prompt(context=self.hand_crafted)
+        if self.prompt is not None:
+            prompt = self.prompt(visual)
+        prompted = text(prompt.context, prompt.video, categories=categories)
+        classes = prompted.classes  # (B or 1, k, D)
+        if self.post_prompt is not None:
+            classes = self.post_prompt(classes, visual)
+
+        if self.config.normalise == "frames":
+            temporal = F.normalize(temporal, dim=-1)
+        video, picked, weights = temporal.mean(dim=1), None, None
+        if self.word_guided is not None:
+            with torch.no_grad():
+                if self.config.word_source == "words":
+                    picked = prompted.word_similarity(video).argmax(dim=-1)
+                else:
+                    picked = pick(video, classes, norms=self.config.word_norms)
+            is_name = self.config.word_rows == "name"
+            words = prompted.words(picked) if is_name else prompted.positions(picked)
+            video, weights = self.word_guided(temporal, *words)
+
+        similarity = cosine(video[:, None], classes)[:, 0]  # (B, k)
+        if self.config.normalise == "frames":
+            similarity = similarity * video.norm(dim=-1, keepdim=True)
+        return Scores(
+            cosine=similarity,
+            logits=similarity * self.scale(),
+            video=video,
+            classes=classes,
+            picked=picked,
+            frame_weights=weights,
+        )
+
+    def scale(self) -> Tensor | float:
+        """1 / tau of Eq. 10."""
+        return 1 / self.config.temperature if self.log_scale is None else self.log_scale.exp()
+
+    def _visual_context(
+        self, frames: Tensor, temporal: Tensor, patches: Tensor | None
+    ) -> Float[Tensor, "B C D"]:
+        """The v of Eq. 2 and 3."""
+        if self.patch_context is not None:
+            if patches is None:
+                raise ValueError("prompts_see='patches': expected patches, got none")
+            context: Tensor = self.patch_context(patches)
+            return context
+        return temporal if self.config.prompts_see == "temporal" else frames
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Tunable parameters of each part, in Table 4's order, and their total.
+
+        Counted is what the optimiser changes.  Neither of CLIP's towers is in it.  Patch
+        tokens' projection and the temperature count where the config trains them.
+        """
+        parts = {
+            "temporal": self.temporal,
+            "pre_prompt": self.prompt,
+            "post_prompt": self.post_prompt,
+            "word_guided": self.word_guided,
+            "patch_context": self.patch_context,
+        }
+        counts = {
+            name: 0 if part is None else sum(p.numel() for p in part.parameters())
+            for name, part in parts.items()
+        }
+        counts["temperature"] = 0 if self.log_scale is None else 1
+        counts["total"] = sum(counts.values())
+        return counts
+
+
+def _temporal(config: TrainConfig, dim: int, num_frames: int) -> TemporalTransformer:
+    return TemporalTransformer(
+        dim,
+        num_frames,
+        num_layers=config.temporal_layers,
+        residual=config.temporal_residual,
+        weight=config.temporal_weight,
+    )
+
+
+def _post_prompt(config: TrainConfig, dim: int) -> PostPrompt:
+    return PostPrompt(
+        dim, alpha=config.alpha, num_layers=config.post_layers, vector=config.vector_gates
+    )
+
+
+def _word_guided(config: TrainConfig, dim: int) -> WordGuidedPool:
+    return WordGuidedPool(
+        dim,
+        beta=config.beta,
+        vector=config.vector_gates,
+        mean_pool=config.mean_pool,
+        temperature=config.word_temperature,
+        norms=config.word_norms,
+    )
+
+
+def _looks_at_video(config: TrainConfig) -> bool:
+    return config.prompt == "pre-prompt" or config.post_prompt
+
+
+def _seeded(config: TrainConfig, part: str, make: Callable[[], Part]) -> Part:
+    """Draw a part's first weights from its own stream, and give the caller's back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(f"{config.seed} {part}".encode()))
+        return make()

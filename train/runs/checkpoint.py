@@ -1,0 +1,213 @@
+"""Checkpoints: what a run goes on from, bit for bit, and the weights that evaluation loads.
+
+    resume.safetensors    weights, AdamW's state, the average of weights if there is one and,
+                          in its metadata, how far the run is, as JSON; gone when the run is
+                          finished
+    last.safetensors      the weights alone
+    best.safetensors      those of the best evaluation so far
+
+One file holds everything to go on with, so that its parts fit each other whenever the process
+dies; every file is whole or not there.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from bieff.features.errors import BieffError, InputError
+from bieff.features.files import write_atomically
+
+
+class Average:
+    """Keeps the mean beside the weights that are trained, which never see it.
+
+    Every process of a run keeps the same one, as they all have the same weights.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, epochs: int, averaged: int, epoch_steps: int
+    ) -> None:
+        """Average after each of the last `averaged` of the epochs; 0: never."""
+        self._model, self._epoch_steps = model, epoch_steps
+        self._before = epochs - averaged
+        self.weights: dict[str, Tensor] = {}
+        """Empty until the first of these epochs is over."""
+
+    @torch.no_grad()
+    def add(self, steps: int) -> None:
+        """Take the weights in, if so many steps end an epoch that counts."""
+        epoch, rest = divmod(steps, self._epoch_steps)
+        count = epoch - self._before
+        if rest or count < 1:
+            return
+        for name, value in self._model.state_dict().items():
+            if count == 1:
+                self.weights[name] = value.clone()
+            else:
+                mean = self.weights[name].to(value.device)
+                self.weights[name] = mean + (value - mean) / count
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the model have the mean, if there is one, and its own weights afterwards."""
+        if not self.weights:
+            yield
+            return
+        own = {name: value.clone() for name, value in self._model.state_dict().items()}
+        self._model.load_state_dict(self.weights)
+        try:
+            yield
+        finally:
+            self._model.load_state_dict(own)
+
+
+RESUME = "resume.safetensors"
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+
+_WEIGHT, _STATE, _AVERAGE = "model/", "optimizer/", "average/"
+
+
+class StoppedError(BieffError):
+    """The run was asked to stop, and can go on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Steps done."""
+
+    seconds: float = 0.0
+    """Spent so far, over all sittings."""
+
+    best_top1: float | None = None
+    best_step: int | None = None
+    """Steps done at the best evaluation."""
+
+    sizes: Mapping[str, int] | None = None
+    """Bytes of the metric files; what lies behind is of steps that are to be done again."""
+
+    def better(self, top1: float) -> "Progress":
+        """Progress after an evaluation that is the best so far."""
+        return replace(self, best_top1=top1, best_step=self.step)
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    average: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write what the run can go on from, then the weights for evaluation.
+
+    These are the average over epochs where there is one.
+
+    Raises:
+        BieffError: If a weight is not a number, or the disk refuses.
+    """
+    weights = weights_of(model)
+    require_finite(weights, f"after {progress.step} steps")
+    tensors = {_WEIGHT + name: tensor for name, tensor in weights.items()}
+    names = _names(model, optimizer)
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            tensors[f"{_STATE}{names[index]}/{key}"] = value.detach().cpu().contiguous()
+    for name, value in (average or {}).items():
+        tensors[_AVERAGE + name] = value.cpu().contiguous()
+    metadata = {"progress": json.dumps(asdict(progress))}
+    _write(folder / RESUME, save(tensors, metadata))
+    save_weights(folder / LAST, _under(tensors, _AVERAGE) or weights)
+
+
+def load_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None = None,
+) -> Progress | None:
+    """Bring model and optimiser to where the run was; None if it has no checkpoint yet.
+
+    The average over epochs, if there is one, is put into `average`.
+
+    Raises:
+        InputError: If the file is damaged, or of another model.
+    """
+    file = folder / RESUME
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="pt") as stored:
+            progress = Progress(**json.loads(stored.metadata()["progress"]))
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        model.load_state_dict(_under(tensors, _WEIGHT))
+        described = optimizer.state_dict()
+        state: dict[int, dict[str, Tensor]] = {}
+        for index, name in enumerate(_names(model, optimizer)):
+            if found := _under(tensors, f"{_STATE}{name}/"):
+                state[index] = found
+        optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
+        if average is not None:
+            average.update(_under(tensors, _AVERAGE))
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot go on from {file}: {error}; train again into another folder"
+        ) from None
+    return progress
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write tunable weights, whole or not at all."""
+    _write(path, save(dict(weights)))
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tunable weights on the CPU; of a model that is there, no copies."""
+    return {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
+
+
+def require_finite(weights: Mapping[str, Tensor], when: str) -> None:
+    """Keep a run that has gone astray from replacing a good checkpoint.
+
+    Raises:
+        BieffError: If a weight is not a number.
+    """
+    for name, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise BieffError(
+                f"{when}: weight {name!r} is not finite and was not saved; try a smaller lr or "
+                "clip_grad=1.0"
+            )
+
+
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters in the order that the optimiser counts them."""
+    by_identity = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [by_identity[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise BieffError(
+            f"cannot write {path}: {error.strerror}; make room, then go on with "
+            f"`bieff train --resume --out {shlex.quote(str(path.parent))}`"
+        ) from error

@@ -1,0 +1,222 @@
+"""A run on disk: what was trained, from what, how, and how far.
+
+    runs/shapes/
+      run.json              config, command, store and recipe hash, CLIP, versions, commit,
+                            device, precision, parameters, seconds, peak memory, evaluation
+      metrics.jsonl         a line every few steps and every evaluation
+      events.out.tfevents.* the same for TensorBoard
+      last.safetensors      the tunable weights
+      best.safetensors      those of the best evaluation on `val`
+      resume.safetensors    what `--resume` goes on from; gone when the run is finished
+      results.json          figures of its evaluations, see train/evaluate/results.py
+      partial/              scores of an evaluation that is under way
+
+A result without its run.json does not exist.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from bieff import clip as clips
+from bieff.clip import Clip, ClipName
+from bieff.features.errors import InputError, StoreMismatchError
+from bieff.features.files import write_atomically
+from bieff.features.store import FeatureStore
+from bieff.train.config import TrainConfig
+from bieff.train.method.model import BiEfficient
+from bieff.train.method.pre_prompt import hand_crafted_context
+from bieff.train.runs.checkpoint import BEST, LAST
+from bieff.train.text.tower import TextTower
+
+RECORD = "run.json"
+RESULTS = "results.json"
+PACKAGES = ("bieff", "torch", "open_clip_torch", "numpy", "zarr", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished or interrupted run."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The name of its folder."""
+        return self.path.name
+
+    @property
+    def config(self) -> TrainConfig:
+        """What it was trained with, resolved."""
+        return TrainConfig.from_dict(self.record["config"])
+
+    @property
+    def clip_name(self) -> ClipName:
+        """Which CLIP its features and its text tower come from."""
+        return ClipName(**self.record["clip"]["name"])
+
+
+def clip_of(store: FeatureStore, *, device: torch.device) -> Clip:
+    """The CLIP whose features the store holds; its text tower is needed live.
+
+    Raises:
+        StoreMismatchError: If the model of that name has other weights by now.
+    """
+    wanted = store.recipe["clip"]
+    name = ClipName(model=wanted["model"], pretrained=wanted["pretrained"])
+    clip = clips.load(name, device=device)
+    if clip.fingerprint != wanted["fingerprint"]:
+        raise StoreMismatchError(
+            f"{store.path} was written by other weights of {str(name)!r}: expected fingerprint "
+            f"{wanted['fingerprint'][:12]}, got {clip.fingerprint[:12]}; extract again, or "
+            "bring the old weights back"
+        )
+    return clip
+
+
+def build_model(
+    config: TrainConfig,
+    clip: Clip,
+    *,
+    num_frames: int,
+    patches: tuple[int, int] | None,
+) -> BiEfficient:
+    """The tunable parts for this CLIP, untrained."""
+    width = TextTower(clip.model, clip.tokenize(["video"])).width
+    hand_crafted = hand_crafted_context(clip) if config.prompt == "hand-crafted" else None
+    return BiEfficient(
+        config,
+        dim=clip.dim,
+        text_width=width,
+        num_frames=num_frames,
+        patches=patches,
+        hand_crafted=hand_crafted,
+    )
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json, whole or not at all."""
+    write_atomically(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def open_run(path: Path) -> Run:
+    """Open a run by its folder.
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+    """
+    try:
+        record = json.loads((path / RECORD).read_text())
+    except FileNotFoundError:
+        raise InputError(f"no run at {path}; make one with `bieff train`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
+        raise InputError(f"cannot read the run at {path}: {error}") from None
+    if not isinstance(record, dict) or not {"config", "finished", "started"} <= record.keys():
+        raise InputError(f"cannot read the run at {path}: its {RECORD} is no record of a run")
+    return Run(path, record)
+
+
+def _runs_in(folder: Path) -> list[Run]:
+    """The runs whose records can be read; one that is damaged must not hide the others."""
+    runs = []
+    for record in sorted(folder.glob(f"*/{RECORD}")):
+        with contextlib.suppress(InputError):
+            runs.append(open_run(record.parent))
+    return runs
+
+
+def newest_run(folder: Path) -> Run:
+    """The run in the folder that finished last.
+
+    Raises:
+        InputError: If there is no finished run.
+    """
+    finished = [run for run in _runs_in(folder) if run.record["finished"]]
+    if not finished:
+        raise InputError(
+            f"no finished run in {folder}; make one with `bieff train`, or name one"
+        )
+    return max(finished, key=lambda run: str(run.record["finished"]))
+
+
+def newest_stopped(folder: Path) -> Run:
+    """The run in the folder that began last, of those that can go on.
+
+    Raises:
+        InputError: If there is none.
+    """
+    stopped = [run for run in _runs_in(folder) if not run.record["finished"]]
+    if not stopped:
+        raise InputError(f"no unfinished run in {folder}; name one with --out")
+    return max(stopped, key=lambda run: str(run.record["started"]))
+
+
+def load_model(
+    run: Run, clip: Clip, *, weights: Literal["last", "best"] = "last"
+) -> BiEfficient:
+    """The trained model, in evaluation mode, on the CLIP's device.
+
+    Args:
+        run: A run that has been trained.
+        clip: The CLIP it was trained on.
+        weights: After the last step, or at the best evaluation.
+
+    Raises:
+        InputError: If the weights are missing or damaged.
+        StoreMismatchError: If the run was trained on another CLIP.
+    """
+    wanted = run.record["clip"]["fingerprint"]
+    if clip.fingerprint != wanted:
+        raise StoreMismatchError(
+            f"run {run.path} was trained on {run.clip_name!s}, fingerprint {wanted[:12]}, got "
+            f"{clip.name!s}, {clip.fingerprint[:12]}; extract the store with the run's CLIP"
+        )
+    patches = run.record["patches"]
+    model = build_model(
+        run.config,
+        clip,
+        num_frames=run.record["frames"],
+        patches=None if patches is None else (patches[0], patches[1]),
+    )
+    file = run.path / (LAST if weights == "last" else BEST)
+    try:
+        model.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"cannot read the weights {file}: {error}; train again") from None
+    device = next(clip.model.parameters()).device
+    return model.to(device).eval()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
+def commit() -> str | None:
+    """The git commit of the checkout that runs, with "+" if it was changed; None elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "--short", "HEAD") + changed
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git on this machine

@@ -1,0 +1,126 @@
+"""One frozen block of CLIP's text transformer over the rows of a prompt tree.
+
+A block is open_clip's `ResidualAttentionBlock`; its steps stand apart here because not every
+row takes every step.  Rows are packed, P of the prefix and then L of each video; only attention
+looks at the tree.
+
+B videos, P rows of the prefix, Q rows of a video, R rows of the names, L = Q + R, W width of
+the tower; `qkv` and `kv` are queries, keys and values side by side, 3 W and 2 W wide.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from bieff.train.text.tree import Tree
+
+
+def run_whole(blocks: Iterable[Any], x: Float[Tensor, "B rows W"]) -> Float[Tensor, "B rows W"]:
+    """All blocks over whole prompts, each by itself: no tree, every row computed."""
+    for block in blocks:
+        width = x.shape[2]
+        q, kv = in_projection(block, x).split([width, 2 * width], dim=2)
+        x = finish(block, x, attend(block, q, kv, None))
+    return x
+
+
+def pack(
+    prefix: Float[Tensor, "P width"],
+    video: Float[Tensor, "B Q width"],
+    names: Float[Tensor, "R width"],
+) -> Float[Tensor, "rows width"]:
+    """Put the rows of the prefix and of B videos together; the names' are the same for all."""
+    per_video = torch.cat([video, names.expand(len(video), -1, -1)], dim=1)
+    return torch.cat([prefix, per_video.flatten(0, 1)])
+
+
+def in_projection(
+    block: Any, x: Float[Tensor, "*rows W"], part: slice = slice(None)
+) -> Float[Tensor, "*rows width"]:
+    """Queries, keys and values side by side, or the part of them that is asked for."""
+    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+    return F.linear(block.ln_1(x), weight[part], bias[part])
+
+
+def attend_all(
+    block: Any, qkv: Float[Tensor, "rows qkv"], tree: Tree
+) -> Float[Tensor, "rows W"]:
+    """Let every row attend to its beginning: the prefix within itself, then video by video."""
+    width = qkv.shape[1] // 3
+    prefix, own = qkv.split([tree.num_prefix, len(qkv) - tree.num_prefix])
+    own = own.view(-1, tree.num_rows, 3 * width)
+    (prefix_q, prefix_kv), (own_q, own_kv) = (
+        x.split([width, 2 * width], -1) for x in (prefix, own)
+    )
+    queries = own_q.split([group.num_rows for group in tree.groups], dim=1)
+    first = attend(block, prefix_q[None], prefix_kv[None], None)
+    rest = attend_in_groups(block, queries, prefix_kv, own_kv, tree)
+    return torch.cat([first[0], rest.flatten(0, 1)])
+
+
+def attend_in_groups(
+    block: Any,
+    queries: Sequence[Float[Tensor, "B _ W"]],
+    prefix_kv: Float[Tensor, "P kv"],
+    own_kv: Float[Tensor, "B L kv"],
+    tree: Tree,
+) -> Float[Tensor, "B n W"]:
+    """Let the last rows of each group attend to the prefix, the video's rows and the group's.
+
+    Args:
+        block: Whose attention it is.
+        queries: Of each group; all its rows, or those at its end.
+        prefix_kv: Keys and values of the prefix.
+        own_kv: Keys and values of all rows of each video.
+        tree: Which rows are a group, and what each may see.
+    """
+    shared = prefix_kv.expand(len(own_kv), -1, -1)
+    attended = []
+    parts = own_kv.split([group.num_rows for group in tree.groups], dim=1)
+    for q, kv, group in zip(queries, parts, tree.groups, strict=True):
+        # the first group holds the video's rows already
+        video = own_kv[:, : tree.num_video_rows if group.start else 0]
+        keys = torch.cat([shared, video, kv], dim=1)
+        attended.append(attend(block, q, keys, group.mask[-q.shape[1] :]))
+    return torch.cat(attended, dim=1)
+
+
+def attend(
+    block: Any,
+    q: Float[Tensor, "B rows W"],
+    kv: Float[Tensor, "B keys kv"],
+    mask: Float[Tensor, "rows keys"] | None,
+) -> Float[Tensor, "B rows W"]:
+    """Multi-head attention before its output projection; causal if there is no mask."""
+    q, k, v = (
+        part.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2)
+        for part in (q, *kv.chunk(2, dim=2))
+    )
+    mask = None if mask is None else mask.to(q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    return out.transpose(1, 2).flatten(2)
+
+
+def finish(
+    block: Any, x: Float[Tensor, "*rows W"], attended: Float[Tensor, "*rows W"]
+) -> Float[Tensor, "*rows W"]:
+    """The rest of a transformer block, after its attention."""
+    x = x + block.ls_1(block.attn.out_proj(attended))
+    out: Tensor = x + block.ls_2(_feed_forward(block.mlp, block.ln_2(x)))
+    return out
+
+
+def _feed_forward(mlp: Any, x: Float[Tensor, "*rows W"]) -> Float[Tensor, "*rows W"]:
+    """The block's `mlp`, with a quarter of quick-GELU's traffic through memory.
+
+    x sigmoid(1.702 x), as open_clip writes it, keeps three tensors for the backward pass; it is
+    silu(1.702 x) / 1.702, which keeps one and has its own kernels.
+    """
+    if type(mlp.gelu).__name__ != "QuickGELU":
+        return mlp(x)  # type: ignore[no-any-return]
+    hidden = F.silu(mlp.c_fc(x).mul_(1.702)).mul_(1 / 1.702)
+    return mlp.c_proj(hidden)  # type: ignore[no-any-return]

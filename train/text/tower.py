@@ -1,0 +1,290 @@
+"""The frozen text tower of CLIP, run live over the tree that all prompts form (Eq. 3).
+
+CLIP's text transformer is causal, so prompts that begin alike share their rows exactly.
+`prompt_tree.py` says which rows there are: P for SOT and the context, then L for each video
+with its names.  All of them go through one matrix product a layer, packed, without padding;
+only attention looks at the tree, where a mask says which rows are a row's beginning.
+
+What no result needs is not computed: the first layer's queries, keys and values of a name are
+the same for all videos, and the last layer finishes EOT rows, and word rows when asked.
+
+B videos, k categories, N words (tokens) of a name, padded, M context tokens, Q rows of a
+video, W width of the tower, D joint width, P = 1 + M, L rows of a video with its names.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bieff.features.errors import InputError
+from bieff.train.text.block import (
+    attend,
+    attend_all,
+    attend_in_groups,
+    finish,
+    in_projection,
+    pack,
+    run_whole,
+)
+from bieff.train.text.tree import Names, Tree
+
+
+class TextTower(nn.Module):
+    """CLIP's text tower for one list of names, frozen (also in the CLIP that was given).
+
+    Differentiable with respect to the context and the videos' rows.
+
+    Args:
+        clip: An open_clip model whose text tower is causal and pooled at EOT.
+        tokens: The bare names with SOT and EOT, padded, as `Clip.tokenize` gives them.
+
+    Raises:
+        InputError: If the text tower is of another kind.
+    """
+
+    def __init__(self, clip: nn.Module, tokens: Int[Tensor, "K length"]) -> None:
+        super().__init__()
+        tower = _causal_tower(clip)
+        pool, eos = _pool(tower)
+        end = eos if pool == "eos" else int(tokens.max())
+        self.names = Names(tokens, end=end, context_length=tower.context_length)
+        self.num_names = len(tokens)
+        self.blocks = tower.transformer.resblocks.requires_grad_(False)
+        self.ln_final = tower.ln_final.requires_grad_(False)
+        weight = tower.token_embedding.weight.detach()
+        self.dtype: torch.dtype = tower.transformer.get_cast_dtype()
+        self.width: int = weight.shape[1]
+        self.token_rows: Tensor  # the few of CLIP's table that occur
+        self.position_rows: Tensor
+        rows = weight[self.names.vocabulary.to(weight.device)].to(self.dtype)
+        self.register_buffer("token_rows", rows, persistent=False)
+        rows = tower.positional_embedding.detach().to(self.dtype)
+        self.register_buffer("position_rows", rows, persistent=False)
+        self.padded: Tensor  # (K, length - 1)
+        self.register_buffer("padded", self.names.padded, persistent=False)
+        self.projection = tower.text_projection
+        if self.projection is not None:
+            self.projection.requires_grad_(False)
+
+    @property
+    def dim(self) -> int:
+        """D, width of the joint space."""
+        if isinstance(self.projection, nn.Linear):
+            return self.projection.out_features
+        return self.width if self.projection is None else int(self.projection.shape[1])
+
+    def forward(
+        self,
+        context: Float[Tensor, "M W"] | None,
+        video: Float[Tensor, "B Q W"] | None,
+        *,
+        categories: Int[Tensor, " k"] | None = None,
+    ) -> "Prompted":
+        """Encode the prompts `[SOT] context video_b name_k [EOT]` of all b and k.
+
+        Args:
+            context: The same for all videos; None: no context, M = 0.
+            video: Each video's own rows; None: one result for all videos, B = 1, Q = 0.
+            categories: Which of the names, in which order; all by default.  A tensor on the
+                CPU saves a wait for the device.
+
+        Raises:
+            InputError: If the longest prompt does not fit the tower.
+        """
+        rows, positions = self.token_rows, self.position_rows
+        if context is None:
+            context = rows.new_empty(0, self.width)
+        if video is None:
+            video = rows.new_empty(1, 0, self.width)
+        tree = self.prompt_tree(len(context), video.shape[1], categories=categories)
+        prefix = torch.cat([rows[None, self.names.start], context.to(self.dtype)])
+        prefix = prefix + positions[: tree.num_prefix]
+        video = video.to(self.dtype) + positions[tree.num_prefix :][: video.shape[1]]
+        names = rows[tree.tokens] + positions[tree.positions]
+
+        parts = prefix, video, names
+        beginning = torch.cat([prefix.expand(len(video), -1, -1), video], dim=1)
+        x = pack(*parts)
+        for index, block in enumerate(self.blocks[:-1]):
+            if index == 0:  # before any attention, the names' rows are the same for all videos
+                qkv = pack(*(in_projection(block, part) for part in parts))
+            else:
+                qkv = in_projection(block, x)
+            x = finish(block, x, attend_all(block, qkv, tree))
+        return Prompted(self, tree, x, beginning=beginning, categories=categories)
+
+    def max_videos(
+        self,
+        free_bytes: float,
+        *,
+        num_context: int,
+        num_video_rows: int,
+        categories: Int[Tensor, " k"] | None = None,
+    ) -> int:
+        """How many videos fit in memory at once under `torch.no_grad`, at least one.
+
+        An estimate from above: a row takes up to 16 times its width in the feed-forward.
+        """
+        tree = self.prompt_tree(num_context, num_video_rows, categories=categories)
+        numbers = 18 * self.width * (tree.num_rows + tree.num_prefix)
+        return max(1, int(free_bytes / (numbers * self.token_rows.element_size())))
+
+    def prompt_tree(
+        self,
+        num_context: int,
+        num_video_rows: int,
+        *,
+        categories: Int[Tensor, " k"] | None = None,
+    ) -> Tree:
+        """The tree that these prompts form; all names by default."""
+        return self.names.tree(
+            torch.arange(self.num_names) if categories is None else categories,
+            num_context=num_context,
+            num_video_rows=num_video_rows,
+            device=self.token_rows.device,
+        )
+
+
+class Prompted:
+    """What the text tower makes of the prompts: one row a class, and words on demand.
+
+    Keeps the input of the last block, which is run for the rows that are asked for only.
+    """
+
+    classes: Float[Tensor, "B k D"]
+    """The EOT rows in the joint space, not normalised: c of Eq. 3."""
+
+    def __init__(
+        self,
+        tower: TextTower,
+        tree: Tree,
+        x: Float[Tensor, "rows W"],
+        *,
+        beginning: Float[Tensor, "B start W"],
+        categories: Int[Tensor, " k"] | None,
+    ) -> None:
+        self._tower, self._tree, self._block = tower, tree, tower.blocks[-1]
+        self._beginning, self._categories = beginning, categories
+        block = self._block
+        self._x = x[tree.num_prefix :].view(-1, tree.num_rows, tower.width)
+        kv = in_projection(block, x, slice(tower.width, None))
+        self._prefix_kv, kv = kv.split([tree.num_prefix, len(kv) - tree.num_prefix])
+        self._kv = kv.view(len(self._x), tree.num_rows, -1)
+        self.classes = self._classes()
+
+    def _classes(self) -> Tensor:
+        tree = self._tree
+        sizes = [(group.num_rows - group.num_names, group.num_names) for group in tree.groups]
+        ends = self._x.split([size for pair in sizes for size in pair], dim=1)[1::2]
+        x = torch.cat(ends, dim=1)
+        queries = self._queries(x).split([num_names for _, num_names in sizes], dim=1)
+        attended = attend_in_groups(self._block, queries, self._prefix_kv, self._kv, tree)
+        classes = self._project(x, attended)
+        return classes if tree.order is None else classes[:, tree.order]
+
+    def words(
+        self, picked: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
+        """The words of one category for each video: w of Eq. 8.
+
+        Args:
+            picked: Index into the categories that the prompts were made of.
+
+        Returns:
+            The rows of the name's tokens, EOT excluded, in the joint space, not normalised,
+            arbitrary at padding; and True where a word is real.
+        """
+        tree, num_videos = self._tree, len(self._x)
+        rows = tree.words[picked]  # (B, N)
+        if num_videos > 1:
+            rows = rows + torch.arange(num_videos, device=rows.device)[:, None] * tree.num_rows
+        x = self._x.flatten(0, 1)[rows]
+        shared = (self._prefix_kv[None], self._kv[:, : tree.num_video_rows])
+        shared_keys = [part.expand(len(picked), -1, -1) for part in shared]
+        keys = torch.cat([*shared_keys, self._kv.flatten(0, 1)[rows]], dim=1)
+        num_words, num_keys = rows.shape[1], keys.shape[1]
+        mask = x.new_full((num_words, num_keys), float("-inf")).triu(num_keys - num_words + 1)
+        attended = attend(self._block, self._queries(x), keys, mask)
+        return self._project(x, attended), tree.word_mask[picked]
+
+    def positions(
+        self, picked: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B length D"], Bool[Tensor, "B length"]]:
+        """Every position of one prompt for each video: what the authors' release calls words.
+
+        From SOT over context and name to the last of the padding, which CLIP's tower computes
+        like any token.  The tree has no such rows: the prompts are encoded whole, once more.
+
+        Args:
+            picked: Index into the categories that the prompts were made of.
+
+        Returns:
+            The rows in the joint space, not normalised; and True everywhere.
+        """
+        tower, beginning = self._tower, self._beginning.expand(len(picked), -1, -1)
+        if self._categories is not None:
+            picked = self._categories.to(picked.device)[picked]
+        left = tower.names.context_length - beginning.shape[1]
+        rows = tower.token_rows[tower.padded[picked, :left]]
+        rows = rows + tower.position_rows[beginning.shape[1] :]
+        x = run_whole(tower.blocks, torch.cat([beginning, rows], dim=1))
+        return self._joint(x), x.new_ones(x.shape[:2], dtype=torch.bool)
+
+    def word_similarity(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, "B k"]:
+        """Sum over the words of each category of their cosine with a vector a video (Table 8).
+
+        Finishes all rows of the last block, which `classes` and `words` avoid.
+        """
+        tree = self._tree
+        queries = self._queries(self._x).split([group.num_rows for group in tree.groups], dim=1)
+        attended = attend_in_groups(self._block, queries, self._prefix_kv, self._kv, tree)
+        rows = F.normalize(self._project(self._x, attended), dim=-1)
+        cosine = (rows @ F.normalize(pooled, dim=-1)[:, :, None]).squeeze(2)  # (B, L)
+        return (cosine[:, tree.words] * tree.word_mask).sum(dim=2)
+
+    def _queries(self, x: Float[Tensor, "B n W"]) -> Float[Tensor, "B n W"]:
+        return in_projection(self._block, x, slice(0, self._tower.width))
+
+    def _project(
+        self, x: Float[Tensor, "B n W"], attended: Float[Tensor, "B n W"]
+    ) -> Float[Tensor, "B n D"]:
+        return self._joint(finish(self._block, x, attended))
+
+    def _joint(self, x: Float[Tensor, "B n W"]) -> Float[Tensor, "B n D"]:
+        x = self._tower.ln_final(x)
+        projection = self._tower.projection
+        if isinstance(projection, nn.Module):
+            return projection(x)  # type: ignore[no-any-return]
+        return x if projection is None else x @ projection
+
+
+def _pool(tower: Any) -> tuple[str, int]:
+    """Where the tower pools, and its end token; the names differ in CLIP and CustomTextCLIP."""
+    if hasattr(tower, "text_pool_type"):
+        return tower.text_pool_type, tower.text_eos_id
+    return tower.pool_type, tower.eos_id
+
+
+def _causal_tower(clip: nn.Module) -> Any:
+    """Find the text tower, and refuse what cannot be evaluated as a tree."""
+    tower: Any = getattr(clip, "text", clip)
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
+    if blocks is None or not hasattr(tower, "positional_embedding"):
+        reason = f"got {type(tower).__name__}, which is not open_clip's own transformer"
+    elif len(tower.positional_embedding) != tower.context_length:
+        reason = "got one that reads a class embedding at the end (CoCa)"
+    elif tower.attn_mask is None:
+        reason = "got a bidirectional one"
+    elif _pool(tower)[0] not in ("argmax", "eos"):
+        reason = f"got one pooled at {_pool(tower)[0]!r}"
+    elif not all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
+        reason = f"got blocks of type {type(blocks[0]).__name__}"
+    else:
+        return tower
+    raise InputError(
+        f"text tower: expected a causal transformer pooled at its end token, {reason}; "
+        "choose another CLIP, such as ViT-B-16-quickgelu"
+    )
