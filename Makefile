@@ -19,7 +19,7 @@ demo: $(READY)  ## both stages and the zero-shot evaluation on clips made here, 
 	$(BIN)/bieff demo
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not long and not gpu"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not long and not gpu"
 
 slow: $(READY)  ## the slow tests: killed processes, Dask over TCP, large lists, full-size CLIP
 	$(BIN)/python -m pytest -m "slow and not long and not gpu"

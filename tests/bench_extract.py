@@ -13,7 +13,6 @@ tower and preprocessing from uint8 frames, and from mp4 to the store, beside the
 the device multiplies bfloat16 matrices.
 """
 
-import importlib.util
 import json
 import os
 import resource
@@ -28,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 import torch
+from helpers import stamped
 
 from bieff import clip as clips
 from bieff.clip import TINYCLIP, ClipName
@@ -45,16 +45,8 @@ TESTS = Path(__file__).parent
 CONFIG = ExtractConfig()
 
 
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 def make_clips(folder: Path, count: int, seconds: int) -> DataSet:
     """A few different clips, and copies of them: the files differ, the cost does not."""
-    stamped = load("stamped")
     videos = []
     for i in range(count):
         path = folder / f"{i:03d}.mp4"

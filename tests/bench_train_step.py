@@ -9,11 +9,9 @@ share is its time alone by that of the whole step, "other" is what is left.  On 
 is one.  The last line is one JSON object.
 """
 
-import importlib.util
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import fake_store
 from torch import Tensor
 
 from bieff.clip import TINYCLIP, Clip, ClipName, load, pick_device
@@ -33,18 +32,6 @@ from bieff.train.method.loss import cosine, positive_pairs, symmetric_loss
 
 FRAMES, VIDEOS = 8, 640
 LABELS = DATA / "k400_names.txt"
-
-
-def fake_store() -> Any:
-    """The module beside this one."""
-    path = Path(__file__).with_name("fake_store.py")
-    spec = importlib.util.spec_from_file_location("fake_store", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_store"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
@@ -150,7 +137,7 @@ def run(trainer: Trainer, repeats: int) -> dict[str, Any]:
 def case(clip: Clip, names: tuple[str, ...], repeats: int) -> dict[str, Any]:
     """Make a store and measure on it."""
     with tempfile.TemporaryDirectory() as folder:
-        store = fake_store().write_store(
+        store = fake_store.write_store(
             Path(folder) / "store", clip, counts={"train": VIDEOS}, frames=FRAMES, names=names
         )
         trainer = prepare(store, clip, settings())

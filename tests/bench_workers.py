@@ -6,7 +6,6 @@ Clips of ten seconds, 340 x 256, 30 frames/s, H.264 with B-frames, 32 frames of 
 counts this process and the workers with their start; wall time is for one worker, started.
 """
 
-import importlib.util
 import resource
 import subprocess
 import sys
@@ -15,18 +14,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from helpers import stamped
+from helpers.faulty_decoders import Grid
 
 from bieff.extract.decode.pool import DecodePool, Job
 from bieff.extract.decode.reader import decode_video
 
 TESTS = Path(__file__).parent
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def cpu_seconds() -> float:
@@ -37,9 +31,7 @@ def cpu_seconds() -> float:
 
 
 def main(num_clips: int) -> None:
-    stamped, decoders = load("stamped"), load("faulty_decoders")
-    sys.path.insert(0, str(TESTS))
-    grid = decoders.Grid(32)
+    grid = Grid(32)
     with tempfile.TemporaryDirectory() as folder:
         settings = stamped.Clip(num_frames=300, size=(340, 256), fps=30, b_frames=3)
         clip = stamped.write(Path(folder) / "clip.mp4", settings)

@@ -1,9 +1,6 @@
 """Settings and fixtures that every test shares."""
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,30 +9,26 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch  # reads the variable
+from helpers.places import VIDEOS
 
 torch.set_num_threads(1)
-
-SHARED_VIDEOS = Path(__file__).parent.parent.parent / "shared" / "videos"
 
 
 @pytest.fixture(scope="session")
 def real_videos():
     """A folder of real clips beside the checkout; tests run without it too."""
-    if not SHARED_VIDEOS.is_dir():
-        pytest.skip(f"no real clips at {SHARED_VIDEOS}")
-    return SHARED_VIDEOS
+    if not VIDEOS.is_dir():
+        pytest.skip(f"no real clips at {VIDEOS}")
+    return VIDEOS
 
 
 @pytest.fixture(scope="session")
 def browser():
     """A real, headless Chromium; browser.py says what it can do."""
     pytest.importorskip("selenium", reason="no selenium here, so no page was looked at")
-    spec = importlib.util.spec_from_file_location(
-        "browser", Path(__file__).with_name("browser.py")
-    )
-    module = sys.modules["browser"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.chromium() as started:
+    from helpers.browser import chromium
+
+    with chromium() as started:
         yield started
 
 

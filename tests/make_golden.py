@@ -6,14 +6,13 @@ A change that should not alter numbers leaves tests/golden_losses.json as it is;
 runs this script and shows both curves.
 """
 
-import importlib.util
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import fake_store as fake
 
 from bieff.train.config import load
 from bieff.train.fit.loop import train
@@ -23,20 +22,8 @@ STEPS = 20
 SETTINGS = ("epochs=5", "warmup_epochs=1", "batch_size=13", "eval_every=5", "lr=2e-3")
 
 
-def _fake_store() -> Any:
-    if "fake_store" not in sys.modules:
-        path = Path(__file__).with_name("fake_store.py")
-        spec = importlib.util.spec_from_file_location("fake_store", path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["fake_store"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["fake_store"])
-    return sys.modules["fake_store"]
-
-
 def curve(folder: Path) -> dict[str, Any]:
     """Train in an empty folder; losses by step, and the last evaluation."""
-    fake = _fake_store()
     clip = fake.load_clip(folder / "clip", dim=37, width=29, seed=3)
     store = fake.write_store(folder / "store", clip, noise=1.5, seed=3)
     losses: list[float] = []

@@ -1,20 +1,19 @@
 """README, docs/ and --help against the code: links, command lines, error sentences."""
 
 import contextlib
-import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
+from helpers import error_list as errors
+from helpers.places import ROOT
 
 from bieff.cli import main
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|<(https?://[^>\s]+)>")
@@ -26,14 +25,6 @@ COMMAND = re.compile(r"(?:^|[\s/(])bieff\s+((?:-|[a-z]).*)$")
 
 def page_id(path):
     return path.relative_to(ROOT).as_posix()
-
-
-@pytest.fixture(scope="module")
-def errors():
-    spec = importlib.util.spec_from_file_location("error_list", ROOT / "tests/error_list.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def anchors(page):
@@ -181,13 +172,13 @@ def test_help_has_one_example_that_is_understood(command, path):
     parse(shlex.split(example)[1:], is_whole=True)
 
 
-def test_every_error_sentence_is_in_troubleshooting(errors):
+def test_every_error_sentence_is_in_troubleshooting():
     before, listed, _ = errors.split_page(errors.PAGE.read_text(encoding="utf-8"))
-    assert listed == errors.markdown(), "write it anew: python tests/error_list.py"
+    assert listed == errors.markdown(), "write it anew: python tests/helpers/error_list.py"
     assert "`no feature store at …" in before  # what it means stands before the list
 
 
-def test_error_sentences_are_read_out_of_the_code(errors, tmp_path):
+def test_error_sentences_are_read_out_of_the_code(tmp_path):
     code = tmp_path / "code.py"
     code.write_text(
         'raise InputError(f"cannot read {path}: {error};  "\n    "check " + hint)\n'

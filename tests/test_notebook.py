@@ -2,11 +2,11 @@
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
+from helpers.places import ROOT
 
-NOTEBOOK = Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
+NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 
 nbformat = pytest.importorskip("nbformat", reason="no nbformat here, no notebook was run")
 pytest.importorskip("ipykernel", reason="no ipykernel here, no notebook was run")

@@ -5,11 +5,10 @@ import os
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from helpers.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 PARTS = ("apps", "extract", "features", "train")
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from helpers.places import ROOT
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "pictures"
 SHOWN = re.compile(r"!\[([^\]]+)\]\(([^)\s]+)\)")
 MOST_BYTES = 300_000

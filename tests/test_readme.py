@@ -9,15 +9,15 @@ import os
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from helpers.places import ROOT
 
 from bieff.cli import NOT_WHOLE, main
 from bieff.extract.datasets import official
 
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 
 TINY = ("--model", "tinyclip")
 SHORT = {"epochs": 1, "warmup_epochs": 0, "temporal_layers": 1, "batch_size": 2}
@@ -30,12 +30,12 @@ ADDED = {
 """What is added to a command that begins so."""
 
 ELSEWHERE = {
-    "bieff bench": "test_bench.py::test_the_command",
-    "bieff serve --run demo/runs/shapes": "test_serve.py::test_in_a_real_browser",
-    "make demo": "test_demo.py::test_results_say_what_they_are",
+    "bieff bench": "apps/test_bench.py::test_the_command",
+    "bieff serve --run demo/runs/shapes": "apps/test_serve.py::test_in_a_real_browser",
+    "make demo": "apps/test_demo.py::test_results_say_what_they_are",
     "make test": "",  # this very thing
-    "bieff demo": "test_demo.py::test_results_say_what_they_are",
-    "python tests/bench_text_tower.py": "test_text.py",
+    "bieff demo": "apps/test_demo.py::test_results_say_what_they_are",
+    "python tests/bench_text_tower.py": "train/text/test_tower.py",
     "python tests/bench_extract.py": "by hand: its figure says when",
     "python tests/bench_store.py": "by hand: its figure says when",
     "python tests/bench_train_step.py": "by hand: its figure says when",
@@ -88,7 +88,7 @@ def test_every_command_is_accounted_for():
     assert {line for line in lines if not line.startswith("bieff ")} <= set(ELSEWHERE)
     for test in ELSEWHERE.values():
         file, _, name = test.partition("::")
-        if file.startswith("test_"):
+        if file.endswith(".py"):
             assert name in (README.parent / "tests" / file).read_text()
 
 

@@ -8,6 +8,7 @@ B videos of a batch, b of them here, k categories.
 """
 
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bieff.features.errors import ConfigError
+
+
+def device_name(device: torch.device) -> str:
+    """What people call it."""
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    return f"{device}, {platform.processor() or platform.machine()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
     bieff demo --out demo
     python docs/pictures/make.py demo
 
-Needs Chromium, as the tests of pages do (tests/browser.py).  What is shown is what the
+Needs Chromium, as the tests of pages do (tests/helpers/browser.py).  What is shown is what the
 commands really print, write and serve; only fonts and compression are chosen here.
 """
 
@@ -86,7 +86,7 @@ def make(demo: Path, out: Path) -> list[Path]:
 def load_browser() -> ModuleType:
     """The browser that the tests look at pages with."""
     spec = importlib.util.spec_from_file_location(
-        "browser", HERE.parent.parent / "tests" / "browser.py"
+        "browser", HERE.parent.parent / "tests" / "helpers" / "browser.py"
     )
     assert spec is not None
     assert spec.loader is not None

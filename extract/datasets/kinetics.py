@@ -19,16 +19,13 @@ from pathlib import Path
 from bieff.extract.datasets import official
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, note_mislabelled, require_found
 from bieff.extract.datasets.files import Folder, partition_of, scan, stem, without_suffix
+from bieff.extract.datasets.lists import SECONDS, Row, parse_row
 from bieff.features.class_names import key, label_of_key
-from bieff.features.errors import InputError
 from bieff.features.schema import Video
 
 _CLIP = re.compile(r"([\w-]{11})(?:_(\d{1,6})_(\d{1,6}))?")
 
 _COLUMNS = {"label", "youtube_id", "time_start"}
-
-SECONDS = 10
-"""Length of a clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +42,6 @@ class ClipFile:
 
     partition: str | None
     """Of the folder it lies in, if any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A clip that a Kinetics list names; times in seconds."""
-
-    label: int
-    youtube_id: str
-    start: int
-    end: int
 
 
 def describe(paths: Iterable[str], labels: Mapping[str, int]) -> list[ClipFile]:
@@ -99,28 +86,6 @@ def read_tables(folder: Folder, labels: Mapping[str, int]) -> dict[str, tuple[st
                 rows.append(row)
     lists.pop("test", None)
     return lists
-
-
-def parse_row(values: Mapping[str, str], labels: Mapping[str, int], source: str) -> Row:
-    """A row of a Kinetics csv.
-
-    Raises:
-        InputError: If it names an unknown class, or a time is no number.
-    """
-    label = labels.get(key(values["label"] or ""))
-    if label is None:
-        raise InputError(
-            f"{source}: unknown class {values['label']!r}; is it the list of another Kinetics?"
-        )
-    try:
-        start = int(float(values["time_start"]))
-        end = int(float(values.get("time_end") or start + SECONDS))
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{source}: expected times in seconds for {values['youtube_id']!r}, got "
-            f"{values['time_start']!r} and {values.get('time_end')!r}"
-        ) from None
-    return Row(label, values["youtube_id"], start, end)
 
 
 def _read(path: Path, labels: Mapping[str, int]) -> Iterator[tuple[str, Row]]:

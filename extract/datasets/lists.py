@@ -31,6 +31,42 @@ from bieff.features.class_names import (
 from bieff.features.errors import InputError
 from bieff.features.schema import UNLABELLED, Video
 
+SECONDS = 10
+"""Length of a clip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A clip that a Kinetics list names; times in seconds."""
+
+    label: int
+    youtube_id: str
+    start: int
+    end: int
+
+
+def parse_row(values: Mapping[str, str], labels: Mapping[str, int], source: str) -> Row:
+    """A row of a Kinetics csv.
+
+    Raises:
+        InputError: If it names an unknown class, or a time is no number.
+    """
+    label = labels.get(key(values["label"] or ""))
+    if label is None:
+        raise InputError(
+            f"{source}: unknown class {values['label']!r}; is it the list of another Kinetics?"
+        )
+    try:
+        start = int(float(values["time_start"]))
+        end = int(float(values.get("time_end") or start + SECONDS))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{source}: expected times in seconds for {values['youtube_id']!r}, got "
+            f"{values['time_start']!r} and {values.get('time_end')!r}"
+        ) from None
+    return Row(label, values["youtube_id"], start, end)
+
+
 _SUFFIXES = "|".join(re.escape(suffix[1:]) for suffix in sorted(VIDEO_SUFFIXES))
 _TO_SUFFIX = re.compile(rf'"?(.*\.(?:{_SUFFIXES}))"?(?:[\s,;]+(.*))?', re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+")

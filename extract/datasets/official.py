@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, note_mislabelled, require_found
 from bieff.extract.datasets.files import scan
-from bieff.extract.datasets.kinetics import Row, parse_row
+from bieff.extract.datasets.lists import Row, parse_row
 from bieff.features.class_names import key, label_of_key
 from bieff.features.schema import Video
 

@@ -17,14 +17,53 @@ from torch.nn import functional as F
 
 from bieff.clip import Clip
 from bieff.features.store import FeatureStore
-from bieff.train.evaluate.scoring import LARGEST_BATCH, Score, batch_size_of
+from bieff.train.data import free_bytes
 from bieff.train.method.loss import cosine
 from bieff.train.method.model import BiEfficient, Scores
-from bieff.train.method.pre_prompt import HAND_CRAFTED
+from bieff.train.method.pre_prompt import prompt_rows
 from bieff.train.runs.checkpoint import BEST, LAST
 from bieff.train.runs.run import Run, load_model
 from bieff.train.text.tower import TextTower
-from bieff.train.text.wording import Descriptions, Templates, find_templates
+from bieff.train.text.wording import HAND_CRAFTED, Descriptions, Templates, find_templates
+
+LARGEST_BATCH = 32
+"""Videos scored at a time, where the text tower's rows allow it."""
+
+
+TOWER_BYTES = 1 << 30
+"""What the text tower's rows may take while scoring, where so much is free twice over.  A
+fixed figure, so that the same videos share a batch on every machine that has the room: which
+ones do decides the last bits of a score."""
+
+
+Score = Callable[[Tensor, Tensor | None], Tensor]
+"""(frames (B, t, D) float32, patches or None) -> logits (B, K)."""
+
+
+def batch_size_of(
+    text: TextTower, model: BiEfficient, *, num_frames: int, patches: Sequence[int] | None
+) -> int:
+    """Videos to score at a time among all classes; fewer where little memory is free.
+
+    Args:
+        text: With the class names.
+        model: Which is asked.
+        num_frames: t, frames it takes.
+        patches: Number and width of the store's patch tokens, if it has them.
+    """
+    sees_patches = patches is not None and model.config.prompts_see == "patches"
+    num_context, num_video_rows = prompt_rows(
+        model.config,
+        patches[0] if patches is not None and sees_patches else num_frames,
+        hand_crafted=0 if model.hand_crafted is None else len(model.hand_crafted),
+    )
+    fitting = text.max_videos(
+        min(TOWER_BYTES, free_bytes(text.token_rows.device) / 2),
+        num_context=num_context,
+        num_video_rows=num_video_rows,
+    )
+    return min(LARGEST_BATCH, fitting)
+
 
 CHUNK = 256
 """Texts the text tower takes at a time."""

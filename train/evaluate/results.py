@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import InputError
 from bieff.features.files import write_atomically
-from bieff.train.evaluate.lists import EvalList
-from bieff.train.evaluate.scores import Examination, Examinee, Scores
-from bieff.train.evaluate.scoring import Question, hits
+from bieff.train.evaluate.lists import (
+    EvalList,
+)
+from bieff.train.evaluate.scores import Examination, Examinee, Question, Scores
+
+
+def hits(
+    scores: Float64[np.ndarray, "B K"], labels: Int[np.ndarray, " B"], top: int
+) -> Bool[np.ndarray, " B"]:
+    """True where the label is among the `top` best; a tie goes to the smaller index."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    found: Bool[np.ndarray, " B"] = (best == labels[:, None]).any(axis=1)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

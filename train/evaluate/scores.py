@@ -30,8 +30,21 @@ from bieff.features.files import (
     sync_file,
     write_atomically,
 )
-from bieff.train.evaluate.lists import EvalList
-from bieff.train.evaluate.scoring import Question
+from bieff.train.evaluate.lists import (
+    EvalList,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """Which videos are to be told apart among which classes."""
+
+    categories: Int[np.ndarray, " k"]
+    """Labels, ascending."""
+
+    rows: Int[np.ndarray, " n"]
+    """Of the partition, usable, ascending."""
+
 
 Batch = tuple[int, int, int]
 """Subject, question, and place of its first video: the key of a batch's scores."""

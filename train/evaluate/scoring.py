@@ -16,14 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore, Partition
-from bieff.train.data import Features, frame_groups, free_bytes, load_features
-from bieff.train.distributed import current, sharers
-from bieff.train.evaluate.classifier import Subject, frozen, trained
+from bieff.train.data import Features, frame_groups, load_features
+from bieff.train.distributed import current, device_name, sharers
+from bieff.train.evaluate.classifier import (
+    LARGEST_BATCH,
+    Score,
+    Subject,
+    frozen,
+    trained,
+)
 from bieff.train.evaluate.lists import PROTOCOLS, default_protocol, lists_of, test_lists
 from bieff.train.evaluate.results import Result, results_of
 from bieff.train.evaluate.scores import (
@@ -33,49 +39,10 @@ from bieff.train.evaluate.scores import (
     Examinee,
     Head,
     KeptScores,
+    Question,
     questions_of,
 )
-from bieff.train.fit.cost import prompt_rows
-from bieff.train.fit.record import device_name
-from bieff.train.method.model import BiEfficient
 from bieff.train.runs.run import commit, versions
-from bieff.train.text.tower import TextTower
-
-LARGEST_BATCH = 32
-"""Videos scored at a time, where the text tower's rows allow it."""
-
-TOWER_BYTES = 1 << 30
-"""What the text tower's rows may take while scoring, where so much is free twice over.  A
-fixed figure, so that the same videos share a batch on every machine that has the room: which
-ones do decides the last bits of a score."""
-
-Score = Callable[[Tensor, Tensor | None], Tensor]
-"""(frames (B, t, D) float32, patches or None) -> logits (B, K)."""
-
-
-def batch_size_of(
-    text: TextTower, model: BiEfficient, *, num_frames: int, patches: Sequence[int] | None
-) -> int:
-    """Videos to score at a time among all classes; fewer where little memory is free.
-
-    Args:
-        text: With the class names.
-        model: Which is asked.
-        num_frames: t, frames it takes.
-        patches: Number and width of the store's patch tokens, if it has them.
-    """
-    sees_patches = patches is not None and model.config.prompts_see == "patches"
-    num_context, num_video_rows = prompt_rows(
-        model.config,
-        patches[0] if patches is not None and sees_patches else num_frames,
-        hand_crafted=0 if model.hand_crafted is None else len(model.hand_crafted),
-    )
-    fitting = text.max_videos(
-        min(TOWER_BYTES, free_bytes(text.token_rows.device) / 2),
-        num_context=num_context,
-        num_video_rows=num_video_rows,
-    )
-    return min(LARGEST_BATCH, fitting)
 
 
 def probabilities(
@@ -135,28 +102,8 @@ def strided(num_stored: int, num_frames: int, *, clip: int, clips: int) -> Int[T
     return torch.arange(num_frames) * group + phase
 
 
-def hits(
-    scores: Float64[np.ndarray, "B K"], labels: Int[np.ndarray, " B"], top: int
-) -> Bool[np.ndarray, " B"]:
-    """True where the label is among the `top` best; a tie goes to the smaller index."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-    found: Bool[np.ndarray, " B"] = (best == labels[:, None]).any(axis=1)
-    return found
-
-
 Watch = Callable[[int, int], None]
 """Called with (videos done, videos in all), as far as this process scores them."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """Which videos are to be told apart among which classes."""
-
-    categories: Int[np.ndarray, " k"]
-    """Labels, ascending."""
-
-    rows: Int[np.ndarray, " n"]
-    """Of the partition, usable, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -15,6 +15,7 @@ import torch
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.fit.step import Trainer, cut
+from bieff.train.method.pre_prompt import prompt_rows
 from bieff.train.text.tree import Tree
 
 
@@ -71,23 +72,6 @@ def linear(rows: int, inputs: int, outputs: int, gradients: int) -> Flops:
 def attention(rows: int, keys: int, width: int, *, has_gradient: bool = True) -> Flops:
     """Similarities and mixture of all heads; masked places are multiplied too."""
     return linear(rows, keys, width, 2 * has_gradient).times(2)
-
-
-def prompt_rows(config: TrainConfig, context: int, *, hand_crafted: int) -> tuple[int, int]:
-    """Rows before the name: those that all videos share, and Q, each video's own.
-
-    Args:
-        config: Settings.
-        context: C, rows of the visual context.
-        hand_crafted: Tokens of the template, where the prompt is one.
-    """
-    if config.prompt == "pre-prompt" and config.design == "a1":
-        return config.num_context, context
-    if config.prompt == "pre-prompt" and config.design == "a2":
-        return 0, config.num_context
-    if config.prompt in ("learnable", "pre-prompt"):
-        return config.num_context, int(config.prompt == "pre-prompt")
-    return hand_crafted, 0
 
 
 def text_rows(tree: Tree, videos: int) -> int:

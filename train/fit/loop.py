@@ -26,8 +26,9 @@ from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.data import Batches, Features, Picked, draw_batch, frame_groups, load_features
 from bieff.train.distributed import Group, current, sharers
-from bieff.train.evaluate.classifier import class_embeddings
-from bieff.train.evaluate.scoring import batch_size_of, hits, probabilities
+from bieff.train.evaluate.classifier import batch_size_of, class_embeddings
+from bieff.train.evaluate.results import hits
+from bieff.train.evaluate.scoring import probabilities
 from bieff.train.fit.cost import forget_peak, peak_memory
 from bieff.train.fit.record import (
     changed_circumstances,
@@ -38,7 +39,6 @@ from bieff.train.fit.record import (
     resumed,
 )
 from bieff.train.fit.step import Trainer, make_optimizer
-from bieff.train.method.pre_prompt import HAND_CRAFTED
 from bieff.train.runs.checkpoint import (
     BEST,
     LAST,
@@ -55,6 +55,7 @@ from bieff.train.runs.checkpoint import (
 from bieff.train.runs.metrics import Metrics
 from bieff.train.runs.run import RECORD, Run, build_model, open_run, write_record
 from bieff.train.text.tower import TextTower
+from bieff.train.text.wording import HAND_CRAFTED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

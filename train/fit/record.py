@@ -1,7 +1,6 @@
 """run.json: everything that a run's numbers came from, and what they cost."""
 
 import hashlib
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +12,7 @@ from bieff.features.errors import ConfigError, InputError, StoreMismatchError
 from bieff.features.store import FeatureStore
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
 from bieff.train.data import Features
+from bieff.train.distributed import device_name
 from bieff.train.fit.cost import stage_one, step_cost
 from bieff.train.fit.step import Trainer
 from bieff.train.runs.run import Run, commit, versions
@@ -181,10 +181,3 @@ def patches_of(store: FeatureStore) -> tuple[int, int] | None:
     """Number and width of the store's patch tokens, if it has them."""
     patches = store.recipe.get("patches")
     return None if patches is None else (int(patches[0]), int(patches[1]))
-
-
-def device_name(device: torch.device) -> str:
-    """What people call it."""
-    if device.type == "cuda":
-        return f"{device}, {torch.cuda.get_device_name(device)}"
-    return f"{device}, {platform.processor() or platform.machine()}"

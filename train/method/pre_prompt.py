@@ -14,9 +14,24 @@ from torch import Tensor, nn
 from bieff.clip import Clip
 from bieff.train.config import TrainConfig
 from bieff.train.method.attention import TOKEN_STD, AttentionBlock, linear, quick_gelu
+from bieff.train.text.wording import HAND_CRAFTED
 
-HAND_CRAFTED = "This is a video about {}"
-"""The template of Table 5's second row."""
+
+def prompt_rows(config: TrainConfig, context: int, *, hand_crafted: int) -> tuple[int, int]:
+    """Rows before the name: those that all videos share, and Q, each video's own.
+
+    Args:
+        config: Settings.
+        context: C, rows of the visual context.
+        hand_crafted: Tokens of the template, where the prompt is one.
+    """
+    if config.prompt == "pre-prompt" and config.design == "a1":
+        return config.num_context, context
+    if config.prompt == "pre-prompt" and config.design == "a2":
+        return 0, config.num_context
+    if config.prompt in ("learnable", "pre-prompt"):
+        return config.num_context, int(config.prompt == "pre-prompt")
+    return hand_crafted, 0
 
 
 class Prompt(NamedTuple):

@@ -24,7 +24,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bieff.features.errors import ConfigError, InputError
-from bieff.train.method.pre_prompt import HAND_CRAFTED
+
+HAND_CRAFTED = "This is a video about {}"
+"""The template of Table 5's second row."""
+
 
 WORDINGS = Path(__file__).parent / "wordings"
 

@@ -1,0 +1,385 @@
+"""`bieff serve`: real requests over real sockets, and once a real browser."""
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import psutil
+import pytest
+import uvicorn
+from helpers import stamped
+
+from bieff.apps.predictor import Predictor
+from bieff.apps.serve import Limits, make_app, typed_labels
+from bieff.clip import ClipName
+from bieff.features.class_names import readable
+from bieff.features.errors import InputError
+
+TINYCLIP = ClipName(model="tinyclip", pretrained=None)
+LIMITS = Limits(num_bytes=300_000, seconds=2.0, waiting=2)
+NASTY = "<script>alert(1)</script>"
+
+
+class Site:
+    """A server in this process; asks it as a browser would."""
+
+    def __init__(self, app):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        config = uvicorn.Config(app, log_level="critical", lifespan="off")
+        self.server = uvicorn.Server(config)
+        arguments = {"sockets": [self.listener]}
+        self.thread = threading.Thread(target=self.server.run, kwargs=arguments)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+
+    def close(self):
+        self.server.should_exit = True
+        self.thread.join(10)
+        self.listener.close()
+
+    def ask(self, method, path, body=None, **headers):
+        """Status, headers and text of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, fields)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        return answer.status, answer.headers, text
+
+    def predict(self, body, labels="a square, a circle", name="clip.mp4", **headers):
+        query = urlencode({"labels": labels, "name": name})
+        status, _, text = self.ask("POST", f"/predict?{query}", body, **headers)
+        return status, json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def site():
+    with Predictor.load(clip=TINYCLIP, device="cpu", decoders=1, deadline=20) as predictor:
+        started = Site(make_app(predictor, LIMITS))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    return stamped.write(path, stamped.Clip(num_frames=30))
+
+
+def left_behind():
+    return sorted(Path(tempfile.gettempdir()).glob("bieff-serve-*"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    before = left_behind()
+    yield
+    for _ in range(100):  # the answer may be there a moment before
+        if left_behind() == before:
+            return
+        time.sleep(0.05)
+    raise AssertionError(left_behind())
+
+
+def test_the_page_loads_nothing_from_elsewhere(site):
+    status, headers, text = site.ask("GET", "/")
+    assert status == 200
+    assert headers["content-type"] == "text/html; charset=utf-8"
+    policy = headers["content-security-policy"]
+    nonce = re.search(r"script-src 'nonce-([\w-]+)'", policy).group(1)
+    assert policy.startswith("default-src 'none'; ")
+    assert f'<script nonce="{nonce}">' in text
+    assert "http:" not in text
+    assert "https:" not in text
+    assert nonce not in site.ask("GET", "/")[2]  # another one for every page
+
+
+def test_a_video_gets_scores_and_keyframes(site, clip):
+    labels = f"brush_hair,\nriding a bike, {NASTY}"
+    status, found = site.predict(clip.read_bytes(), labels, "my <clip>.mp4")
+    assert status == 200, found
+    assert found["name"] == "my <clip>.mp4"
+    assert found["message"] == ""
+    assert {s["label"] for s in found["scores"]} == {"brush hair", "riding a bike", NASTY}
+    assert sum(s["score"] for s in found["scores"]) == pytest.approx(1)
+    assert len(found["frames"]) == 8
+    seconds = [frame["seconds"] for frame in found["frames"]]
+    assert seconds == sorted(seconds)
+    assert max(abs(frame["height"]) for frame in found["frames"]) == pytest.approx(1)
+    for frame in found["frames"]:
+        assert frame["picture"].startswith("data:image/jpeg;base64,/9j/")
+        assert frame["when"] == f"{frame['seconds']:.2f} s"
+
+
+def test_it_scores_as_predict_does(site, clip):
+    labels = ["one", "two", "three"]
+    _, found = site.predict(clip.read_bytes(), ", ".join(labels))
+    with Predictor.load(clip=TINYCLIP, device="cpu", decoders=1) as predictor:
+        [ours] = predictor.predict([clip], labels)
+    assert [(s["label"], s["score"]) for s in found["scores"]] == ours.ranking()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"this is no video at all", "cannot open video 'mine.mp4'"),
+        (b"\0" * 1000, "'mine.mp4'"),
+        (b"\0\0\0\x18ftypisom", "'mine.mp4'"),
+    ],
+)
+def test_a_corrupt_upload_is_a_sentence_and_the_next_is_answered(site, clip, body, message):
+    status, found = site.predict(body, name="../../etc/mine.mp4")
+    assert status == 200
+    assert message in found["message"]
+    assert "/tmp" not in found["message"]
+    assert found["scores"] == found["frames"] == []
+    assert site.predict(clip.read_bytes())[0] == 200
+
+
+def test_a_video_cut_short_is_used_and_said(site, clip):
+    data = clip.read_bytes()
+    status, found = site.predict(data[: len(data) * 2 // 3])
+    assert status == 200
+    assert found["message"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("", "no classes to choose from"),
+        ("only one", "class names: expected 2 to 1,000 with commas between them, got 1"),
+        ("one, one", "'one'"),
+        ("a, " + "very " * 100 + "long", "use a shorter text"),
+        (",".join(map(str, range(1001))), "got 1,001"),
+    ],
+)
+def test_wrong_class_names_are_a_sentence(site, clip, labels, message):
+    status, found = site.predict(clip.read_bytes(), labels)
+    assert status == 400
+    assert message in found["error"]
+
+
+def test_class_names_are_never_a_file(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("secret\nwords\n")
+    with pytest.raises(InputError, match="got 1"):
+        typed_labels(str(file))
+    assert typed_labels(f"{file}, walking") == [readable(str(file)), "walking"]
+    assert typed_labels(" , \n ") is None
+
+
+def test_a_video_too_large_is_refused_before_it_came(site):
+    connection = socket.create_connection(("127.0.0.1", site.port))
+    head = f"POST /predict?labels=a,b HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\n"
+    connection.sendall(f"{head}Content-Length: 300001\r\n\r\n".encode())
+    answer = connection.makefile("rb").read()  # the server ends the connection
+    connection.close()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"larger than 0.3 MB; see --max-upload" in answer
+
+
+def test_a_video_that_does_not_say_its_size_is_counted(site):
+    status, found = site.predict(b"x" * 50_000 for _ in range(7))  # sent in chunks
+    assert (status, "larger than" in found["error"]) == (413, True)
+
+
+def test_a_slow_upload_is_given_up(site):
+    connection = socket.create_connection(("127.0.0.1", site.port))
+    head = f"POST /predict?labels=a,b HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\n"
+    begin = time.monotonic()
+    connection.sendall(f"{head}Content-Length: 1000\r\n\r\nx".encode())
+    answer = connection.makefile("rb").read()
+    connection.close()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"the upload took longer than 2 s" in answer
+    assert 1.5 < time.monotonic() - begin < 10
+
+
+def test_an_upload_that_is_broken_off_leaves_nothing(site, clip):
+    connection = socket.create_connection(("127.0.0.1", site.port))
+    head = f"POST /predict?labels=a,b HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\n"
+    connection.sendall(f"{head}Content-Length: 1000\r\n\r\nx".encode())
+    connection.close()
+    assert site.predict(clip.read_bytes())[0] == 200
+
+
+def test_no_upload_is_a_sentence(site):
+    assert site.predict(b"") == (400, {"error": "no video came; choose a file"})
+
+
+def test_two_at_a_time_are_both_answered(site, clip):
+    with ThreadPoolExecutor(LIMITS.waiting) as pool:
+        body = clip.read_bytes()
+        asked = [pool.submit(site.predict, body) for _ in range(LIMITS.waiting)]
+        answers = [question.result() for question in asked]
+    assert [status for status, _ in answers] == [200] * LIMITS.waiting
+    assert answers[0] == answers[1]
+
+
+def test_too_many_at_a_time_are_sent_away(site, clip):
+    waiting = []
+    for _ in range(LIMITS.waiting):
+        connection = socket.create_connection(("127.0.0.1", site.port))
+        head = f"POST /predict?labels=a,b HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\n"
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\nx".encode())
+        waiting.append(connection)
+    time.sleep(0.3)
+    status, found = site.predict(clip.read_bytes())
+    assert (status, found["error"][:8]) == (503, "too many")
+    for connection in waiting:
+        connection.close()
+    for _ in range(100):
+        if site.predict(clip.read_bytes())[0] == 200:
+            return
+        time.sleep(0.05)
+    raise AssertionError("still full")
+
+
+def test_other_sites_cannot_ask(site, clip):
+    status, found = site.predict(clip.read_bytes(), Origin="https://evil.example")
+    assert (status, found["error"]) == (403, "this address answers its own page only")
+    assert site.predict(clip.read_bytes(), Origin=f"http://127.0.0.1:{site.port}")[0] == 200
+    assert site.ask("GET", "/", Host="evil.example")[0] == 400
+    assert site.ask("GET", "/", Host=f"localhost:{site.port}")[0] == 200
+
+
+def test_other_addresses_and_methods(site):
+    assert site.ask("GET", "/etc/passwd")[0] == 404
+    assert site.ask("GET", f"/{quote('../serve.py')}")[0] == 404
+    assert site.ask("GET", "/predict")[0] == 405
+
+
+def command(*arguments):
+    return [sys.executable, "-P", "-m", "bieff.cli", "serve", *map(str, arguments)]
+
+
+class Command:
+    """`bieff serve` as a user starts it."""
+
+    def __init__(self, folder, *arguments):
+        self.process = subprocess.Popen(
+            command("--port", 0, "--device", "cpu", *arguments),
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said = []
+        for line in self.process.stdout:
+            self.said.append(line.strip())
+            if line.startswith("http"):
+                break
+        assert self.said, self.process.stderr.read()
+        self.address = self.said[-1].split()[0]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def stop(self):
+        """Ctrl-C; its exit code, and what it said to standard error."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGINT)
+        _, said = self.process.communicate(timeout=30)
+        psutil.wait_procs(family, 5)
+        assert not [child for child in family if child.is_running()]
+        return self.process.returncode, said
+
+
+def test_an_address_that_is_taken(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            command("--model", "tinyclip", "--port", port),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: cannot listen at 127.0.0.1 port {port}: ")
+
+
+@pytest.mark.slow
+def test_the_command_listens_here_alone_and_ends_at_ctrl_c(tmp_path):
+    with Command(tmp_path, "--model", "tinyclip") as started:
+        assert started.said[0] == "frozen CLIP tinyclip, 8 frames"
+        assert started.address.startswith("http://127.0.0.1:")
+        sockets = psutil.Process(started.process.pid).net_connections()
+        listening = {c.laddr.ip for c in sockets if c.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
+        assert started.stop() == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_in_a_real_browser(browser, world, tmp_path):
+    """A trained run: choose a video, type names, see scores and keyframes, on any screen."""
+    with Command(tmp_path, "--run", world / "runs" / "shapes") as started:
+        look_at_the_page(browser, started.address, world, tmp_path)
+        assert started.stop() == (0, "")
+
+
+def look_at_the_page(browser, address, world, tmp_path):
+    browser.open(address)
+    browser.screenshot(tmp_path / "empty.png")
+    assert "31 classes" in browser.find("textarea").get_attribute("placeholder")
+
+    browser.find("#go").click()
+    assert browser.find("#error").text == "choose a video first"
+
+    video = next((world / "data" / "shapes" / "val").rglob("*.mp4"))
+    browser.find("#file").send_keys(str(video))
+    assert browser.find("#chosen").text == video.name
+    browser.find("#labels").send_keys(f"{video.parent.name}, something else, {NASTY}")
+    browser.find("#go").click()
+    browser.wait(lambda: browser.find("#result").is_displayed())
+    assert browser.find("#title").text.startswith(f"{video.name}: ")
+    rows = browser.find_all("#scores th")
+    assert {row.text for row in rows} == {video.parent.name, "something else", NASTY}
+    frames = browser.find_all("#frames img")
+    assert len(frames) == 8
+    browser.wait(
+        lambda: all(browser.run("return arguments[0].naturalWidth", f) for f in frames)
+    )
+    assert all(f.get_attribute("alt").startswith("frame ") for f in frames)
+    assert "Word-Guided weights S" in browser.find("#caption").text
+    browser.screenshot(tmp_path / "desktop.png")
+    browser.look(dark=True)
+    browser.screenshot(tmp_path / "dark.png")
+    browser.look((390, 844))
+    assert browser.overflow() == 0
+    tops = [frame.rect["y"] for frame in browser.find_all("#frames img")]
+    assert [tops.count(top) for top in sorted(set(tops))] == [4, 4]
+    browser.screenshot(tmp_path / "phone.png")
+
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video" * 100)
+    browser.find("#file").send_keys(str(broken))
+    browser.find("#go").click()
+    browser.wait(lambda: "cannot open video 'broken.mp4'" in browser.find("#error").text)
+    assert not browser.find("#result").is_displayed()
+    browser.screenshot(tmp_path / "broken.png")
+
+    assert browser.complaints() == []
+    asked = {address for address in browser.requests() if not address.startswith("blob:")}
+    assert {address.partition("?")[0] for address in asked} == {
+        f"{address}/",
+        f"{address}/predict",
+    }

@@ -1,0 +1,300 @@
+"""Stage one in this process: what is in the store is what the videos show."""
+
+import contextlib
+import io
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import extracting
+from rich.console import Console
+
+from bieff.apps.progress import Board
+from bieff.extract.config import ExtractConfig
+from bieff.extract.decode.reader import probe, read_frames
+from bieff.extract.decode.worker import Outcome
+from bieff.extract.run import extract, plan
+from bieff.extract.shapes.sets import load_shapes
+from bieff.extract.shard import in_order
+from bieff.extract.tasks import Task
+from bieff.extract.tower import VisualTower, cut
+from bieff.extract.views import View, all_frame_numbers, crop_of
+from bieff.features.errors import ConfigError, InputError, StoreMismatchError
+from bieff.features.files import ShardLocks
+from bieff.features.schema import Status
+from bieff.features.store import FeatureStore
+
+CONFIG = extracting.CONFIG
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return extracting.write_clips(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.fixture(scope="module")
+def whole(clips, tmp_path_factory):
+    """The store as one uninterrupted run writes it."""
+    store = extracting.plan_small(clips, tmp_path_factory.mktemp("whole") / "store")
+    # elsewhere there is one decoder: the order in which they end must not matter
+    summary = extracting.extract_small(store, config=replace(CONFIG, decoders=3))
+    assert summary.is_whole
+    assert summary.counts == {"ok": 24}
+    assert summary.shards_written == 6
+    return store
+
+
+def by_hand(path, views, video_id, *, frames=CONFIG.frames):
+    """Squares and frame numbers of a video, without pools, streams or batches."""
+    numbers = all_frame_numbers(views, probe(path).num_frames, frames, video_id=video_id)
+    size = extracting.tinyclip().preprocessing.size
+    squares = []
+    for view, shown in zip(views, numbers, strict=True):
+        pictures = torch.from_numpy(read_frames(path, shown))
+        crop = crop_of(view, *pictures.shape[1:3], size, video_id=video_id)
+        squares.append(cut(pictures, crop))
+    return torch.cat(squares), numbers
+
+
+def check_rows(store, name, rows):
+    part = store.partitions[name]
+    views = [View.from_json(view) for view in store.recipe["views"][name]]
+    patches = store.recipe["patches"] is not None
+    tower = VisualTower(
+        extracting.tinyclip(), device=extracting.CPU, batch_size=7, wants_patches=patches
+    )
+    for row in rows:
+        video = part.videos[row]
+        squares, numbers = by_hand(Path(store.root) / video.path, views, video.id)
+        encoded = tower.encode(squares)
+        np.testing.assert_array_equal(part.frames([row])[0], numbers)
+        want = encoded.embeddings.unflatten(0, numbers.shape)
+        # float16 keeps 11 bits
+        torch.testing.assert_close(
+            torch.from_numpy(part.read([row])[0]).float(), want, rtol=2**-10, atol=1e-2
+        )
+        if patches:
+            means = encoded.patches.unflatten(0, numbers.shape).mean(dim=1)
+            got = torch.from_numpy(part.read_patches([row])[0]).float()
+            torch.testing.assert_close(got, means, rtol=2**-10, atol=1e-3)
+
+
+def test_rows_hold_what_their_videos_show(whole):
+    check_rows(whole, "all", [0, 3, 4, 13, 23])
+
+
+def test_training_views_and_patches_too(tmp_path):
+    folder = extracting.write_clips(tmp_path / "clips", "shapes")
+    data = load_shapes("shapes", folder)
+    parts = {name: videos[:5] for name, videos in data.partitions.items()}
+    config = replace(CONFIG, context="patches", train_views=2, crops=3)
+    store = extracting.plan_data(replace(data, partitions=parts), tmp_path / "s", config=config)
+    assert store.partitions["train"].num_views == 3
+    assert store.partitions["val"].num_views == 6
+    assert extracting.extract_small(store, config=config).counts == {"ok": 10}
+    check_rows(store, "train", range(5))
+    check_rows(store, "val", [0, 4])
+
+
+def test_a_finished_store_is_left_alone(whole, clips):
+    before = {file: file.stat().st_mtime_ns for file in whole.path.rglob("*.json")}
+    again = extracting.plan_small(clips, whole.path)
+    assert extracting.extract_small(again).shards_written == 0
+    assert before == {file: file.stat().st_mtime_ns for file in whole.path.rglob("*.json")}
+
+
+def test_what_is_missing_is_written_again_and_is_the_same(whole, clips, tmp_path):
+    store = extracting.plan_small(clips, tmp_path / "store")
+    extracting.extract_small(store)
+    for shard in (0, 3):
+        store.partitions["all"].drop(shard)
+    assert extracting.extract_small(store).shards_written == 2
+    extracting.assert_same(store, whole)
+
+
+def test_missing_videos_are_counted_named_and_retried(whole, clips, tmp_path):
+    data = load_shapes(extracting.SET, clips)
+    moved = tmp_path / "clips"
+    moved.mkdir()
+    for video in data.partitions["all"]:
+        (moved / video.path).parent.mkdir(exist_ok=True)
+        (moved / video.path).hardlink_to(clips / video.path)
+    gone = [data.partitions["all"][i].path for i in (2, 9)]
+    for path in gone:
+        (moved / path).rename(moved / f"{Path(path).parent} away.mp4")
+    store = extracting.plan_data(replace(data, root=moved), tmp_path / "store")
+    summary = extracting.extract_small(store)
+    assert summary.counts == {"ok": 22, "missing": 2}
+    assert not summary.is_whole
+    assert [error.path for error in summary.bad] == gone
+    assert "missing" in summary.text()
+    assert np.isnan(store.partitions["all"].read([2, 9])).all()
+
+    assert extracting.extract_small(store).shards_written == 0  # not asked to
+    (moved / f"{Path(gone[0]).parent} away.mp4").rename(moved / gone[0])
+    summary = extracting.extract_small(store, retry_failed=True)
+    assert summary.shards_written == 2
+    assert summary.counts == {"ok": 23, "missing": 1}
+    (moved / f"{Path(gone[1]).parent} away.mp4").rename(moved / gone[1])
+    assert extracting.extract_small(store, retry_failed=True).is_whole
+    part, want = store.partitions["all"], whole.partitions["all"]
+    np.testing.assert_array_equal(part.frames(slice(None)), want.frames(slice(None)))
+    others = [row for row in range(24) if row not in (2, 9)]
+    # rows that were fine are kept as they were
+    np.testing.assert_allclose(part.read(others), want.read(others), rtol=2**-9, atol=1e-2)
+
+
+def broken_set(clips, folder, broken):
+    """The clips, some of them cut down to a few bytes."""
+    data = load_shapes(extracting.SET, clips)
+    for i, video in enumerate(data.partitions["all"]):
+        (folder / video.path).parent.mkdir(parents=True, exist_ok=True)
+        content = (clips / video.path).read_bytes()
+        (folder / video.path).write_bytes(content[:99] if i in broken else content)
+    return replace(data, root=folder)
+
+
+def test_bad_videos_within_max_bad_are_no_failure(clips, tmp_path):
+    data = broken_set(clips, tmp_path / "clips", {5, 17})
+    store = extracting.plan_data(data, tmp_path / "store")
+    summary = extracting.extract_small(store, max_bad=2 / 24)
+    assert summary.counts == {"ok": 22, "corrupt": 2}
+    assert summary.is_whole
+    assert not extracting.extract_small(store, max_bad=None).is_whole
+    with pytest.raises(InputError, match="2 of 24 videos are unusable already, more th"):
+        extracting.extract_small(store, max_bad=0.05)
+
+
+def test_a_run_that_must_exceed_max_bad_is_stopped(clips, tmp_path):
+    data = broken_set(clips, tmp_path / "clips", {0, 1, 2, 3, 4})
+    store = extracting.plan_data(data, tmp_path / "store")
+    with pytest.raises(InputError, match=r"3 of 24 videos are unusable already"):
+        extracting.extract_small(store, max_bad=0.1)
+    assert not store.partitions["all"].done().any()
+    with store.exclusive():  # given back
+        pass
+
+
+@pytest.mark.parametrize("ending", ["well", "ill"])
+def test_bars_do_not_stay_above_an_error(whole, ending):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    tasks = {"all": [Task(partition="all", shard=0)]}
+    with contextlib.suppress(InputError), Board(whole, tasks, max_bad=None, console=console):
+        if ending == "ill":
+            raise InputError("more than --max-bad allows")
+    assert screen.getvalue().endswith("\x1b[2K") == (ending == "ill"), repr(screen.getvalue())
+
+
+def test_embeddings_beyond_float16_make_a_video_corrupt(clips, tmp_path, monkeypatch):
+    store = extracting.plan_small(clips, tmp_path / "store", rows=32)
+    before = VisualTower.forward_float32
+
+    def huge(self, squares):
+        embeddings, patches = before(self, squares)
+        embeddings[8] = 1e6  # in the first batch, the second video's third square
+        return embeddings, patches
+
+    monkeypatch.setattr(VisualTower, "forward_float32", huge)
+    config = replace(CONFIG, batch_size=24 * 6)
+    summary = extracting.extract_small(store, config=config)
+    assert summary.counts == {"ok": 23, "corrupt": 1}
+    (error,) = summary.bad
+    assert (error.row, error.stage) == (1, "encode")
+    assert error.message == "its embeddings are not finite in float16"
+
+
+def test_the_first_videos_are_a_store_of_their_own(clips, tmp_path):
+    data = load_shapes(extracting.SET, clips)
+    store = plan(data, replace(CONFIG, limit=5), extracting.tinyclip(), tmp_path / "store")
+    assert store.partitions["all"].num_videos == 5
+    assert store.recipe["limit"] == 5
+    with pytest.raises(StoreMismatchError, match="limit: store has 5, asked for nothing"):
+        plan(data, CONFIG, extracting.tinyclip(), tmp_path / "store")
+
+
+def test_extract_without_a_runner(clips, tmp_path):
+    """As the demo calls it."""
+    store = extracting.plan_small(clips, tmp_path / "store")
+    done = extract(store, extracting.tinyclip(), CONFIG, device=extracting.CPU)
+    assert done.is_whole
+    assert FeatureStore.open(store.path).partitions["all"].done().all()
+
+
+def outcome(row, num_bytes=0):
+    frames = np.zeros((1, 1, num_bytes // 3, 3), np.uint8) if num_bytes else None
+    return Outcome(row=row, path="", status=Status.OK, frames=frames)
+
+
+def order(rows, *, most_bytes, num_bytes=30):
+    coming = (outcome(row, num_bytes) for row in rows)
+    return [o.row for o in in_order(coming, most_bytes=most_bytes)]
+
+
+def test_videos_are_taken_in_the_order_of_rows():
+    assert order([3, 0, 2, 1, 5, 4], most_bytes=1000) == [0, 1, 2, 3, 4, 5]
+    assert order([], most_bytes=1000) == []
+
+
+def test_a_video_that_hangs_does_not_pile_up_the_others():
+    assert order([1, 2, 3, 4, 0, 5], most_bytes=75) == [1, 2, 3, 4, 0, 5]
+    held = 0
+    for taken, _ in enumerate(in_order((outcome(r, 30) for r in range(1, 99)), most_bytes=90)):
+        held = max(held, taken)
+    assert held == 97
+    # without frames there is nothing to hold
+    assert order([2, 1, 0], most_bytes=0, num_bytes=0) == [0, 1, 2]
+
+
+def test_a_shard_that_another_process_writes_is_waited_for(tmp_path):
+    import subprocess
+
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from bieff.features.files import ShardLocks\n"
+        "locks = ShardLocks(Path(sys.argv[1]), ('train', 'val')); locks.acquire('val', 7)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with other:
+        assert other.stdout.readline() == b"held\n"
+        locks = ShardLocks(tmp_path, ("train", "val"))
+        locks.acquire("train", 7)
+        locks.acquire("val", 6)
+        got = threading.Event()
+        waiting = threading.Thread(target=lambda: (locks.acquire("val", 7), got.set()))
+        waiting.start()
+        assert not got.wait(0.3)
+        other.kill()
+        assert got.wait(5)
+        waiting.join()
+        locks.close()
+
+
+def test_settings_as_a_user_types_them():
+    config = ExtractConfig().with_settings(
+        ["batch_size=7", "deadline=5", "decoders = none", 'context="patches"', "crops=3"]
+    )
+    assert config == ExtractConfig(batch_size=7, deadline=5.0, context="patches", crops=3)
+    assert type(config.deadline) is float
+    for text, message in (
+        ("batchsize=3", "unknown setting 'batchsize'; did you mean 'batch_size'"),
+        ("frames", "--set: expected NAME=VALUE, got 'frames'"),
+        ("frames=x", "frames: expected a whole number, got 'x'"),
+        ("frames=2.5", "frames: expected a whole number, got '2.5'"),
+        ("frames=true", "frames: expected a whole number, got 'true'"),
+        ("decoders=a", "decoders: expected a whole number or none, got 'a'"),
+        ("context=some", "context must be 'none' or 'patches', got 'some'"),
+        ("limit=0", "limit must be at least 1, got 0"),
+        ("zzz=1", "unknown setting 'zzz'; expected one of frames, "),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ExtractConfig().with_settings([text])

@@ -1,0 +1,185 @@
+"""What is evaluated: runs and frozen CLIP, on all classes, some of them, and descriptions."""
+
+import pytest
+import torch
+from helpers import fake_store as fake
+from torch.nn import functional as F
+
+from bieff.train.config import load
+from bieff.train.evaluate.classifier import LARGEST_BATCH, Subject, frozen, texts_of, trained
+from bieff.train.fit.loop import train
+from bieff.train.runs.checkpoint import BEST
+from bieff.train.runs.run import load_model
+from bieff.train.text.tower import TextTower
+from bieff.train.text.wording import Descriptions
+
+B, T, D, K = 7, 3, 13, len(fake.NAMES)
+DESCRIBED = Descriptions(
+    (
+        ("strumming a guitar", "a person with a guitar", "chords"),
+        ("archery",),
+        ("squash", "hitting a ball against a wall"),
+        ("slow dance",),
+        ("drumming", "a drummer"),
+    )
+)
+DESIGNS = {
+    "paper": [],
+    "released": ["normalise=frames", "vector_gates=true", "learn_temperature=true"],
+    "no word guide": ["word_guided=false"],
+    "one prompt for all videos": ["prompt=learnable", "post_prompt=false"],
+}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return fake.load_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+@pytest.fixture(scope="module")
+def store(clip, tmp_path_factory):
+    return fake.write_store(tmp_path_factory.mktemp("store") / "store", clip)
+
+
+@pytest.fixture(scope="module", params=DESIGNS)
+def run(request, clip, store, tmp_path_factory):
+    settings = ["epochs=3", "warmup_epochs=1", "frames=3", "lr=0.003", "temporal_layers=1"]
+    out = tmp_path_factory.mktemp("runs") / "run"
+    config = load(overrides=[*settings, *DESIGNS[request.param]])
+    return train(store, clip, config, out, watch=lambda *_: None)
+
+
+@pytest.fixture
+def frames():
+    return torch.randn(B, T, D, generator=torch.Generator().manual_seed(5))
+
+
+def one_by_one(run, clip, frames, described, categories):
+    """Logits of each video, asked about one description at a time."""
+    model = load_model(run, clip)
+    text = TextTower(clip.model, clip.tokenize(described.flat))
+    rows = []
+    for video in frames:
+        of_class, alone = {}, []
+        for category in categories:
+            start = sum(map(len, described.texts[:category]))
+            places = range(start, start + len(described.texts[category]))
+            said = [
+                model(video[None], text, categories=torch.tensor([place])) for place in places
+            ]
+            alone += said
+            unit = [F.normalize(one.classes[0, 0], dim=0) for one in said]
+            of_class[category] = sum(unit) / len(unit)
+        temporal = model.temporal(video[None])
+        if model.config.normalise == "frames":
+            temporal = F.normalize(temporal, dim=-1)
+        mean = temporal[0].mean(dim=0)
+        best = max(alone, key=lambda one: F.cosine_similarity(mean, one.classes[0, 0], dim=0))
+        hat = best.video[0]
+        if model.config.normalise != "frames":
+            hat = hat / hat.norm()
+        cosines = [hat @ of_class[c] / of_class[c].norm() for c in categories]
+        rows.append(torch.stack(cosines) * model.scale())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("categories", [None, [1, 2, 4], [0]])
+@torch.no_grad()
+def test_descriptions_are_averaged_in_embedding_space(run, clip, store, frames, categories):
+    subject = trained(run, clip, store, names=DESCRIBED)
+    chosen = None if categories is None else torch.tensor(categories)
+    got = subject.on(chosen)(frames, None)
+    want = one_by_one(run, clip, frames, DESCRIBED, categories or range(K))
+    assert want.std() > 0.01
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)  # cosines over tau = 0.01
+
+
+@pytest.mark.parametrize("categories", [None, [3, 1, 4]])
+@torch.no_grad()
+def test_names_are_one_description_each(run, clip, store, frames, categories):
+    chosen = None if categories is None else torch.tensor(categories)
+    names = Descriptions.of(store.class_names)
+    got = trained(run, clip, store).on(chosen)(frames, None)
+    want = one_by_one(run, clip, frames, names, categories or range(K))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+    twice = Descriptions(tuple((name, name) for name in store.class_names))
+    doubled = trained(run, clip, store, names=twice).on(chosen)(frames, None)
+    torch.testing.assert_close(got, doubled, rtol=1e-3, atol=1e-3)
+
+
+def test_some_classes_are_not_columns_of_all(clip, store, frames, tmp_path):
+    """The words of a class that is not asked about must not weight the frames."""
+    config = load(overrides=["epochs=3", "warmup_epochs=0", "frames=3", "beta=1.0", "lr=0.003"])
+    run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
+    subject = trained(run, clip, store)
+    some = torch.tensor([0, 3])
+    with torch.no_grad():
+        asked = subject.on(some)(frames, None)
+        columns = subject.on(None)(frames, None)[:, some]
+    assert (asked - columns).abs().max() > 1e-3
+    beside = frozen(clip, store, num_frames=T)
+    torch.testing.assert_close(
+        beside.on(some)(frames, None), beside.score(frames, None)[:, some]
+    )
+
+
+def test_the_texts_of_some_classes():
+    texts, owners = texts_of(DESCRIBED, torch.tensor([4, 0]))
+    assert [DESCRIBED.flat[i] for i in texts] == [*DESCRIBED.texts[4], *DESCRIBED.texts[0]]
+    assert owners.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_subject_says_what_it_is(clip, store, tmp_path):
+    config = load(overrides=["epochs=2", "warmup_epochs=0", "frames=3", "eval_every=1"])
+    run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
+    last, best = (trained(run, clip, store, weights=name) for name in ("last", "best"))
+    assert (last.model, last.run, last.weights, best.weights) == (
+        "bieff",
+        "run",
+        "last",
+        "best",
+    )
+    assert (last.template, last.names, last.num_frames) == ("pre-prompt", None, 3)
+    assert last.names_hash == Descriptions.of(store.class_names).hash
+    assert last.batch_size == LARGEST_BATCH
+    (run.path / BEST).write_bytes((run.path / "last.safetensors").read_bytes())
+    same = trained(run, clip, store, weights="best")
+    described = trained(run, clip, store, names=DESCRIBED)
+    assert same.fingerprint == last.fingerprint  # the same weights give the same scores
+    assert described.fingerprint != last.fingerprint
+    beside = [
+        frozen(clip, store, num_frames=3, template=name, names=names)
+        for name, names in (("one", None), ("28", None), ("one", DESCRIBED))
+    ]
+    assert len({subject.fingerprint for subject in beside}) == 3
+    assert [subject.template for subject in beside] == [
+        "This is a video about {}",
+        "28 templates",
+        "This is a video about {}",
+    ]
+    assert all((subject.model, subject.run) == ("frozen", None) for subject in beside)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("TOWER_BYTES", 200_000), ("free_bytes", lambda device: 400_000)]
+)
+def test_many_classes_take_fewer_videos_at_a_time(
+    clip, store, tmp_path, monkeypatch, limit, value
+):
+    config = load(overrides=["epochs=2", "warmup_epochs=0", "frames=3", "eval_every=0"])
+    run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
+    assert trained(run, clip, store).batch_size == LARGEST_BATCH
+    monkeypatch.setattr(f"bieff.train.evaluate.classifier.{limit}", value)
+    assert 1 <= trained(run, clip, store).batch_size < LARGEST_BATCH
+
+
+def test_a_subject_of_ones_own_takes_columns():
+    classes = torch.arange(4.0)
+    subject = Subject(
+        score=lambda frames, _: frames.mean(dim=(1, 2))[:, None] * classes,
+        num_frames=T,
+        template="{}",
+        run=None,
+    )
+    got = subject.on(torch.tensor([1, 3]))(torch.ones(2, T, D), None)
+    torch.testing.assert_close(got, torch.tensor([[1.0, 3.0]] * 2))

@@ -1,0 +1,471 @@
+"""`bieff ablate`: rows against the paper and the settings, and real runs in real processes."""
+
+import json
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import fake_store as fake
+from helpers.places import SHARED
+from safetensors.torch import load_file
+
+from bieff.features.errors import ConfigError, StoreMismatchError
+from bieff.train.config import TrainConfig, load
+from bieff.train.evaluate.results import load_results
+from bieff.train.experiments.ablation import Ablation, ablate, work
+from bieff.train.experiments.report import Spread
+from bieff.train.experiments.rows import (
+    ROWS,
+    TITLES,
+    distinct,
+    experiments_of,
+    parse_tables,
+    rows_of,
+)
+from bieff.train.runs.checkpoint import LAST
+from bieff.train.runs.run import RECORD, open_run
+
+PAPER = SHARED / "biefficient_paper.txt"
+SHORT = ("epochs=1", "warmup_epochs=0", "batch_size=11", "temporal_layers=1")
+
+
+class Silent:
+    """Nobody watches; keeps what was said."""
+
+    def __init__(self):
+        self.lines, self.began = {}, None
+
+    def begin(self, total, done):
+        self.began = (total, done)
+
+    def update(self, name, what, share):
+        assert 0 <= share <= 1
+
+    def end(self, name, line):
+        self.lines[name] = line
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """A closed set, and beside it a set of other classes with splits."""
+    folder = tmp_path_factory.mktemp("ablate")
+    clip = fake.load_clip(folder / "clip")
+    fake.write_store(folder / "closed", clip, bad={"train": [3], "val": [0]})
+    fake.write_store(
+        folder / "other",
+        clip,
+        counts={"all": 19},
+        num_splits=3,
+        names=("climbing a tree", "juggling", "baking bread"),
+    )
+    return folder
+
+
+def ask(stores, out, **changes):
+    options = {
+        "tables": [7],
+        "seeds": 2,
+        "overrides": SHORT,
+        "zero_shot": ["other"],
+        "out": out,
+        "watch": Silent(),
+    }
+    return ablate(stores / "closed", **{**options, **changes})
+
+
+def make_here(stores, out, tables, seeds=2):
+    """Do the runs of some tables in this process."""
+    from bieff.features.store import FeatureStore
+
+    asked = Ablation(
+        store=FeatureStore.open(stores / "closed"),
+        zero_shot=[FeatureStore.open(stores / "other")],
+        tables=tables,
+        seeds=seeds,
+        base=load(overrides=SHORT),
+        out=out,
+        device="cpu",
+    )
+    runs = list(distinct(run for row in rows_of(tables) for run in asked.experiments(row)))
+    for run in runs:
+        work(asked.task(run, None), lambda message: None)
+    return [run.name for run in runs]
+
+
+# --- rows
+
+
+def test_rows_are_the_papers():
+    """The tables' figures, in the order that the paper prints them."""
+    figures = {
+        table: [row.paper_top1 for row in rows_of([table])] for table in TITLES if table > 3
+    }
+    assert figures == {
+        4: [80.4, 82.0, 82.4, 82.8],
+        5: [80.6, 80.9, 82.0, 82.4, 82.5, 82.8],
+        6: [81.0, 81.2, 81.7, 82.0],
+        7: [82.5, 82.8],
+        8: [82.5, 82.8],
+        9: [82.1, 82.4, 82.3],
+        10: [81.8, 82.8, 82.5],
+    }
+    if not PAPER.is_file():
+        return
+    text = PAPER.read_text()
+    for number, heading in ((4, "Component-wise"), (5, "Method\tTop-1\nw/o prompt")):
+        printed = text[text.index(heading) :][:900]
+        for figure in figures[number]:
+            assert str(figure) in printed
+
+
+def test_every_row_differs_from_the_default_in_what_its_table_varies():
+    """Checked against the settings themselves, by hand, row by row."""
+    nothing = {"prompt": "none", "post_prompt": False, "word_guided": False}
+    prompts = {"post_prompt": False, "word_guided": False}
+    want = {
+        (4, "baseline"): nothing,
+        (4, "+ Pre-Prompt"): prompts,
+        (4, "+ Post-Prompt"): {"word_guided": False},
+        (4, "+ Word-Guided"): {},
+        (5, "none"): {"prompt": "none", "post_prompt": False},
+        (5, "hand-crafted"): {"prompt": "hand-crafted", "post_prompt": False},
+        (5, "learnable"): {"prompt": "learnable", "post_prompt": False},
+        (5, "Pre-Prompt only"): {"post_prompt": False},
+        (5, "Post-Prompt only"): {"prompt": "none"},
+        (5, "both"): {},
+        (6, "A1 frames as tokens"): {**prompts, "design": "a1"},
+        (6, "A2 context asks frames"): {**prompts, "design": "a2"},
+        (6, "A3 no Adapter"): {**prompts, "design": "a3"},
+        (6, "Pre-Prompt"): prompts,
+        (7, "without"): {"mean_pool": False},
+        (7, "with"): {},
+        (8, "words"): {"word_source": "words"},
+        (8, "classes"): {},
+        (9, "1"): {"word_guided": False, "alpha": 1.0},
+        (9, "0.1"): {"word_guided": False},
+        (9, "0.01"): {"word_guided": False, "alpha": 0.01},
+        (10, "1"): {"beta": 1.0},
+        (10, "0.1"): {},
+        (10, "0.01"): {"beta": 0.01},
+        (1, "8 frames"): {"frames": 8},
+        (1, "16 frames"): {"frames": 16},
+        (1, "32 frames"): {"frames": 32},
+        (3, "16 frames"): {"frames": 16},
+        (0, "as the paper"): {},
+        (0, "temporal weight 0.3"): {"temporal_weight": 0.3},
+        (0, "distilled, weight 1"): {"distill": 1.0},
+        (0, "average of 10 epochs"): {"average_epochs": 10},
+        (0, "all three"): {"temporal_weight": 0.3, "distill": 1.0, "average_epochs": 10},
+    }
+    default = TrainConfig().to_dict()
+    got = {}
+    for row in ROWS:
+        config = row.config(TrainConfig()).to_dict()
+        changed = {name: value for name, value in config.items() if value != default[name]}
+        got[row.table, row.name] = changed
+    assert got == want
+
+
+def test_a_base_changes_no_row_in_what_its_table_varies():
+    base = load(overrides=["alpha=1", "beta=1", "design=a2", "word_source=words"])
+    for row in ROWS:
+        config = row.config(base)
+        for name, value in row.settings.items():
+            assert getattr(config, name) == value
+
+
+def test_each_distinct_configuration_is_run_once():
+    runs = [
+        run for row in rows_of(range(4, 11)) for run in experiments_of(row, TrainConfig(), 3, 8)
+    ]
+    assert len(runs) == 3 * 24
+    once = list(distinct(runs))
+    assert len(once) == 3 * 18
+    configs = {json.dumps(run.config.to_dict()): run.name for run in runs}
+    assert len(configs) == 3 * 18
+    assert {run.config.seed for run in once} == {0, 1, 2}
+    # a store of 8 frames: Table 1's first row is the default
+    [first, *_] = rows_of([1])
+    [run] = experiments_of(first, TrainConfig(), 1, 8)
+    assert run.name == "table-4-word-guided-seed-0"
+    [run] = experiments_of(first, TrainConfig(seed=4), 1, 16)
+    assert run.name == "table-1-8-frames-seed-4"
+
+
+def test_tables_as_they_are_typed():
+    assert parse_tables("5, 4,5") == [5, 4]
+    assert parse_tables("0,4") == [0, 4]
+    for wrong in ("2", "4,x", ""):
+        with pytest.raises(ConfigError, match=r"expected some of 1, 3, 4, .*, 0, got '"):
+            parse_tables(wrong)
+
+
+def test_the_deviation_is_that_of_a_sample():
+    assert Spread.of([1.0, 2.0, 4.5]).std == pytest.approx(1.8027756)
+    assert Spread.of([1.0, 2.0, 4.5]).text() == "2.50 ± 1.80"
+    assert Spread.of([1.0]).text() == "1.00"
+
+
+# --- reports
+
+
+def test_the_report_holds_what_the_runs_hold(stores, tmp_path):
+    """All runs are there, so that no process is started."""
+    out = tmp_path / "out"
+    names = make_here(stores, out, [7, 8])
+    assert names == [
+        *(f"table-7-without-seed-{seed}" for seed in range(2)),
+        *(f"table-4-word-guided-seed-{seed}" for seed in range(2)),
+        *(f"table-8-words-seed-{seed}" for seed in range(2)),
+    ]
+    watch = Silent()
+    report, failed = ask(stores, out, tables=[8, 7], watch=watch)
+    assert (watch.began, watch.lines, failed) == ((6, 6), {}, {})
+    state = json.loads((out / "ablation.json").read_text())
+    assert [table["table"] for table in state["tables"]] == [8, 7]
+    for table in state["tables"]:
+        for row in table["rows"]:
+            assert row["runs_done"] == 2
+            records = [open_run(out / name).record for name in row["runs"]]
+            assert [record["config"]["seed"] for record in records] == [0, 1]
+            for name, file in (("closed", "closed-closed"), ("other", "splits3-other")):
+                found = [load_results(out / run / f"{file}.json") for run in row["runs"]]
+                tops = [results[0].top1 for results in found]
+                assert all(results[0].model == "bieff" for results in found)
+                assert row["results"][name]["top1"] == {
+                    "mean": pytest.approx(statistics.fmean(tops)),
+                    "std": pytest.approx(statistics.stdev(tops)),
+                    "values": tops,
+                }
+                assert state["frozen"][name]["top1"] == found[0][1].top1
+            assert row["parameters"]["total"] == records[0]["parameters"]["total"]
+            assert row["batch"] == records[0]["cost"]["batch"]
+    page = report.read_text()
+    assert "**Another data set and another CLIP**" in page
+    assert "closed top-1 | top-5 | other top-1 | tunable | seconds" in page
+    assert "paper, K400 top-1" in page
+    assert (
+        len(re.findall(r"^\| (with|without|words|classes) \| .* \| 82\.[58] \|", page, re.M))
+        == 4
+    )
+    assert page.count("| 82.8 | 96.3 |") == 2
+
+
+def test_what_is_there_is_added_to_and_not_replaced(stores, tmp_path):
+    out = tmp_path / "out"
+    make_here(stores, out, [7])
+    ask(stores, out)
+    make_here(stores, out, [8])
+    report, _ = ask(stores, out, tables=[8], seeds=1, zero_shot=[])
+    page = report.read_text()
+    assert "## Table 7" in page
+    assert "## Table 8" in page
+    assert "other top-1" in page
+    assert "of 2 runs" not in page
+
+
+def test_rows_that_a_store_cannot_serve_are_named(stores, tmp_path):
+    watch = Silent()
+    report, failed = ask(stores, tmp_path / "out", tables=[1, 3], watch=watch)
+    assert (watch.began, failed) == ((0, 0), {})
+    page = report.read_text()
+    assert "- table 1, 32 frames: needs 32 frames, the store has 6" in page
+    assert "| 32 frames |  |" in page
+
+
+def test_another_ablation_in_the_folder_is_refused(stores, tmp_path):
+    out = tmp_path / "out"
+    ask(stores, out, tables=[1])
+    with pytest.raises(ConfigError) as caught:
+        ask(stores, out, tables=[1], overrides=[*SHORT, "lr=1e-3", "save_seconds=3"])
+    assert str(caught.value) == (
+        f"{out} is an ablation with other settings; choose another --out:\n"
+        "  lr: it has 0.0005, asked for 0.001"
+    )
+    clip = fake.load_clip(tmp_path / "clip")
+    fake.write_store(tmp_path / "closed", clip, seed=5)
+    fake.write_store(tmp_path / "other", clip, counts={"all": 7}, num_splits=1)
+    with pytest.raises(StoreMismatchError, match="is an ablation on another store: expected"):
+        ask(tmp_path, out, tables=[1])
+    for name in ("seeds", "jobs"):
+        with pytest.raises(ConfigError, match=f"{name} must be positive, got 0"):
+            ask(stores, out, **{name: 0})
+
+
+def test_sets_that_do_not_fit_are_refused_before_anything_is_trained(stores, tmp_path):
+    out = tmp_path / "out"
+    for sets, message in (
+        (["closed"], "expected stores of different names, got closed twice"),
+        (["other", "../" + stores.name + "/other"], "different names, got other twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ask(stores, out, zero_shot=sets)
+    clip = fake.load_clip(tmp_path / "clip", seed=3)
+    fake.write_store(stores / "listless", clip, counts={"val": 9})
+    fake.write_store(stores / "foreign", clip, counts={"all": 9}, num_splits=1)
+    with pytest.raises(ConfigError, match="listless has no official test lists"):
+        ask(stores, out, zero_shot=["listless"])
+    with pytest.raises(StoreMismatchError, match="foreign comes from another CLIP than"):
+        ask(stores, out, zero_shot=["foreign"])
+    assert list(out.glob("table-*")) == []
+
+
+def test_figures_on_a_store_that_was_replaced_are_not_averaged(stores, tmp_path):
+    """A set of another recipe under the old name: its runs are evaluated again."""
+    shutil.copytree(stores / "closed", tmp_path / "closed")
+    clip = fake.load_clip(tmp_path / "clip")
+    ways = {"counts": {"all": 19}, "num_splits": 3}
+    fake.write_store(tmp_path / "other", clip, **ways)
+    out = tmp_path / "out"
+    names = make_here(tmp_path, out, [7])
+    before = load_results(out / names[0] / "splits3-other.json")
+    shutil.rmtree(tmp_path / "other")
+    fake.write_store(tmp_path / "other", clip, views=4, **ways)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bieff.train.experiments.ablation.run_all", lambda *_, **__: None)
+        ask(tmp_path, out)
+    state = json.loads((out / "ablation.json").read_text())
+    assert [row["runs_done"] for row in state["tables"][0]["rows"]] == [0, 0]
+    make_here(tmp_path, out, [7])
+    after = load_results(out / names[0] / "splits3-other.json")
+    assert (before[0].crops, after[0].crops) == (2, 4)
+    watch = Silent()
+    ask(tmp_path, out, watch=watch)
+    assert watch.began == (4, 4)
+
+
+def test_a_row_says_which_set_has_too_few_frames(stores, tmp_path):
+    clip = fake.load_clip(tmp_path / "clip")
+    shutil.copytree(stores / "closed", tmp_path / "closed")
+    fake.write_store(tmp_path / "short", clip, counts={"all": 9}, num_splits=1, frames=3)
+    report, _ = ask(tmp_path, tmp_path / "out", zero_shot=["short"], tables=[7])
+    assert "- table 7, with: needs 6 frames, short has 3" in report.read_text()
+
+
+# --- processes
+
+
+@pytest.mark.slow
+def test_runs_in_processes_are_those_of_this_one(stores, tmp_path):
+    make_here(stores, tmp_path / "here", [7])
+    watch = Silent()
+    _, failed = ask(stores, tmp_path / "there", jobs=2, watch=watch)
+    assert failed == {}
+    assert watch.began == (4, 0)
+    assert sorted(watch.lines) == sorted(
+        f"table-{row}-seed-{seed}" for row in ("7-without", "4-word-guided") for seed in (0, 1)
+    )
+    for name in watch.lines:
+        first, second = (
+            load_file(tmp_path / where / name / LAST) for where in ("here", "there")
+        )
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert open_run(tmp_path / "there" / name).record["threads"] == 1
+    assert list((tmp_path / "there").glob("*.log")) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_and_the_others_go_on(stores, tmp_path):
+    """No prompt of 75 tokens fits beside a name; the hand-crafted and the empty one do."""
+    watch = Silent()
+    settings = [*SHORT, "num_context=75"]
+    report, failed = ask(
+        stores, tmp_path / "out", tables=[4], seeds=1, overrides=settings, watch=watch
+    )
+    assert list(failed) == [
+        "table-4-pre-prompt-seed-0",
+        "table-4-post-prompt-seed-0",
+        "table-4-word-guided-seed-0",
+    ]
+    assert all("use a smaller context" in problem for problem in failed.values())
+    assert watch.lines["table-4-baseline-seed-0"].startswith("top-1 closed ")
+    page = report.read_text()
+    assert "## Not there" in page
+    assert "+ Pre-Prompt (0 of 1 runs)" in page
+
+
+def bieff(*arguments):
+    command = [sys.executable, "-P", "-m", "bieff.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def children_of(pid):
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            parent = re.search(r"PPid:\t(\d+)", status.read_text())
+        except OSError:
+            continue
+        if parent and int(parent.group(1)) == pid:
+            found.append(int(status.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_stopped_and_a_killed_ablation_go_on(stores, tmp_path):
+    """Ctrl-C, then a kill that nobody hears, then to the end; as if nothing had happened."""
+    out = tmp_path / "out"
+    settings = ["epochs=40", "warmup_epochs=0", "batch_size=11", "save_seconds=0.1"]
+    arguments = ["ablate", "--features", stores / "closed", "--tables", "7", "--seeds", "1"]
+    arguments += ["--out", out, "--jobs", "2", "--zeroshot", "other"]
+    for setting in settings:
+        arguments += ["--set", setting]
+    folders = [out / f"table-{name}-seed-0" for name in ("7-without", "4-word-guided")]
+
+    process = bieff(*arguments)
+    wait_for(lambda: all((folder / RECORD).exists() for folder in folders), process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, said
+    assert "Error: stopped and saved, 0 of the 2 runs left were made; the same" in said
+    assert not any(open_run(folder).record["finished"] for folder in folders)
+
+    process = bieff(*arguments)
+    wait_for(lambda: all(open_run(f).record["resumed"] for f in folders), process)
+    children = children_of(process.pid)
+    assert len(children) == 2
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < end, "a run goes on though nobody listens"
+        time.sleep(0.05)
+
+    process = bieff(*arguments)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    assert "## Table 7: mean pooling" in said
+    records = [open_run(folder).record for folder in folders]
+    assert all(record["finished"] and len(record["resumed"]) == 2 for record in records)
+
+    before = {folder: (folder / RECORD).stat().st_mtime_ns for folder in folders}
+    said = bieff(*arguments).communicate(timeout=60)[0]
+    assert "2 runs, 2 of them done already" in said
+    assert before == {folder: (folder / RECORD).stat().st_mtime_ns for folder in folders}
+
+    _, failed = ask(
+        stores, tmp_path / "straight", seeds=1, overrides=settings, jobs=2, watch=Silent()
+    )
+    assert failed == {}
+    for folder in folders:
+        first = load_file(folder / LAST)
+        second = load_file(tmp_path / "straight" / folder.name / LAST)
+        assert all(torch.equal(first[key], second[key]) for key in first)

@@ -1,0 +1,238 @@
+"""Ways to keep what frozen CLIP knows while training: each by itself, off, and stopped."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from helpers import fake_store as fake
+from safetensors.torch import load_file
+
+from bieff.clip import ClipName
+from bieff.clip import load as load_clip
+from bieff.features.errors import ConfigError
+from bieff.train.config import load
+from bieff.train.data import Picked
+from bieff.train.evaluate.classifier import class_embeddings
+from bieff.train.evaluate.scoring import closed, trained
+from bieff.train.fit.loop import prepare, train
+from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
+from bieff.train.method.temporal import TemporalTransformer
+from bieff.train.runs.checkpoint import BEST, LAST, Average, StoppedError
+from bieff.train.runs.metrics import METRICS, read_metrics
+from bieff.train.text.wording import HAND_CRAFTED
+
+SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=0", "temporal_layers=1"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return fake.load_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+@pytest.fixture(scope="module")
+def store(clip, tmp_path_factory):
+    return fake.write_store(tmp_path_factory.mktemp("store") / "store", clip)
+
+
+def quiet(done, total, loss):
+    pass
+
+
+# --- weight of the temporal transformer
+
+
+def test_the_weight_is_of_the_output_alone():
+    frames = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for weight in (1.0, 0.25):
+        torch.manual_seed(1)
+        outputs.append(TemporalTransformer(7, 3, num_layers=1, weight=weight)(frames))
+    torch.testing.assert_close(outputs[1] - frames, 0.25 * (outputs[0] - frames))
+
+
+def test_a_smaller_weight_starts_closer_to_frozen_clip(clip, store):
+    """The frames of a video are moved by their positions less."""
+    moved = []
+    for weight in (1.0, 0.1):
+        config = load(overrides=[*SHORT, f"temporal_weight={weight}"])
+        trainer = prepare(store, clip, config)
+        _, picked = trainer.batches.at(0)
+        with torch.no_grad():
+            out = trainer.model.temporal(picked.frames)
+        cosine = torch.cosine_similarity(out, picked.frames, dim=-1)
+        moved.append(float((1 - cosine).mean()))
+    assert 0 < moved[1] < moved[0] / 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["temporal_weight=0"], "temporal_weight must be positive"),
+        (["temporal_weight=0.5", "temporal_residual=false"], "beside the stored frames; set"),
+        (["temporal_weight=0.5", "temporal_layers=0"], "beside the stored frames; set"),
+        (["distill=-1"], "distill must not be negative"),
+        (["average_epochs=51"], "at most epochs, got 51 with epochs=50"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        load(overrides=settings)
+
+
+# --- distillation
+
+
+def test_the_distance_by_hand():
+    """Videos at 0 and 90 degrees from frozen ones; classes at 60 and 0, 0 and 180."""
+    sixty = [math.cos(math.pi / 3), math.sin(math.pi / 3)]
+    video = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    # the second video's frames have lengths 1 and 5, and count alike: their mean is along x
+    frames = torch.tensor([[[5.0, 0.0]] * 2, [[3.0, 4.0], [0.6, -0.8]]])
+    frozen = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    classes = torch.tensor([[sixty, [0.0, 7.0]], [[1.0, 0.0], [0.0, -1.0]]])
+    got = frozen_distance(video, classes, frames, frozen)
+    torch.testing.assert_close(got, torch.tensor([0.0 + 0.25, 1.0 + 1.0]))
+    shared = frozen_distance(video, classes[:1], frames, frozen)
+    torch.testing.assert_close(shared, torch.tensor([0.25, 1.25]))
+
+
+@pytest.mark.parametrize("settings", [[], ["prompt=none", "post_prompt=false"]])
+@pytest.mark.parametrize("parts", [1, 3, 11])
+def test_the_loss_has_the_distance_in_it(store, parts, settings):
+    """Against the sum written out on the whole batch, in any number of parts."""
+    clip = load_clip(ClipName(model=store.recipe["clip"]["model"], pretrained=None))
+    clip.model.double()
+    overrides = [*SHORT, *settings, "distill=0.7", f"accumulate={parts}"]
+    trainer = prepare(store, clip, load(overrides=overrides))
+    trainer.model.double()
+    draw, picked = trainer.batches.at(1)
+    picked = Picked(picked.frames.double(), None)
+    got = trainer.backward(picked, draw.labels)
+    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+
+    trainer.model.zero_grad()
+    categories = draw.labels.unique()
+    scores = trainer.model(picked.frames, trainer.text, categories=categories)
+    frozen = class_embeddings(clip, store.class_names, HAND_CRAFTED)[categories]
+    distance = frozen_distance(scores.video, scores.classes, picked.frames, frozen)
+    pairs = positive_pairs(draw.labels, categories)
+    want = symmetric_loss(scores.logits, pairs) + 0.7 * distance.mean()
+    assert distance.min() > 1e-3
+    want.backward()
+    # sums in another order; frozen classes are kept in float32, in both
+    torch.testing.assert_close(got, want.detach(), rtol=1e-10, atol=0)
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-11)
+
+
+def test_distillation_keeps_closer_to_frozen_clip(clip, store, tmp_path):
+    """The stronger it is, the less videos and classes move."""
+    distances = []
+    for weight in (0, 1, 30):
+        config = load(overrides=[*SHORT, "lr=5e-3", f"distill={weight}"])
+        run = train(store, clip, config, tmp_path / str(weight), watch=quiet)
+        trainer = prepare(store, clip, config)
+        trainer.model.load_state_dict(load_file(run.path / LAST))
+        _, picked = trainer.batches.at(0)
+        frozen = class_embeddings(clip, store.class_names, HAND_CRAFTED)
+        with torch.no_grad():
+            scores = trainer.model(picked.frames, trainer.text)
+            distance = frozen_distance(scores.video, scores.classes, picked.frames, frozen)
+        distances.append(float(distance.mean()))
+    assert distances[0] > distances[1] > distances[2]
+
+
+def test_without_distillation_no_frozen_class_is_embedded(clip, store):
+    assert prepare(store, clip, load(overrides=SHORT)).frozen_classes is None
+
+
+# --- averaging
+
+
+def test_the_average_by_hand():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = Average(model, epochs=5, averaged=3, epoch_steps=4)
+    values = [float(step * step) for step in range(1, 21)]
+    for step, value in enumerate(values, start=1):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        average.add(step)
+        assert bool(average.weights) == (step >= 12)
+    want = (values[11] + values[15] + values[19]) / 3
+    assert average.weights["weight"].item() == pytest.approx(want)
+    with average.applied():
+        assert model.weight.item() == pytest.approx(want)
+    assert model.weight.item() == values[-1]
+    off = Average(model, epochs=5, averaged=0, epoch_steps=4)
+    off.add(20)
+    with off.applied():
+        assert model.weight.item() == values[-1]
+
+
+def test_a_run_keeps_and_evaluates_the_average(clip, store, tmp_path):
+    """The weights after each epoch are those of a run without; the kept ones are their mean."""
+    after = []
+    config = load(overrides=SHORT)
+    trainer = prepare(store, clip, config)
+    for step in range(trainer.num_steps):
+        trainer.step(step)
+        if (step + 1) % trainer.epoch_steps == 0:
+            after.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
+    averaged = load(overrides=[*SHORT, "average_epochs=3", "eval_every=1"])
+    run = train(store, clip, averaged, tmp_path / "run", watch=quiet)
+    kept = load_file(run.path / LAST)
+    for name in kept:
+        want = torch.stack([weights[name] for weights in after[1:]]).mean(dim=0)
+        torch.testing.assert_close(kept[name], want)
+    assert not torch.equal(kept["temporal.positions"], after[-1]["temporal.positions"])
+    [result] = closed(store, [trained(run, clip, store)], watch=lambda *_: None)
+    tops = [line["val_top1"] for line in read_metrics(run.path) if "val_top1" in line]
+    assert result.top1 == pytest.approx(tops[-1])
+
+
+def test_the_average_of_one_epoch_changes_nothing(clip, store, tmp_path):
+    for name, more in (("off", []), ("one", ["average_epochs=1"])):
+        config = load(overrides=[*SHORT, "eval_every=2", *more])
+        train(store, clip, config, tmp_path / name, watch=quiet)
+    for file in (LAST, BEST):
+        off, one = (load_file(tmp_path / name / file) for name in ("off", "one"))
+        assert all(torch.equal(off[key], one[key]) for key in off)
+    assert (tmp_path / "off" / METRICS).read_text() == (tmp_path / "one" / METRICS).read_text()
+
+
+# --- all of them, stopped
+
+
+def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path):
+    more = ["average_epochs=3", "distill=0.3", "temporal_weight=0.5", "eval_every=1"]
+    config = load(overrides=[*SHORT, *more])
+    train(store, clip, config, tmp_path / "straight", watch=quiet)
+    out = tmp_path / "stopped"
+    for resume, step in ((False, 7), (True, 9), (True, 12), (True, 14)):
+
+        def watch(done, total, loss, step=step):
+            if done == step:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(StoppedError):
+            train(store, clip, config, out, watch=watch, resume=resume)
+        if step == 9:  # one epoch is averaged: what lies there is the average so far
+            assert not torch.equal(
+                load_file(out / LAST)["temporal.positions"],
+                load_file(out / "resume.safetensors")["model/temporal.positions"],
+            )
+    train(store, clip, config, out, watch=quiet, resume=True)
+    for file in (LAST, BEST):
+        first, second = (load_file(path / file) for path in (tmp_path / "straight", out))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (out / METRICS).read_text() == (tmp_path / "straight" / METRICS).read_text()
+
+
+def test_the_best_is_the_average_too(clip, store, tmp_path):
+    """With a single evaluation, at the end, both files are what was evaluated."""
+    config = load(overrides=[*SHORT, "average_epochs=3", "eval_every=4"])
+    run = train(store, clip, config, tmp_path / "run", watch=quiet)
+    last, best = (load_file(run.path / file) for file in (LAST, BEST))
+    assert all(torch.equal(last[key], best[key]) for key in last)
