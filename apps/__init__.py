@@ -1,1 +1,0 @@
-"""What needs both stages: the demo, and everything else that goes from a video to an answer."""

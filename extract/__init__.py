@@ -1,1 +1,0 @@
-"""Stage one: videos and a frozen CLIP in, a feature store out."""

@@ -1,1 +1,0 @@
-"""Lists of videos and classes, official and of one's own."""

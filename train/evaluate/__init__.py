@@ -1,1 +1,0 @@
-"""Exact evaluation: who answers, which videos are asked, what is counted."""

@@ -1,1 +1,0 @@
-"""Many runs: the paper's tables, base to novel."""

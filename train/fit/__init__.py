@@ -1,1 +1,0 @@
-"""Training: one loop, its steps, the record it leaves."""

@@ -1,1 +1,0 @@
-"""The paper: the three prompts, the temporal transformer, the loss, and their model."""

@@ -1,1 +1,0 @@
-"""The frozen text tower as a tree, and the words it is given."""
