@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import queue
 import signal
 import threading
 import time
@@ -24,11 +25,10 @@ import torch
 from distributed import WorkerPlugin, get_worker
 
 from bieff import clip as clips
-from bieff.apps.progress import Board
 from bieff.clip import Clip, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.shard import DECODE, ShardExtractor
-from bieff.extract.tasks import Done, Task, Update
+from bieff.extract.tasks import Done, RunCount, Task, Update
 from bieff.features.errors import ConfigError, StoreError
 from bieff.features.files import disk_errors
 from bieff.features.store import FeatureStore
@@ -97,7 +97,7 @@ class ExtractPlugin(WorkerPlugin):  # type: ignore[misc]
                 self._extractor = _start(self._setup, self._worker.name)
             try:
                 with contextlib.closing(
-                    self._extractor.extract(self._store, [task], watch=self._report)
+                    self._extractor.extract(self._store, [task], report=self._report)
                 ) as done:
                     return next(done).counts
             except _Stopped:
@@ -211,7 +211,7 @@ class OnCluster:
         clip: Clip,
         config: ExtractConfig,
         tasks: Iterable[Task],
-        board: Board,
+        count: RunCount,
     ) -> Generator[Done, None, None]:
         """Write shards; yields those that are written, in any order.
 
@@ -233,20 +233,23 @@ class OnCluster:
             neighbours=self._most_on_one_host(),
             threads=torch.get_num_threads(),
         )
-        board.say(f"{self._num_workers()} Dask workers")
+        count.say(f"{self._num_workers()} Dask workers")
+        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()  # they come in another thread
         self._client.subscribe_topic(
-            TOPIC, lambda event: board.add(Update(**event[1]["update"]))
+            TOPIC, lambda event: updates.put(Update(**event[1]["update"]))
         )
         self._client.register_plugin(ExtractPlugin(setup))
         try:
             with self._client.as_current():
-                yield from self._send_all(iter(tasks), board)
+                yield from self._send_all(iter(tasks), updates, count)
         finally:
             self._client.unsubscribe_topic(TOPIC)
             with contextlib.suppress(Exception):  # a worker that has gone needs no teardown
                 self._client.unregister_worker_plugin(PLUGIN)
 
-    def _send_all(self, tasks: Iterator[Task], board: Board) -> Generator[Done, None, None]:
+    def _send_all(
+        self, tasks: Iterator[Task], updates: "queue.SimpleQueue[Update]", count: RunCount
+    ) -> Generator[Done, None, None]:
         from distributed import wait
 
         run = uuid.uuid4().hex[:8]
@@ -264,12 +267,13 @@ class OnCluster:
                     return
                 with contextlib.suppress(TimeoutError):
                     wait(list(sent), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
+                while not updates.empty():
+                    count.add(updates.get())
                 for future in [future for future in sent if future.done()]:
                     task = sent.pop(future)
                     counts = _result(future, task)
                     future.release()
                     yield Done(task=task, counts=counts)
-                board.check()
         finally:
             if sent:
                 self._stop(list(sent))

@@ -37,7 +37,7 @@ class ExtractConfig:
     """Only the first videos of each partition, so many; none: all."""
 
     batch_size: int | None = None
-    """Squares a batch of the visual tower; none: 512 on a GPU, 64 on a CPU."""
+    """Crops a batch of the visual tower; none: 512 on a GPU, 64 on a CPU."""
 
     decoders: int | None = None
     """Decoding processes; none: one a core."""

@@ -12,7 +12,7 @@ import torch
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.plan import Blueprint, blueprint
+from bieff.extract.plan import StorePlan
 from bieff.extract.shard import ShardExtractor
 from bieff.extract.tasks import Task
 from bieff.features.schema import PartitionPlan, Video, counted
@@ -75,7 +75,7 @@ def estimate(
 
     The trial store lies in the system's folder for temporary files and is removed.
     """
-    planned = blueprint(data, config, clip)
+    planned = StorePlan.of(data, config, clip)
     geometries = planned.geometries()
     done = _num_done(planned, out)
     found = []
@@ -120,7 +120,7 @@ def estimate_lines(parts: Sequence[PartEstimate], out: Path, device: torch.devic
     return [f"{out}: nothing written", *(f"  {part}" for part in parts), f"  {how}"]
 
 
-def _trial(planned: Blueprint, name: str, extractor: ShardExtractor) -> tuple[int, float]:
+def _trial(planned: StorePlan, name: str, extractor: ShardExtractor) -> tuple[int, float]:
     """Videos that were timed, and the seconds they took."""
     plan = planned.partitions[name]
     videos = _spread([video for video in plan.videos if video.size], WARM_UP + TIMED)
@@ -142,7 +142,7 @@ def _trial(planned: Blueprint, name: str, extractor: ShardExtractor) -> tuple[in
             if time.monotonic() - start < SECONDS
         )
         timed, began, ended = 0, start, start
-        with contextlib.closing(extractor.extract(store, tasks, watch=lambda _: None)) as done:
+        with contextlib.closing(extractor.extract(store, tasks, report=lambda _: None)) as done:
             for shard in done:
                 ended = time.monotonic()
                 if shard.task.shard == 0:
@@ -158,7 +158,7 @@ def _spread(videos: Sequence[Video], count: int) -> list[Video]:
     return [videos[i * len(videos) // count] for i in range(count)]
 
 
-def _num_done(planned: Blueprint, out: Path) -> dict[str, int]:
+def _num_done(planned: StorePlan, out: Path) -> dict[str, int]:
     """Videos in finished shards of a store that lies there already.
 
     Raises:

@@ -34,8 +34,9 @@ from bieff.clip import TINYCLIP, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.decode.pool import DecodePool, Job
-from bieff.extract.run import InProcess, extract, plan
-from bieff.extract.shard import BATCH, ShardWork, squares_of
+from bieff.extract.plan import plan
+from bieff.extract.run import InProcess, extract
+from bieff.extract.shard import BATCH, ShardWork
 from bieff.extract.tasks import Task
 from bieff.extract.tower import VisualTower
 from bieff.extract.views import View, ViewPlan
@@ -143,12 +144,7 @@ def tower_all(tower: VisualTower, store, outcomes: list) -> float:
         work = ShardWork.begin(store, Task(partition="val", shard=0), tower)
         begin = time.perf_counter()
         for outcome in take:
-            i = outcome.row % len(work.videos)
-            numbers = work.plans[i](outcome.num_frames)
-            squares = squares_of(
-                outcome, numbers, work.views, tower, video_id=work.videos[i].id
-            )
-            work.stream.add(i, squares)
+            work.take(outcome.row % len(work.videos), outcome)
         work.stream.close()
         if tower.device.type == "cuda":
             torch.cuda.synchronize()

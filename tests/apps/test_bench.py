@@ -30,7 +30,8 @@ from bieff.clip import TINYCLIP, ClipName, load
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.datasets.official import class_names, kinetics_val, splits
-from bieff.extract.run import extract, plan
+from bieff.extract.plan import plan
+from bieff.extract.run import extract
 from bieff.features.errors import InputError
 from bieff.features.schema import Video
 

@@ -16,8 +16,8 @@ from helpers import extracting
 from helpers.places import TESTS
 
 from bieff.apps.store import verify_store
-from bieff.extract.run import plan
-from bieff.extract.shapes.sets import load_shapes
+from bieff.extract.plan import plan
+from bieff.extract.shapes.clips import load_shapes
 from bieff.features.errors import StoreError, StoreMismatchError
 from bieff.features.schema import Status
 from bieff.features.store import FeatureStore

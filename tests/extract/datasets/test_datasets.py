@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bieff.extract.catalogue import check, load, names, table
+from bieff.extract.catalogue import NAMES, check, load, table
 from bieff.extract.datasets import official
 from bieff.extract.shapes.clips import Edition, clips_of
 from bieff.features.errors import InputError
@@ -663,7 +663,7 @@ def test_options_that_do_not_fit(name, options, message):
 def test_the_table_names_every_data_set(tmp_path):
     (tmp_path / "hmdb51").mkdir()
     header, lines = table(tmp_path)
-    assert [line[0] for line in lines] == sorted(names(), key=[line[0] for line in lines].index)
+    assert [line[0] for line in lines] == sorted(NAMES, key=[line[0] for line in lines].index)
     assert {len(line) for line in lines} == {len(header)}
     assert [line[0] for line in lines if line[-1]] == ["hmdb51"]
     by_name = {line[0]: line for line in lines}
