@@ -32,13 +32,13 @@ _ROWS = (
 )
 
 LOADERS: dict[str, Callable[..., DataSet]] = {
-    "shapes": load_shapes,
-    "shapes-combinations": load_shapes,
-    "shapes-unseen": load_shapes,
     "k400": load_kinetics,
     "k600": load_kinetics,
     "ucf101": load_three_splits,
     "hmdb51": load_three_splits,
+    "shapes": load_shapes,
+    "shapes-combinations": load_shapes,
+    "shapes-unseen": load_shapes,
 }
 """Data sets that need no more than a folder: name -> function of the name and the folder."""
 

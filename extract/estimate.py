@@ -15,7 +15,7 @@ from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.plan import StorePlan
 from bieff.extract.shard import ShardExtractor
 from bieff.extract.tasks import Task
-from bieff.features.schema import PartitionPlan, Video, counted
+from bieff.features.schema import PartitionPlan, counted
 from bieff.features.store import FeatureStore
 
 WARM_UP = 8
@@ -48,6 +48,11 @@ class PartEstimate:
 
     num_tried: int
 
+    @property
+    def hours(self) -> float:
+        """To do what is left."""
+        return (self.num_videos - self.num_done) * (self.seconds_per_video or 0.0) / 3600
+
     def __str__(self) -> str:
         text = (
             f"{self.name}: {counted(self.num_videos, 'video')} x "
@@ -55,11 +60,6 @@ class PartEstimate:
             f"{_size(self.num_bytes)}, from {_size(self.video_bytes)} of videos"
         )
         return f"{text}; {self.num_done:,} videos are done" if self.num_done else text
-
-    @property
-    def hours(self) -> float:
-        """To do what is left."""
-        return (self.num_videos - self.num_done) * (self.seconds_per_video or 0.0) / 3600
 
 
 def _size(num_bytes: int) -> str:
@@ -83,22 +83,21 @@ def estimate(
         for name, plan in planned.partitions.items():
             tried, seconds = _trial(planned, name, extractor)
             geometry = geometries[name]
-            sizes = [
+            shard_bytes = sum(
                 array.file_bytes(geometry.rows_per_shard) for array in geometry.arrays.values()
-            ]
-            found.append(
-                PartEstimate(
-                    name=name,
-                    num_videos=len(plan.videos),
-                    num_views=plan.num_views,
-                    num_shards=geometry.num_shards,
-                    num_bytes=sum(sizes) * geometry.num_shards,
-                    video_bytes=sum(video.size for video in plan.videos),
-                    num_done=done.get(name, 0),
-                    seconds_per_video=seconds / tried if tried else None,
-                    num_tried=tried,
-                )
             )
+            part = PartEstimate(
+                name=name,
+                num_videos=len(plan.videos),
+                num_views=plan.num_views,
+                num_shards=geometry.num_shards,
+                num_bytes=shard_bytes * geometry.num_shards,
+                video_bytes=sum(video.size for video in plan.videos),
+                num_done=done.get(name, 0),
+                seconds_per_video=seconds / tried if tried else None,
+                num_tried=tried,
+            )
+            found.append(part)
     return found
 
 
@@ -106,33 +105,30 @@ def estimate_lines(parts: Sequence[PartEstimate], out: Path, device: torch.devic
     """The lines of `--dry-run` on one data set."""
     tried = sum(part.num_tried for part in parts)
     hours = sum(part.hours for part in parts)
-    duration = (
-        f"{hours:,.1f} hours" if hours >= 1 else counted(max(1, round(60 * hours)), "minute")
-    )
-    how = (
-        f"about {duration} on {device} of this machine, from {counted(tried, 'video')} tried "
-        "now"
-        if tried
-        else "no estimate of hours: none of the videos tried can be used"
-        if any(part.video_bytes for part in parts)
-        else "no estimate of hours: no video is there to try"
-    )
+    minutes = counted(max(1, round(60 * hours)), "minute")
+    duration = f"{hours:,.1f} hours" if hours >= 1 else minutes
+    if tried:
+        videos = counted(tried, "video")
+        how = f"about {duration} on {device} of this machine, from {videos} tried now"
+    elif any(part.video_bytes for part in parts):
+        how = "no estimate of hours: none of the videos tried can be used"
+    else:
+        how = "no estimate of hours: no video is there to try"
     return [f"{out}: nothing written", *(f"  {part}" for part in parts), f"  {how}"]
 
 
 def _trial(planned: StorePlan, name: str, extractor: ShardExtractor) -> tuple[int, float]:
     """Videos that were timed, and the seconds they took."""
     plan = planned.partitions[name]
-    videos = _spread([video for video in plan.videos if video.size], WARM_UP + TIMED)
-    if len(videos) < 2:
+    there = [video for video in plan.videos if video.size]
+    count = min(WARM_UP + TIMED, len(there))
+    if count < 2:
         return 0, 0.0
-    warm_up = min(WARM_UP, len(videos) // 2)
-    trial = replace(
-        planned,
-        partitions={
-            name: PartitionPlan(videos=videos, num_views=plan.num_views, rows_per_shard=warm_up)
-        },
+    spread = [there[i * len(there) // count] for i in range(count)]
+    few = PartitionPlan(
+        videos=spread, num_views=plan.num_views, rows_per_shard=min(WARM_UP, count // 2)
     )
+    trial = replace(planned, partitions={name: few})
     with tempfile.TemporaryDirectory(prefix="bieff-trial-") as folder:
         store = trial.write(Path(folder) / "store")
         start = time.monotonic()
@@ -150,12 +146,6 @@ def _trial(planned: StorePlan, name: str, extractor: ShardExtractor) -> tuple[in
                 else:
                     timed += sum(shard.counts.values())
     return timed, ended - began
-
-
-def _spread(videos: Sequence[Video], count: int) -> list[Video]:
-    """Some of the videos, evenly over the list."""
-    count = min(count, len(videos))
-    return [videos[i * len(videos) // count] for i in range(count)]
 
 
 def _num_done(planned: StorePlan, out: Path) -> dict[str, int]:

@@ -17,7 +17,7 @@ frames for the last clip, and so comes within two frames of the last clip of 8.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,16 +169,6 @@ def frame_numbers(
     return grid[:T] + np.array(chosen, dtype=np.int64)
 
 
-def all_frame_numbers(
-    views: Sequence[View], num_frames: int, T: int, *, video_id: str
-) -> Int64[np.ndarray, "V T"]:
-    """`frame_numbers` of every view: what one decode of the video has to bring.
-
-    `np.unique(numbers, return_inverse=True)` gives the frames to decode and where each goes.
-    """
-    return np.stack([frame_numbers(view, num_frames, T, video_id=video_id) for view in views])
-
-
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
     """Which frames of one video its views show, once its length is known.
@@ -192,8 +182,16 @@ class ViewPlan:
     video_id: str
 
     def __call__(self, num_frames: int) -> Int64[np.ndarray, "V T"]:
-        """Frame numbers of every view of a video of `num_frames` frames."""
-        return all_frame_numbers(self.views, num_frames, self.T, video_id=self.video_id)
+        """Frame numbers of every view of a video of `num_frames` frames.
+
+        `np.unique(numbers, return_inverse=True)` gives the frames to decode and where each
+        goes.
+        """
+        shown = [
+            frame_numbers(view, num_frames, self.T, video_id=self.video_id)
+            for view in self.views
+        ]
+        return np.stack(shown)
 
 
 def clip_start(clip: int, clips: int, num_frames: int, T: int) -> int:

@@ -124,7 +124,8 @@ def test_every_package_is_listed():
         for part in PARTS
         for path in python_files(part)
     }
-    assert set(project["tool"]["setuptools"]["packages"]) == found | {"bieff"}
+    left_out = {"bieff.extract.tinyclip"}  # its model is data, what trained it stays here
+    assert set(project["tool"]["setuptools"]["packages"]) == (found | {"bieff"}) - left_out
 
 
 def test_installed_as_bieff_and_as_nothing_else(tmp_path):

@@ -9,7 +9,7 @@ from bieff.features.errors import InputError
 from bieff.features.schema import Video
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Mislabelled:
     """A video that lies in the folder of another class than its label says."""
 

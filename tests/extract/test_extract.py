@@ -23,7 +23,7 @@ from bieff.extract.shapes.clips import load_shapes
 from bieff.extract.shard import in_order
 from bieff.extract.tasks import PartProgress
 from bieff.extract.tower import VisualTower, cut
-from bieff.extract.views import View, all_frame_numbers, crop_of
+from bieff.extract.views import View, ViewPlan, crop_of
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
 from bieff.features.files import ShardLocks
 from bieff.features.schema import Status
@@ -51,7 +51,7 @@ def whole(clips, tmp_path_factory):
 
 def by_hand(path, views, video_id, *, frames=CONFIG.frames):
     """Squares and frame numbers of a video, without pools, streams or batches."""
-    numbers = all_frame_numbers(views, probe(path).num_frames, frames, video_id=video_id)
+    numbers = ViewPlan(tuple(views), frames, video_id)(probe(path).num_frames)
     size = extracting.tinyclip().preprocessing.size
     squares = []
     for view, shown in zip(views, numbers, strict=True):

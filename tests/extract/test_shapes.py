@@ -197,9 +197,8 @@ def test_a_data_set_is_made_once_and_goes_on_after_an_interruption(tmp_path):
     folder = tmp_path / "shapes-combinations"
     total = len(clips_of(SMALL)["shapes-combinations"])
 
-    def interrupt(done, _):
-        if done > 5:
-            raise KeyboardInterrupt
+    def interrupt(done, total):
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         load_shapes("shapes-combinations", folder, edition=SMALL, watch=interrupt)

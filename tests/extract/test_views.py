@@ -16,7 +16,7 @@ from bieff.extract.views import (
     MIN_AREA,
     RATIO,
     View,
-    all_frame_numbers,
+    ViewPlan,
     clip_start,
     crop_of,
     frame_numbers,
@@ -238,7 +238,7 @@ def test_views_out_of_range(numbers, message):
 
 def test_one_decode_serves_all_views():
     train, evaluation = views_for(2, clips=3, crops=3)
-    numbers = all_frame_numbers(train + evaluation, 100, 7, video_id="v")
+    numbers = ViewPlan((*train, *evaluation), 7, "v")(100)
     assert numbers.shape == (12, 7)
     distinct, where = np.unique(numbers, return_inverse=True)
     assert np.array_equal(distinct[where].reshape(numbers.shape), numbers)

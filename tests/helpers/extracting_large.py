@@ -1,6 +1,7 @@
 """Extractions of many videos, measured in a process of their own; prints the figures as JSON.
 
 python -m helpers.extracting_large plan STORE          260,000 videos: plan, status, resume
+python -m helpers.extracting_large match               260,000 files matched with a list
 python -m helpers.extracting_large soak CLIPS STORE    1,024 videos, through the whole pipeline
 """
 
@@ -15,8 +16,11 @@ import torch
 from helpers import extracting
 
 from bieff.apps.extract import DataOptions, say_status
+from bieff.extract.catalogue import load
 from bieff.extract.config import ExtractConfig
+from bieff.extract.datasets import kinetics, official
 from bieff.extract.datasets.dataset import DataSet
+from bieff.extract.datasets.files import Folder
 from bieff.extract.plan import plan
 from bieff.extract.shapes.clips import load_shapes
 from bieff.extract.tasks import RunCount, Task, summary_of
@@ -28,18 +32,34 @@ NUM_CLASSES = 400
 SOAKED = 1024
 
 
+measured = {}
+
+
+def measure(name, action):
+    """Note the processor's seconds and the megabytes that an action takes."""
+    begin, before = time.process_time(), peak_megabytes()
+    result = action()
+    measured[name] = round(time.process_time() - begin, 2)
+    measured[f"{name} MB"] = round(peak_megabytes() - before)
+    return result
+
+
+def match_many():
+    """Match the files of a training set of the size of Kinetics-400 with its classes."""
+    raw = [name.replace(" ", "_") for name, _ in official.class_names("k400")]
+    paths = [
+        f"train_256/{raw[k % NUM_CLASSES]}/{k:011d}_{k % 900:06d}_000010.mp4"
+        for k in range(NUM)
+    ]
+    folder = Folder(Path("x"), dict.fromkeys(paths, 1))
+    kinetics.scan = lambda *_, **__: folder
+    train = measure("match", lambda: load("k400", videos=Path("x"))).partitions["train"]
+    assert len(train) == len({video.id for video in train}) == NUM
+    return measured
+
+
 def plan_many(out):
-    """Processor seconds and megabytes of planning, of --status and of going on."""
-    measured = {}
-
-    def measure(name, action):
-        # seconds of the processor, so that a busy machine does not matter
-        begin, before = time.process_time(), peak_megabytes()
-        result = action()
-        measured[name] = round(time.process_time() - begin, 2)
-        measured[f"{name} MB"] = round(peak_megabytes() - before)
-        return result
-
+    """Plan a store of that size, ask for its status, go on with it."""
     clip, config, data = extracting.tinyclip(), ExtractConfig(), many_videos(out.parent)
     store = measure("plan", lambda: plan(data, config, clip, out))
     measure("plan again", lambda: plan(data, config, clip, out))
@@ -171,4 +191,8 @@ class _Looking(extracting.InProcess):
 
 if __name__ == "__main__":
     what, *paths = sys.argv[1:]
-    print(json.dumps({"plan": plan_many, "soak": soak}[what](*map(Path, paths))))
+    print(
+        json.dumps(
+            {"match": match_many, "plan": plan_many, "soak": soak}[what](*map(Path, paths))
+        )
+    )
