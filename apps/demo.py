@@ -26,7 +26,7 @@ FRAMES = 8
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What the demo found, and where it put everything."""
+    """Results of the demo, and where it put everything."""
 
     out: Path
     results: list[Result]

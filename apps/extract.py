@@ -1,4 +1,4 @@
-"""What `bieff extract` does, from options as a user types them."""
+"""`bieff extract`, from options as a user types them."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from bieff.clip import Clip, ClipName
 from bieff.extract import catalogue
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.estimate import estimate, estimate_lines
+from bieff.extract.estimate import estimate_lines
 from bieff.extract.plan import plan
 from bieff.extract.run import InProcess, Runner, extract
 from bieff.extract.shapes.clips import COMPANIONS
@@ -56,7 +56,7 @@ class DataOptions:
         object.__setattr__(self, "wanted", tuple(dict.fromkeys(wanted)))
 
     def options(self, name: str) -> dict[str, Any]:
-        """What `catalogue.load` and `catalogue.check` take for one of the data sets."""
+        """Options of `catalogue.load` and `catalogue.check` for one of the data sets."""
         # of several data sets an option is for those that know it; alone it must fit
         is_alone = len(self.names) == 1
         is_list = is_alone or name == "list"
@@ -149,7 +149,7 @@ class ModelOptions:
 
     @property
     def own_device(self) -> torch.device:
-        """What this process itself needs the CLIP on."""
+        """The device that this process itself needs the CLIP on."""
         if self.scheduler in (None, "sync"):
             return clips.pick_device(self.device)
         return torch.device("cpu")  # the workers load their own
@@ -178,8 +178,7 @@ def dry_run(data: DataOptions, model: ModelOptions, config: ExtractConfig, say: 
         videos = data.load(name, say, make=False)
         clip = clips.load(model.clip_name(videos), device=device)
         out = data.store(name)
-        parts = estimate(videos, config, clip, out, device=device)
-        for line in estimate_lines(parts, out, device):
+        for line in estimate_lines(videos, config, clip, out, device=device):
             say(line)
 
 

@@ -96,7 +96,7 @@ def load(
 
 
 def check(name: str, **options: Any) -> Report:
-    """What is listed, found, missing, unlisted and mislabelled, before any decoding.
+    """Report of what is listed, found, missing, unlisted and mislabelled, before any decoding.
 
     Options and errors as for `load`, but mislabelled videos are reported, and nothing is made.
     """

@@ -41,7 +41,7 @@ UPDATE_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSetup:
-    """What a worker needs to write shards of one store."""
+    """All that a worker needs to write shards of one store."""
 
     store: Path
     recipe_hash: str
@@ -51,7 +51,7 @@ class WorkerSetup:
     device: str | None
     decode: str
     version: str
-    """Of bieff."""
+    """The scheduling process's bieff."""
 
     neighbours: int
     """Workers that share the cores of one machine."""
@@ -169,7 +169,7 @@ def stop_working(dask_worker: Any) -> None:
 
 
 def what_is_wrong(probe: Path, token: str, videos: Path) -> str:
-    """Whether this machine sees a file of the scheduling one, and the videos; "" if it does."""
+    """Fault of this machine's view of the store and the videos; "" if it sees them."""
     try:
         if probe.read_text() != token:
             return f"sees another {probe.parent} than this machine; share the file system"

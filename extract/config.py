@@ -12,7 +12,7 @@ from bieff.features.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractConfig:
-    """What is extracted, and how; evaluation views are the paper's (Sec. 4.1).
+    """Settings of an extraction; evaluation views are the paper's (Sec. 4.1).
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -31,7 +31,7 @@ class ExtractConfig:
     """Spatial crops of each clip: 1 (centre) or 3 (left, centre, right)."""
 
     context: Literal["none", "patches"] = "none"
-    """Whether to store the time-mean of the patch tokens too."""
+    """"patches": the time-mean of the patch tokens is stored too."""
 
     limit: int | None = None
     """Only the first videos of each partition, so many; none: all."""

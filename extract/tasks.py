@@ -21,7 +21,7 @@ class Task:
     partition: str
     shard: int
     retry_failed: bool = False
-    """Of a finished shard: decode again only the videos that failed."""
+    """Decode again only the videos of a finished shard that failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,14 +32,14 @@ class Update:
     shard: int
     videos: int
     bad: int
-    """Of the videos, those that have failed."""
+    """Those of the videos that have failed."""
 
     images: int = 0
     """Crops given to the tower."""
 
     seconds: float = 0.0
     waiting: float = 0.0
-    """Of the seconds, those in which the tower had nothing to do."""
+    """Those of the seconds in which the tower had nothing to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +151,7 @@ class RunCount:
 
 
 SPEED_SECONDS = 2.0
-"""Of the last moments that the rate and the waiting are an average of, about."""
+"""Length of the moments that rate and waiting are averaged over, about."""
 
 
 class _Speed:
@@ -202,7 +202,7 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of a data set."""
+    """Outcome of a data set's extraction."""
 
     store: Path
     counts: Mapping[str, int]
@@ -256,7 +256,7 @@ class Summary:
             )
 
     def text(self) -> str:
-        """What there is to say of it."""
+        """One line of figures, then the reasons of bad videos."""
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
         videos = counted(self.num_videos, "video")
         line = f"{self.store}: {videos} ({counts}) in {self.seconds:.0f} s"
@@ -266,7 +266,7 @@ class Summary:
 def summary_of(
     store: FeatureStore, *, shards_written: int, seconds: float, max_bad: float | None
 ) -> Summary:
-    """What the markers and error files of a store say."""
+    """Summary of a store, from its markers and error files."""
     counts: Counter[Status] = Counter()
     for partition in store.partitions.values():
         counts.update(summarize(partition).counts)
@@ -281,7 +281,7 @@ def summary_of(
 
 
 def status_lines(store: FeatureStore) -> list[str]:
-    """What is done, bad and pending: the lines of `bieff extract --status`."""
+    """The lines of `bieff extract --status`: what is done, bad and pending."""
     said = summary_of(store, shards_written=0, seconds=0.0, max_bad=None)
     parts = [f"  {summarize(partition)}" for partition in store.partitions.values()]
     return [f"{store.path}:", *parts, *_reasons(said.bad, said.num_bad, store.path)]

@@ -84,7 +84,7 @@ _NUM_PROBES = 16
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What the tower makes of n crops."""
+    """Embeddings, and patch tokens if asked for, of n crops."""
 
     embeddings: Float[Tensor, "n D"]
     """Projected, not normalised; float32."""

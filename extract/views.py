@@ -72,7 +72,7 @@ class View:
         return f"clip {self.clip + 1} of {self.clips}, {self.crop}"
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the numbers, and nothing else, for a store's recipe."""
+        """The fields that decide the numbers, and no others, for a store's recipe."""
         random, grid = ("index", "min_area", "mirror"), ("clip", "clips", "crop")
         names = random if self.kind == "random" else grid
         return {"kind": self.kind} | {name: getattr(self, name) for name in names}
@@ -112,7 +112,7 @@ class Crop:
     """Side of the square."""
 
     mirrored: bool = False
-    """Whether left and right are swapped, last."""
+    """Left and right are swapped, last."""
 
 
 def views_for(
@@ -128,16 +128,7 @@ def views_for(
         clips: Number of temporal clips, 1 or more; the paper's 3.
         crops: 1 (centre) or 3 (left, centre, right).
         mirror: Whether random views may be mirrored.
-
-    Raises:
-        ConfigError: If a number is out of range.
     """
-    if train_views < 0:
-        raise ConfigError(f"train views: expected 0 or more, got {train_views}")
-    if clips < 1:
-        raise ConfigError(f"clips: expected 1 or more, got {clips}")
-    if crops not in (1, 3):
-        raise ConfigError(f"crops: expected 1 (centre) or 3 (left, centre, right), got {crops}")
     where = ("centre",) if crops == 1 else CROPS
     drawn = [View(kind="random", index=i, mirror=mirror) for i in range(train_views)]
     return [View(), *drawn], [

@@ -1,4 +1,4 @@
-"""What lies in a videos' folder: one walk, then dictionary look-ups."""
+"""Files in a videos' folder: one walk, then dictionary look-ups."""
 
 import contextlib
 import os
@@ -166,7 +166,7 @@ def _agreement(one: list[str], other: list[str]) -> int:
 
 
 def _is_new(path: str, seen: set[str]) -> bool:
-    """Whether a linked folder is visited for the first time; a link may point upwards."""
+    # a link may point upwards
     real = os.path.realpath(path)
     is_new = real not in seen
     seen.add(real)
@@ -224,7 +224,7 @@ class FileIndex:
         return said is not None and lies_in is not None and said != lies_in
 
     def _is_train(self, path: str) -> bool | None:
-        """Whether it lies below train/ or below val/ or test/; None for neither."""
+        """True below train/, False below val/ or test/, None for neither."""
         parts = folders_of(path)
         of_class = [i for i, part in enumerate(parts) if key(part) in self._by_key]
         role = partition_of(parts[: of_class[-1]] if of_class else parts)

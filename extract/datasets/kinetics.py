@@ -44,10 +44,10 @@ class _File:
     """Seconds; None where the name does not say."""
 
     label: int | None
-    """Of the class folder it lies in, if any."""
+    """Class of the folder it lies in, if any."""
 
     partition: str | None
-    """Of the folder it lies in, if any."""
+    """Role of the folder it lies in, if any."""
 
     @property
     def clip(self) -> KineticsClip:

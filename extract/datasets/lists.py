@@ -172,7 +172,7 @@ PARTITIONS = ("train", "val", "all")
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """What a list's labels mean."""
+    """Meaning of a list's labels."""
 
     names: ClassNames
     first: int
