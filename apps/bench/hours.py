@@ -8,25 +8,11 @@ from bieff.apps.bench.train import EvalCost, StepCost
 from bieff.extract.config import ExtractConfig
 from bieff.train.config import TrainConfig
 
-PAPER_GPU_HOURS = 152
-"""Of RTX 3090, Kinetics-400, 16 frames, the whole training (Table 3)."""
+SIZES = {"k400": (19_906, 240_000), "ucf101": (13_320, 0), "hmdb51": (6_766, 0)}
+"""Videos to be evaluated on, and to be trained on.
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SetSize:
-    """Videos of a data set; those to be evaluated on, and those to be trained on."""
-
-    name: str
-    evaluated: int
-    trained: int = 0
-
-
-SETS = (
-    SetSize(name="k400", evaluated=19_906, trained=240_000),
-    SetSize(name="ucf101", evaluated=13_320),
-    SetSize(name="hmdb51", evaluated=6_766),
-)
-"""k400: the official validation list, and about what is left of the training list."""
+k400: the official validation list, and about what is left of the training list.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,35 +53,37 @@ class Measured:
 
 def hours(measured: Measured) -> list[Hours]:
     """Of every data set at every number of frames."""
-    steps = {step.frames: step for step in measured.steps}
-    return [_hours(size, step, measured) for size in SETS for step in steps.values()]
+    return [_hours(name, step, measured) for name in SIZES for step in measured.steps]
 
 
-def _hours(size: SetSize, step: StepCost, measured: Measured) -> Hours:
-    extraction, training = ExtractConfig(), TrainConfig()
+def _hours(name: str, step: StepCost, measured: Measured) -> Hours:
+    evaluated, trained = SIZES[name]
+    extraction, tower = ExtractConfig(), measured.tower
     views = extraction.clips * extraction.crops
-    groups = {views: size.evaluated, 1 + extraction.train_views: size.trained}
-    decode = _cost_of(size.name, measured.decode)
-    decoding, encoding = 0.0, 0.0
-    for num_views, videos in groups.items():
+    decode = next(cost for cost in measured.decode if cost.kind == name)
+    a_view = next(cost.seconds for cost in measured.evaluation if cost.data_set == name)
+    decoding = encoding = 0.0
+    for num_views, videos in ((views, evaluated), (1 + extraction.train_views, trained)):
         images = num_views * step.frames
         decoding += videos * decode.seconds(images)
-        encoding += videos * images * (1 / measured.tower.tower + 1 / measured.tower.cut)
-    a_view = {cost.data_set: cost.seconds for cost in measured.evaluation}[size.name]
-    evaluation = size.evaluated * views * a_view
+        encoding += videos * images * (1 / tower.tower + 1 / tower.cut)
+    evaluation = evaluated * views * a_view
+    training = _training(trained, step, evaluation) / 3600 if trained else None
+    both = max(decoding, encoding) if measured.overlaps else decoding + encoding
     return Hours(
-        data_set=size.name,
+        data_set=name,
         frames=step.frames,
         decode=decoding / 3600,
         encode=encoding / 3600,
-        extract=(max if measured.overlaps else _sum)(decoding, encoding) / 3600,
-        train=_training(size, step, evaluation, training) / 3600 if size.trained else None,
+        extract=both / 3600,
+        train=training,
         evaluate=evaluation / 3600,
     )
 
 
-def _training(size: SetSize, step: StepCost, evaluation: float, config: TrainConfig) -> float:
-    steps = config.epochs * (size.trained // step.videos)
+def _training(videos: int, step: StepCost, evaluation: float) -> float:
+    config = TrainConfig()
+    steps = config.epochs * (videos // step.videos)
     evaluations = -(-config.epochs // config.eval_every) if config.eval_every else 0
     return steps * step.seconds + evaluations * evaluation
 
@@ -119,11 +107,3 @@ def bottleneck(estimates: Sequence[Hours], shares: Mapping[str, float]) -> str:
         f"{name}: {parts[name]:,.1f} of the {largest.total:,.1f} hours of k400 at 32 frames; "
         f"it reaches {shares[name]:.0%} of its ceiling"
     )
-
-
-def _cost_of(name: str, costs: Sequence[DecodeCost]) -> DecodeCost:
-    return next(cost for cost in costs if cost.kind == name)
-
-
-def _sum(*values: float) -> float:
-    return sum(values)
