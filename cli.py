@@ -62,6 +62,7 @@ def _given(names: str, text: str, default: Any, **more: Any) -> _Decorator:
     return _option(names, text, default=default, show_default=True, **more)
 
 
+_note = partial(click.echo, err=True)
 _flag = partial(_option, is_flag=True)
 _many = partial(_option, multiple=True)
 
@@ -294,7 +295,7 @@ def extract(
         config,
         retry_failed=retry_failed,
         max_bad=None if max_bad is None else command.parse_share(max_bad),
-        say=lambda line: click.echo(line, err=True),
+        say=_note,
     )
     for summary in summaries:
         click.echo(summary.text())
@@ -509,14 +510,12 @@ def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> 
 
     Example: bieff predict clip.mp4 --labels "kicking a ball, running" --keyframes clip.png
     """
-    from bieff.apps.predict import is_whole, predict_videos
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
+    from bieff.apps.predict import predict_videos
+    from bieff.features.schema import Status
 
     all_whole = True
-    for found in predict_videos(videos, **options, say=say):
-        all_whole &= is_whole(found)
+    for found in predict_videos(videos, **options, say=_note):
+        all_whole &= found.status is Status.OK
         if as_json:
             click.echo(json.dumps(found.to_dict()))
         elif found.scores is not None:
@@ -581,7 +580,7 @@ def bench(model: str | None, pretrained: str | None, device: str | None, as_json
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from bieff.apps.bench.run import bench as measure
 
-    done = measure(model, pretrained, device, say=partial(click.echo, err=True))
+    done = measure(model, pretrained, device, say=_note)
     if as_json:
         click.echo(json.dumps(done.to_dict()))
         return
