@@ -14,6 +14,9 @@ SIZES = {"k400": (19_906, 240_000), "ucf101": (13_320, 0), "hmdb51": (6_766, 0)}
 k400: the official validation list, and about what is left of the training list.
 """
 
+EVALUATION_VIEWS = ExtractConfig().clips * ExtractConfig().crops
+TRAINING_VIEWS = 1 + ExtractConfig().train_views
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hours:
@@ -39,46 +42,47 @@ class Hours:
         return self.extract + (self.train or 0.0) + self.evaluate
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """What the hours are made of."""
+def hours(
+    *,
+    decode: Sequence[DecodeCost],
+    tower: TowerRate,
+    steps: Sequence[StepCost],
+    evaluation: Sequence[EvalCost],
+    overlaps: bool,
+) -> list[Hours]:
+    """Of every data set at every number of frames.
 
-    decode: Sequence[DecodeCost]
-    tower: TowerRate
-    steps: Sequence[StepCost]
-    evaluation: Sequence[EvalCost]
-    overlaps: bool
-    """Whether decoders and tower work at the same time."""
-
-
-def hours(measured: Measured) -> list[Hours]:
-    """Of every data set at every number of frames."""
-    return [_hours(name, step, measured) for name in SIZES for step in measured.steps]
-
-
-def _hours(name: str, step: StepCost, measured: Measured) -> Hours:
-    evaluated, trained = SIZES[name]
-    extraction, tower = ExtractConfig(), measured.tower
-    views = extraction.clips * extraction.crops
-    decode = next(cost for cost in measured.decode if cost.kind == name)
-    a_view = next(cost.seconds for cost in measured.evaluation if cost.data_set == name)
-    decoding = encoding = 0.0
-    for num_views, videos in ((views, evaluated), (1 + extraction.train_views, trained)):
-        images = num_views * step.frames
-        decoding += videos * decode.seconds(images)
-        encoding += videos * images * (1 / tower.tower + 1 / tower.cut)
-    evaluation = evaluated * views * a_view
-    training = _training(trained, step, evaluation) / 3600 if trained else None
-    both = max(decoding, encoding) if measured.overlaps else decoding + encoding
-    return Hours(
-        data_set=name,
-        frames=step.frames,
-        decode=decoding / 3600,
-        encode=encoding / 3600,
-        extract=both / 3600,
-        train=training,
-        evaluate=evaluation / 3600,
-    )
+    Args:
+        decode: Of a clip of each data set.
+        tower: Of all of them.
+        steps: One for each number of frames.
+        evaluation: Of a view of each data set.
+        overlaps: Whether decoders and tower work at the same time.
+    """
+    clips = {cost.kind: cost for cost in decode}
+    views = {cost.data_set: cost.seconds for cost in evaluation}
+    found = []
+    for name, (evaluated, trained) in SIZES.items():
+        seconds = evaluated * EVALUATION_VIEWS * views[name]
+        for step in steps:
+            decoding = encoding = 0.0
+            for num_views, videos in ((EVALUATION_VIEWS, evaluated), (TRAINING_VIEWS, trained)):
+                images = num_views * step.frames
+                decoding += videos * clips[name].seconds(images)
+                encoding += videos * images * (1 / tower.tower + 1 / tower.cut)
+            both = max(decoding, encoding) if overlaps else decoding + encoding
+            found.append(
+                Hours(
+                    data_set=name,
+                    frames=step.frames,
+                    decode=decoding / 3600,
+                    encode=encoding / 3600,
+                    extract=both / 3600,
+                    train=_training(trained, step, seconds) / 3600 if trained else None,
+                    evaluate=seconds / 3600,
+                )
+            )
+    return found
 
 
 def _training(videos: int, step: StepCost, evaluation: float) -> float:

@@ -17,7 +17,7 @@ from bieff.apps.bench.extract import (
     measure_tower,
     num_cores,
 )
-from bieff.apps.bench.hours import Hours, Measured, bottleneck, hours
+from bieff.apps.bench.hours import Hours, bottleneck, hours
 from bieff.apps.bench.timing import Ceilings, ceilings, device_name
 from bieff.apps.bench.train import (
     FRAMES,
@@ -150,14 +150,9 @@ def bench(
         tower = measure_tower(clip, where)
         stage_two = _stage_two(clip, where, Path(folder), say)
     steps, evaluation = stage_two["steps"], stage_two["evaluation"]
+    overlaps = where.type != "cpu"
     estimates = hours(
-        Measured(
-            decode=decode,
-            tower=tower,
-            steps=steps,
-            evaluation=evaluation,
-            overlaps=where.type != "cpu",
-        )
+        decode=decode, tower=tower, steps=steps, evaluation=evaluation, overlaps=overlaps
     )
     shares = {  # of the ceilings, on Kinetics-400 at 32 frames
         "decoding": decode[0].ceiling / decode[0].many,

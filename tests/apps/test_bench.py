@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from bieff.apps.bench.extract import KINDS, DecodeCost, TowerRate, write_clip
-from bieff.apps.bench.hours import SIZES, Measured, bottleneck, hours
+from bieff.apps.bench.hours import SIZES, bottleneck, hours
 from bieff.apps.bench.run import clip_name
 from bieff.apps.bench.timing import flops_of, once, seconds
 from bieff.apps.bench.train import EvalCost, StepCost
@@ -26,21 +26,21 @@ def decode(kind, few, many):
     return DecodeCost(kind=kind, clip="", views=3, few=few, many=many, ceiling=many / 2)
 
 
-MEASURED = Measured(
-    decode=[
+MEASURED = {
+    "decode": [
         decode("k400", 0.02, 0.056),  # 0.0005 s an image
         decode("ucf101", 0.01, 0.01),
         decode("hmdb51", 0.01, 0.009),  # quicker for more frames: noise
     ],
-    tower=TowerRate(cut=1000.0, tower=250.0, flops=1.0, precision="float32"),
-    steps=[StepCost(frames=t, videos=32, seconds=0.5, flops=1.0) for t in (8, 32)],
-    evaluation=[EvalCost(data_set=name, names=1, seconds=0.1, flops=1.0) for name in SIZES],
-    overlaps=False,
-)
+    "tower": TowerRate(cut=1000.0, tower=250.0, flops=1.0, precision="float32"),
+    "steps": [StepCost(frames=t, videos=32, seconds=0.5, flops=1.0) for t in (8, 32)],
+    "evaluation": [EvalCost(data_set=name, names=1, seconds=0.1, flops=1.0) for name in SIZES],
+    "overlaps": False,
+}
 
 
 def test_hours_of_kinetics_by_hand():
-    k400 = next(h for h in hours(MEASURED) if (h.data_set, h.frames) == ("k400", 32))
+    k400 = next(h for h in hours(**MEASURED) if (h.data_set, h.frames) == ("k400", 32))
     # 96 images cost 0.056 s, 64 images 0.02 + 40 * 0.0005 = 0.04 s
     assert k400.decode * 3600 == pytest.approx(19_906 * 0.056 + 240_000 * 0.04)
     images = 19_906 * 96 + 240_000 * 64
@@ -53,18 +53,18 @@ def test_hours_of_kinetics_by_hand():
 
 
 def test_a_device_of_its_own_hides_the_shorter_part():
-    k400, *_ = hours(replace(MEASURED, overlaps=True))
+    k400, *_ = hours(**MEASURED | {"overlaps": True})
     assert k400.extract == max(k400.decode, k400.encode)
 
 
 def test_sets_that_are_only_evaluated_on_have_no_training():
-    found = {h.data_set: h.train for h in hours(MEASURED)}
+    found = {h.data_set: h.train for h in hours(**MEASURED)}
     assert found["ucf101"] is found["hmdb51"] is None
     assert found["k400"] > 0
 
 
 def test_noise_never_makes_more_frames_cheaper_than_free():
-    hmdb51 = MEASURED.decode[2]
+    hmdb51 = MEASURED["decode"][2]
     assert hmdb51.seconds(96) == hmdb51.seconds(24) == 0.01
 
 
@@ -78,10 +78,10 @@ def test_sizes_are_those_of_the_official_lists():
 
 def test_the_bottleneck_is_the_largest_part():
     shares = {"decoding": 0.9, "visual tower": 0.75, "training step": 0.5, "evaluation": 0.5}
-    estimates = hours(MEASURED)
+    estimates = hours(**MEASURED)
     assert bottleneck(estimates, shares).startswith("training step: 60.4 of the ")
-    slow = replace(MEASURED, tower=replace(MEASURED.tower, tower=1.0))
-    said = bottleneck(hours(slow), shares)
+    slow = {"tower": replace(MEASURED["tower"], tower=1.0)}
+    said = bottleneck(hours(**MEASURED | slow), shares)
     assert said.startswith("visual tower: ")
     assert said.endswith("reaches 75% of its ceiling")
 
