@@ -22,6 +22,12 @@ from bieff.train.runs.run import clip_of
 STEPS = 6
 
 
+def doubled(picked: Picked) -> Picked:
+    """The same numbers, for a model in double precision."""
+    patches = None if picked.patches is None else picked.patches.double()
+    return Picked(picked.frames.double(), patches)
+
+
 def main() -> None:
     """Train a few steps."""
     path, out, *settings = sys.argv[1:]
@@ -35,9 +41,7 @@ def main() -> None:
         losses = []
         for step in range(STEPS):
             draw, picked = trainer.batches.at(step)
-            patches = None if picked.patches is None else picked.patches.double()
-            doubled = Picked(picked.frames.double(), patches)
-            losses.append(trainer.update(step, doubled, draw.labels))
+            losses.append(trainer.update(step, doubled(picked), draw.labels))
         if trainer.group.writes:
             weights = {name: w.contiguous() for name, w in trainer.model.state_dict().items()}
             save_file({**weights, "losses": torch.stack(losses)}, out)
