@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
-from bieff.train.data import Picked
+from bieff.train.data import Batch
 from bieff.train.distributed import joined
 from bieff.train.fit.loop import prepare
 from bieff.train.runs.run import clip_of
@@ -22,10 +22,10 @@ from bieff.train.runs.run import clip_of
 STEPS = 6
 
 
-def doubled(picked: Picked) -> Picked:
+def doubled(batch: Batch) -> Batch:
     """The same numbers, for a model in double precision."""
-    patches = None if picked.patches is None else picked.patches.double()
-    return Picked(picked.frames.double(), patches)
+
+    return batch.each(lambda part: part.double())
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ def test_the_loss_curve_is_the_golden_one(tmp_path):
 
     The tolerance is for machines whose kernels add up in another order: those of other
     instruction sets differ by 1e-9 of a loss, as AdamW divides gradients that are rounding by
-    its epsilon of 1e-8.  A hundredth more of that epsilon shows at 2e-6, of the method at 1e-4 and more.
+    its epsilon of 1e-8.  A hundredth more of that epsilon shows at 2e-6,
+    a change of the method at 1e-4 and more.
     """
     want = json.loads(maker.GOLDEN.read_text())
     got = maker.curve(tmp_path)
