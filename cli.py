@@ -763,8 +763,7 @@ def base2novel(**options: Any) -> None:
     from bieff.apps.progress import steps_bar, videos_bar
     from bieff.train.experiments.base_to_novel import base2novel as run_all
 
-    bars = {"steps_bar": steps_bar, "videos_bar": videos_bar}
-
+    found = run_all(**options, steps_bar=steps_bar, videos_bar=videos_bar, command=sys.argv)
     rows = [
         (
             line.model,
@@ -772,7 +771,7 @@ def base2novel(**options: Any) -> None:
             f"{line.novel:.2f} ± {line.novel_std:.2f}",
             f"{line.harmonic:.2f}",
         )
-        for line in run_all(**options, **bars, command=sys.argv)
+        for line in found
     ]
     _print_table(("model", "base top-1", "novel top-1", "harmonic mean"), rows)
 

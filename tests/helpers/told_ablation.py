@@ -1,4 +1,4 @@
-"""`bieff ablate` that tells how far its runs are, a line each time it looks, instead of bars."""
+"""`bieff ablate` that says how far its runs are, a line each time it looks; no bars."""
 
 from contextlib import contextmanager
 

@@ -75,8 +75,10 @@ def evaluate(
         InputError: If a score is not a number.
     """
     partition, lists = lists_of(store, protocol, split=split)
+    rows = np.unique(np.concatenate([chosen.rows for chosen in lists]))
     features = load_features(
         partition,
+        rows,
         device=classifiers[0].device,
         wants_patches=any(classifier.wants_patches for classifier in classifiers),
         sharers=sharers(),
@@ -106,7 +108,6 @@ def evaluate(
         partial = PartialScores(keep_in / "partial" / key)
     scores = scoring.run(watch, partial=partial)
     _require_numbers(scores, scoring.questions, partition)
-    rows = np.unique(np.concatenate([chosen.rows for chosen in lists]))
     table = ScoreTable(
         head=head,
         class_names=tuple(store.class_names),

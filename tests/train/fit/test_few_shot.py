@@ -236,35 +236,22 @@ def test_a_run_on_few_videos_goes_on(splits, tmp_path):
 
 
 def test_options_that_do_not_fit_are_refused(splits, parts, tmp_path):
+    nothing = {"shots": None, "split": None, "seed": None, "same_as": None}
     cases = [
-        (
-            FewShotOptions(shots=None, split="1", seed=None, same_as=None),
-            "--split and --draw need --shots",
-        ),
-        (
-            FewShotOptions(shots=None, split=None, seed=0, same_as=None),
-            "--split and --draw need --shots",
-        ),
-        (
-            FewShotOptions(shots=2, split=None, seed=None, same_as=tmp_path),
-            "--same-shots brings its shots, split and draw",
-        ),
-        (
-            FewShotOptions(shots=None, split=None, seed=3, same_as=tmp_path),
-            "--same-shots brings its shots, split and draw",
-        ),
-        (
-            FewShotOptions(shots=2, split=None, seed=-1, same_as=None),
-            "draw must not be negative, got -1",
-        ),
+        ({"split": "1"}, "--split and --draw need --shots"),
+        ({"seed": 0}, "--split and --draw need --shots"),
+        ({"shots": 2, "same_as": tmp_path}, "--same-shots brings its shots, split and draw"),
+        ({"seed": 3, "same_as": tmp_path}, "--same-shots brings its shots, split and draw"),
+        ({"shots": 2, "seed": -1}, "draw must not be negative, got -1"),
     ]
-    for few, message in cases:
+    for asked, message in cases:
+        few = FewShotOptions(**{**nothing, **asked})
         with pytest.raises(ConfigError, match=message):
             train_run(**options(features=splits.path, out=tmp_path / "out", few=few))
     with pytest.raises(ConfigError, match="--resume goes on with the run's own videos"):
-        train_run(**options(resume=True, few=cases[0][0]))
+        train_run(**options(resume=True, few=FewShotOptions(**nothing)))
     train_run(**options(features=parts.path, out=tmp_path / "all"))
-    few = FewShotOptions(shots=None, split=None, seed=None, same_as=tmp_path / "all")
+    few = FewShotOptions(**{**nothing, "same_as": tmp_path / "all"})
     with pytest.raises(ConfigError, match="was trained on all videos, not on few"):
         train_run(**options(features=parts.path, out=tmp_path / "out", few=few))
     shots = draw_shots(parts, shots=2)

@@ -13,7 +13,7 @@ from bieff.clip import ClipName
 from bieff.clip import load as load_clip
 from bieff.features.errors import ConfigError
 from bieff.train.config import load
-from bieff.train.data import Picked
+from bieff.train.data import Batch
 from bieff.train.evaluate.classifier import Trained, class_embeddings
 from bieff.train.evaluate.results import results_of
 from bieff.train.evaluate.scoring import evaluate
@@ -109,7 +109,7 @@ def test_the_loss_has_the_distance_in_it(store, parts, settings):
     trainer = prepare(store, clip, load(overrides=overrides))
     trainer.model.double()
     draw, picked = trainer.batches.at(1)
-    picked = Picked(picked.frames.double(), None)
+    picked = Batch(picked.frames.double(), None)
     got = trainer.backward(picked, draw.labels)
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
 

@@ -9,7 +9,7 @@ from bieff.clip import ClipName
 from bieff.clip import load as load_clip
 from bieff.features.errors import BieffError, ConfigError, InputError, StoreError
 from bieff.train.config import load
-from bieff.train.data import Picked
+from bieff.train.data import Batch
 from bieff.train.evaluate.classifier import Trained
 from bieff.train.evaluate.results import results_of
 from bieff.train.evaluate.scoring import evaluate
@@ -148,7 +148,7 @@ class Double:
 
     def gradients(self, step):
         draw, picked = self.trainer.batches.at(step)
-        picked = Picked(picked.frames.double(), None)
+        picked = Batch(picked.frames.double(), None)
         self.trainer.model.zero_grad()
         loss = self.trainer.backward(picked, draw.labels)
         named = self.trainer.model.named_parameters()
