@@ -227,12 +227,6 @@ class Partition:
         """
         return self._reader.take("embeddings", rows, (views, frames), out)
 
-    def read_plain(
-        self, rows: Rows, views: slice | None = None, *, frames: slice | None = None
-    ) -> Float16[np.ndarray, "n V T D"]:
-        """What `read` gives, through zarr: slow, and every row's checksum is looked at."""
-        return self._reader.take_plain("embeddings", rows, (views, frames))
-
     def read_patches(
         self, rows: Rows, views: slice | None = None
     ) -> Float16[np.ndarray, "n V P W"]:
