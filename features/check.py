@@ -1,4 +1,4 @@
-"""What a store holds and how much of it is done, on one screen."""
+"""What a store holds, how its numbers look, and whether its files are what was written."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-import dask.array as da
 import numpy as np
+import zarr
 from jaxtyping import Bool, Float16, Float32, Int32
 
 from bieff.features.errors import StoreError
@@ -173,55 +173,47 @@ class Statistics:
         return found
 
 
-def statistics(partition: Partition, *, scheduler: str = "threads") -> Statistics:
+def statistics(partition: Partition) -> Statistics:
     """Read all usable rows of a partition, shard by shard.
-
-    Args:
-        partition: Finished or not.
-        scheduler: Dask's.
 
     Raises:
         StoreError: If a row's checksum differs.
     """
-    status = partition.status()
-    padded = np.zeros(partition.num_rows, dtype=bool)
-    padded[: partition.num_videos] = usable(status)
-    rows = partition.rows_per_shard
-    geometry = partition.geometry
-    embeddings, frames = (
-        da.from_zarr(
-            str(partition.path / name), chunks=(rows, *geometry.arrays[name].row_shape)
-        )
-        for name in ("embeddings", "frames")
-    )
-    table = da.blockwise(
-        row_statistics,
-        "nk",
-        embeddings,
-        "nvtd",
-        frames,
-        "nvt",
-        da.from_array(padded, chunks=rows),
-        "n",
-        new_axes={"k": len(_COLUMNS)},
-        concatenate=True,
-        dtype=np.float32,
-        meta=np.empty((0, 0), np.float32),
-    )
+    is_usable = usable(partition.status())
+    with_rows = np.unique(np.flatnonzero(is_usable) // partition.rows_per_shard).tolist()
+    table = dask.delayed(_shard_statistics, pure=False)
     try:
-        values = table.compute(scheduler=scheduler)
+        found = dask.compute(
+            *(table(partition, shard, is_usable) for shard in with_rows), scheduler="threads"
+        )
     except ValueError as error:
         raise StoreError(f"{partition.path}: {error}; run `bieff store verify`") from error
+    values = np.full((partition.num_videos, len(_COLUMNS)), np.nan, np.float32)
+    for shard, rows in zip(with_rows, found, strict=True):
+        values[partition.geometry.rows(shard)] = rows
     norm, frame_cosine, video_cosine, dead, frozen = values.T
     return Statistics(
         partition=partition.name,
-        num_usable=int(padded.sum()),
+        num_usable=int(is_usable.sum()),
         norm=Spread.of(norm),
         frame_cosine=Spread.of(frame_cosine),
         video_cosine=Spread.of(video_cosine),
         dead=tuple(np.flatnonzero(dead == 1).tolist()),
         frozen=tuple(np.flatnonzero(frozen == 1).tolist()),
     )
+
+
+def _shard_statistics(
+    partition: Partition, shard: int, is_usable: Bool[np.ndarray, " N"]
+) -> Float32[np.ndarray, "n 5"]:
+    rows = partition.geometry.rows(shard)
+    here = slice(rows.start, rows.stop)
+    # through zarr, which looks at the checksums
+    embeddings, frames = (
+        np.asarray(zarr.open_array(partition.path / name, mode="r", zarr_format=3)[here])
+        for name in ("embeddings", "frames")
+    )
+    return row_statistics(embeddings, frames, is_usable[here])
 
 
 def row_statistics(
@@ -292,14 +284,10 @@ class Verification:
         return not self.bad and not self.bad_tables
 
 
-def verify(store: FeatureStore, *, scheduler: str = "threads") -> Verification:
+def verify(store: FeatureStore) -> Verification:
     """Read all finished shards again and compare sizes and checksums.
 
     Memory stays at a few shards' worth, whatever the size of the store.
-
-    Args:
-        store: The store.
-        scheduler: Dask's; "threads", "processes" or "synchronous".
     """
     shards = [
         (partition, shard)
@@ -308,7 +296,7 @@ def verify(store: FeatureStore, *, scheduler: str = "threads") -> Verification:
         if partition.claim(shard) is not None
     ]
     check = dask.delayed(check_shard, pure=False)
-    found = dask.compute(*(check(*which) for which in shards), scheduler=scheduler)
+    found = dask.compute(*(check(*which) for which in shards), scheduler="threads")
     total = sum(partition.num_shards for partition in store.partitions.values())
     tables = [_check_tables(store, partition) for partition in store.partitions.values()]
     return Verification(

@@ -20,7 +20,7 @@ from bieff.features.files import (
     disk_errors,
     exclusive,
     require_space,
-    sync_file,
+    sync,
     write_atomically,
 )
 from bieff.features.partition import Partition
@@ -28,6 +28,7 @@ from bieff.features.plan import FOLDERS, METADATA_NAME, is_planned, require_vaca
 from bieff.features.schema import SCHEMA_VERSION, ShardData
 from bieff.features.shard import padded, remove, write
 from bieff.features.store import FeatureStore
+from bieff.features.videos import table_file
 
 _FORMAT = "bieff feature store"
 _PER_SHARD = ("ledger", "errors")
@@ -60,7 +61,7 @@ def export_hdf5(store: FeatureStore, target: Path) -> int:
             )
             for path in _plan_files(store):
                 _put_file(file, store.path, path)
-        sync_file(partial)
+        sync(partial)
         partial.replace(target)
     return num_shards
 
@@ -182,7 +183,7 @@ def _import_partition(file: h5py.File, partition: Partition) -> int:
 
 def _plan_files(store: FeatureStore) -> list[Path]:
     """Everything but shards, markers and errors; the root's metadata last."""
-    files = [store.path / "videos" / f"{name}.jsonl" for name in store.partitions]
+    files = [table_file(store.path, name) for name in store.partitions]
     for partition in store.partitions.values():
         files.append(partition.path / METADATA_NAME)
         files += [

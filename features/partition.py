@@ -25,7 +25,7 @@ from bieff.features.shard import (
     require_reasons,
     write_errors,
 )
-from bieff.features.videos import VideoTable
+from bieff.features.videos import VideoTable, table_file
 
 
 class Partition:
@@ -50,7 +50,7 @@ class Partition:
         self.dim = geometry.dim
         self._errors = store / "errors"
         self._ledger = Ledger(store / "ledger")
-        self._table = VideoTable(store / "videos" / f"{name}.jsonl")
+        self._table = VideoTable(table_file(store, name))
         self._reader = RowReader(self.path, geometry, check=self._require_done)
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:

@@ -20,7 +20,7 @@ from bieff.features.files import (
     PARTIAL,
     disk_errors,
     exclusive,
-    sync_file,
+    sync,
     write_atomically,
 )
 from bieff.features.schema import (
@@ -35,6 +35,7 @@ from bieff.features.videos import (
     first_difference,
     identity,
     is_up_to_date,
+    table_file,
     write_videos,
 )
 
@@ -144,9 +145,8 @@ def create_arrays(partition: Path, geometry: Geometry, labels: Int64[np.ndarray,
         config={"write_empty_chunks": True},  # where nothing is labelled
     )
     names = [*geometry.arrays, "labels"]
-    for name in names:
-        sync_file(partition / name / METADATA_NAME)
-    sync_file(partition / "labels" / "c" / "0")
+    for file in ("labels/c/0", *(f"{name}/{METADATA_NAME}" for name in names)):
+        sync(partition / file)
     write_group(partition, {"num_videos": geometry.num_videos}, names)
 
 
@@ -156,7 +156,11 @@ def write_group(folder: Path, attributes: Mapping[str, Any], members: Iterable[s
     metadata = {
         "attributes": attributes,
         "zarr_format": 3,
-        "consolidated_metadata": _consolidated(inlined),
+        "consolidated_metadata": {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": inlined,
+        },
         "node_type": "group",
     }
     text = json.dumps(metadata, indent=1) + "\n"
@@ -175,10 +179,6 @@ def write_root(store: Path, attributes: Mapping[str, Any], partitions: Iterable[
 def _read(folder: Path) -> dict[str, Any]:
     metadata: dict[str, Any] = json.loads((folder / METADATA_NAME).read_bytes())
     return metadata
-
-
-def _consolidated(members: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "inline", "must_understand": False, "metadata": members}
 
 
 FOLDERS = ("videos", "ledger", "errors")
@@ -301,7 +301,7 @@ def write_plan(path: Path, attributes: Mapping[str, Any], partitions: Plans) -> 
     for name, plan in partitions.items():
         labels = np.array([video.label for video in plan.videos], np.int64)
         create_arrays(path / name, geometry(attributes, name), labels)
-        write_videos(_table(path, name), plan.videos)
+        write_videos(table_file(path, name), plan.videos)
     write_root(path, attributes, partitions)
 
 
@@ -373,7 +373,7 @@ def require_same_plan(
                 f"{sizes['num_views']}; choose another --out"
             )
         if held["videos"] != sizes["videos"]:
-            table = VideoTable(_table(path, name))
+            table = VideoTable(table_file(path, name))
             where = first_difference(table, held["num_videos"], partitions[name].videos)
             raise StoreMismatchError(
                 f"{path / name} was planned for other videos; choose another --out, or give "
@@ -391,19 +391,15 @@ def bring_up_to_date(
     stale = [
         name
         for name, plan in partitions.items()
-        if not is_up_to_date(_table(path, name), plan.videos)
+        if not is_up_to_date(table_file(path, name), plan.videos)
     ]
     fresh = {key: asked[key] for key in ("root", "class_subsets")}
     if not stale and all(stored.get(key, {}) == value for key, value in fresh.items()):
         return
     with exclusive(path), disk_errors(path):
         for name in stale:
-            write_videos(_table(path, name), partitions[name].videos)
+            write_videos(table_file(path, name), partitions[name].videos)
         write_root(path, {**stored, **fresh}, stored["partitions"])
-
-
-def _table(path: Path, partition: str) -> Path:
-    return path / "videos" / f"{partition}.jsonl"
 
 
 def _numbered(attributes: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from google_crc32c import value as crc32c
 from jaxtyping import Shaped, UInt8
 
 from bieff.features.errors import StoreError
-from bieff.features.files import PARTIAL, sync_file, sync_folder, write_atomically
+from bieff.features.files import PARTIAL, sync, write_atomically
 from bieff.features.rows import map_shard
 from bieff.features.schema import (
     CRC_BYTES,
@@ -120,7 +120,7 @@ class Ledger:
             self.file(partition, shard).unlink()
         except FileNotFoundError:
             return False
-        sync_folder(self._folder)
+        sync(self._folder)
         return True
 
 
@@ -130,7 +130,7 @@ def write_errors(path: Path, errors: Sequence[VideoError]) -> None:
         write_atomically(path, "".join(_line(error) for error in errors).encode())
     elif path.exists():
         path.unlink()
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def read_errors(path: Path) -> list[VideoError]:
@@ -254,7 +254,7 @@ def write(
     file = array.file(partition, shard)
     # the bytes must be there before the marker; should a power cut take the folder's entry,
     # the file is missing and the shard is not finished
-    sync_file(file)
+    sync(file)
     if not _same_bytes(map_shard(file, array, rows), values):
         raise StoreError(f"{file} is not what was written; check the disk and run again")
     return file_sum(file)

@@ -20,6 +20,11 @@ from bieff.features.schema import Video
 _BLOCK = 2**22
 
 
+def table_file(store: Path, partition: str) -> Path:
+    """Where the list of a partition's videos lies."""
+    return store / "videos" / f"{partition}.jsonl"
+
+
 def identity(videos: Iterable[Video]) -> str:
     """SHA-256 over ids, labels and splits, in order; 64 hexadecimal digits."""
     digest = hashlib.sha256()

@@ -163,7 +163,7 @@ def test_a_disk_that_loses_a_bit_is_noticed(tmp_path, monkeypatch):
             data[5] ^= 1
             file.write_bytes(data)
 
-    monkeypatch.setattr(shard_files, "sync_file", sync_and_lose_a_bit)
+    monkeypatch.setattr(shard_files, "sync", sync_and_lose_a_bit)
     with pytest.raises(StoreError, match="is not what was written; check the disk and run ag"):
         write(partition, 0, 1)
     assert partition.pending() == [0, 1, 2]
