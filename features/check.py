@@ -1,4 +1,4 @@
-"""What a store holds, how its numbers look, and whether its files are what was written."""
+"""Checks of a store: a summary of it, statistics of its numbers, checksums of its files."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """Of one partition; read from the markers alone, so in an instant."""
+    """State of one partition, read from the markers alone, so in an instant."""
 
     name: str
     num_videos: int
@@ -34,10 +34,10 @@ class Summary:
     """Videos by status; those of unfinished shards are pending."""
 
     num_bytes: int
-    """Of the finished shards."""
+    """Bytes of the finished shards."""
 
     planned_bytes: int
-    """Of all shards."""
+    """Bytes of all shards."""
 
     seconds: Mapping[str, float]
     """Sums over the finished shards, by what took them."""
@@ -113,7 +113,7 @@ _ALIKE = 0.999
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of a number over videos."""
+    """Distribution of a number over videos."""
 
     minimum: float
     mean: float
@@ -122,7 +122,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Spread":
-        """Of the values that are numbers; NaN where there are none."""
+        """The spread of the values that are numbers; NaN where there are none."""
         real = values[~np.isnan(values)].astype(np.float64)
         if not real.size:
             return cls(np.nan, np.nan, np.nan, np.nan)
@@ -136,18 +136,18 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statistics:
-    """Of the usable videos of a partition."""
+    """Statistics over the usable videos of a partition."""
 
     partition: str
     num_usable: int
     norm: Spread
-    """Of a frame's embedding, mean over a video."""
+    """Norm of a frame's embedding, mean over a video."""
 
     frame_cosine: Spread
-    """Between neighbouring frames, mean over a video; NaN with one frame."""
+    """Cosine between neighbouring frames, mean over a video; NaN with one frame."""
 
     video_cosine: Spread
-    """Between the mean embeddings of a video and the next usable one of its shard."""
+    """Cosine between mean embeddings of a video and the next usable one of its shard."""
 
     dead: tuple[int, ...]
     """Rows with a frame whose embedding is all zeros."""
@@ -156,7 +156,7 @@ class Statistics:
     """Rows with a view whose frames differ in number and are all equal as embeddings."""
 
     def findings(self) -> list[str]:
-        """What looks broken, a sentence each; empty for a healthy partition."""
+        """A sentence for each thing that looks broken; empty for a healthy partition."""
         found = []
         for rows, what in ((self.dead, "hold zeros"), (self.frozen, "repeat one frame")):
             if rows:
@@ -267,7 +267,7 @@ class BadShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """What `verify` found."""
+    """Result of `verify`."""
 
     num_shards: int
     """Finished shards that were read."""
@@ -276,11 +276,11 @@ class Verification:
     num_bytes: int
     bad: tuple[BadShard, ...]
     bad_tables: tuple[str, ...]
-    """What is wrong with lists of videos and labels; planning again repairs the lists."""
+    """Faults of lists of videos and labels; planning again repairs the lists."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether everything is as it was written."""
+        """True if everything is as it was written."""
         return not self.bad and not self.bad_tables
 
 
@@ -349,7 +349,7 @@ def check_shard(partition: Partition, shard: int) -> BadShard | None:
 def _check_file(
     file: Path, array: ArrayLayout, expected: FileSum | None, rows: int
 ) -> tuple[str, list[int]]:
-    """What is wrong with a file, in words, and with which rows."""
+    """The fault of a file in words, and the rows that have it."""
     if expected is None:
         return "the marker does not know it", []
     if not file.is_file():

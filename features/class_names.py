@@ -34,7 +34,7 @@ def readable(name: str) -> str:
 
 @lru_cache(maxsize=1 << 16)  # a scan asks for the same few folders 260,000 times
 def key(name: str) -> str:
-    """What the spellings of a class have in common: its letters and digits, in small."""
+    """Letters and digits of a name, in small: what the spellings of a class have in common."""
     return "".join(c for c in name.casefold() if c.isalnum()) or name
 
 
@@ -56,7 +56,7 @@ def label_of_key(names: Sequence[str], *, source: str) -> dict[str, int]:
 
 
 def has_sides(names: Sequence[str]) -> bool:
-    """Whether mirroring a video could change its class: some name tells left from right."""
+    """True if mirroring a video could change its class: some name tells left from right."""
     return any(not _SIDES.isdisjoint(name.casefold().split()) for name in names)
 
 

@@ -105,11 +105,9 @@ class Partition:
             self._reader.forget(shard)
             files = {}
             for name, array in self.geometry.arrays.items():
-                shard_files.remove(self.path, array, shard)
-                whole = shard_files.padded(
-                    getattr(data, name), data, array, self.rows_per_shard
+                files[name] = shard_files.write(
+                    self.path, array, shard, data, self.rows_per_shard
                 )
-                files[name] = shard_files.write(self.path, array, shard, whole)
             write_errors(self._error_file(shard), errors)
             counts = Counter(Status(value).name.lower() for value in data.status.tolist())
             marker = Marker(
@@ -162,7 +160,7 @@ class Partition:
         return marker
 
     def done(self) -> Bool[np.ndarray, " shards"]:
-        """Which shards are finished."""
+        """True for each finished shard."""
         finished = [self.marker(shard) is not None for shard in range(self.num_shards)]
         return np.array(finished, dtype=bool)
 
@@ -198,7 +196,7 @@ class Partition:
         return status
 
     def errors(self) -> list[VideoError]:
-        """What went wrong in the finished shards, by row."""
+        """Errors of the finished shards, by row."""
         found = []
         for shard in np.flatnonzero(self.done()).tolist():
             found += read_errors(self._error_file(shard))
@@ -260,7 +258,7 @@ class Partition:
             )
 
     def shard_files(self, shard: int) -> tuple[Path, Path]:
-        """Where a shard's marker and its errors lie, if it has them."""
+        """Files of a shard's marker and of its errors, there or not."""
         return self._ledger.file(self.name, shard), self._error_file(shard)
 
     def _error_file(self, shard: int) -> Path:

@@ -39,6 +39,15 @@ from bieff.features.videos import (
     write_videos,
 )
 
+METADATA_NAME = "zarr.json"
+
+FOLDERS = ("videos", "ledger", "errors")
+"""Folders of a store beside its partitions."""
+
+Plans = Mapping[str, PartitionPlan]
+
+Subsets = Mapping[str, Sequence[int]]
+
 _ABSENT = object()
 
 
@@ -97,96 +106,6 @@ def _show(leaves: Mapping[str, Any], key: str) -> str:
         return "nothing"
     text = json.dumps(leaves[key], ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
-
-
-METADATA_NAME = "zarr.json"
-
-
-def create_arrays(partition: Path, geometry: Geometry, labels: Int64[np.ndarray, " N"]) -> None:
-    """Write the zarr group of a partition: metadata of its arrays, and the labels.
-
-    Args:
-        partition: Folder of the group; what lies there is replaced.
-        geometry: Sizes.
-        labels: Class index of each video; padding becomes -1.
-    """
-    group = zarr.create_group(
-        partition,
-        zarr_format=3,
-        overwrite=True,
-        attributes={"num_videos": geometry.num_videos},
-    )
-    for array in geometry.arrays.values():
-        shard_shape = (geometry.rows_per_shard, *array.row_shape)
-        group.create_array(
-            array.name,
-            shape=(geometry.num_rows, *array.row_shape),
-            dtype=array.dtype,
-            chunks=(1, *array.row_shape) if array.is_sharded else shard_shape,
-            shards=shard_shape if array.is_sharded else None,
-            filters=None,
-            serializer=BytesCodec(),
-            compressors=[Crc32cCodec()],
-            fill_value=array.fill,
-            attributes=dict(array.attributes),
-            dimension_names=("video", *array.dims),
-        )
-    padded = np.full(geometry.num_rows, -1, np.int32)
-    padded[: geometry.num_videos] = labels
-    group.create_array(
-        "labels",
-        data=padded,
-        chunks=(geometry.num_rows,),
-        filters=None,
-        compressors=[Crc32cCodec()],
-        fill_value=-1,
-        attributes={"meaning": "index into the class names, -1 for unlabelled and for padding"},
-        dimension_names=("video",),
-        config={"write_empty_chunks": True},  # where nothing is labelled
-    )
-    names = [*geometry.arrays, "labels"]
-    for file in ("labels/c/0", *(f"{name}/{METADATA_NAME}" for name in names)):
-        sync(partition / file)
-    write_group(partition, {"num_videos": geometry.num_videos}, names)
-
-
-def write_group(folder: Path, attributes: Mapping[str, Any], members: Iterable[str]) -> None:
-    """Write a group's metadata and, inlined, that of its members."""
-    inlined = {name: _read(folder / name) for name in members}
-    metadata = {
-        "attributes": attributes,
-        "zarr_format": 3,
-        "consolidated_metadata": {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": inlined,
-        },
-        "node_type": "group",
-    }
-    text = json.dumps(metadata, indent=1) + "\n"
-    write_atomically(folder / METADATA_NAME, text.encode())
-
-
-def write_root(store: Path, attributes: Mapping[str, Any], partitions: Iterable[str]) -> None:
-    """Write the metadata of the store itself.  Before this, it does not exist."""
-    members = []
-    for partition in partitions:
-        inlined = _read(store / partition)["consolidated_metadata"]["metadata"]
-        members += [partition, *(f"{partition}/{name}" for name in inlined)]
-    write_group(store, attributes, members)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    metadata: dict[str, Any] = json.loads((folder / METADATA_NAME).read_bytes())
-    return metadata
-
-
-FOLDERS = ("videos", "ledger", "errors")
-"""Of a store, beside its partitions."""
-
-Plans = Mapping[str, PartitionPlan]
-
-Subsets = Mapping[str, Sequence[int]]
 
 
 def plan_attributes(
@@ -274,7 +193,7 @@ def geometry(attributes: Mapping[str, Any], partition: str) -> Geometry:
 
 
 def is_planned(path: Path) -> bool:
-    """Whether a store, or another zarr group, lies at `path`."""
+    """True if a store, or another zarr group, lies at `path`."""
     return (path / METADATA_NAME).is_file()
 
 
@@ -384,7 +303,7 @@ def require_same_plan(
 def bring_up_to_date(
     path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], partitions: Plans
 ) -> None:
-    """Where the videos lie is no part of the plan; files may have moved or come since.
+    """Write anew where the videos lie, which is no part of the plan: files may move or come.
 
     Nor are the named subsets of the classes: a store from before there were any gets them.
     """
@@ -404,3 +323,82 @@ def bring_up_to_date(
 
 def _numbered(attributes: Mapping[str, Any]) -> dict[str, str]:
     return {f"class_names.{i:05d}": name for i, name in enumerate(attributes["class_names"])}
+
+
+def create_arrays(partition: Path, geometry: Geometry, labels: Int64[np.ndarray, " N"]) -> None:
+    """Write the zarr group of a partition: metadata of its arrays, and the labels.
+
+    Args:
+        partition: Folder of the group; what lies there is replaced.
+        geometry: Sizes.
+        labels: Class index of each video; padding becomes -1.
+    """
+    group = zarr.create_group(
+        partition,
+        zarr_format=3,
+        overwrite=True,
+        attributes={"num_videos": geometry.num_videos},
+    )
+    for array in geometry.arrays.values():
+        shard_shape = (geometry.rows_per_shard, *array.row_shape)
+        group.create_array(
+            array.name,
+            shape=(geometry.num_rows, *array.row_shape),
+            dtype=array.dtype,
+            chunks=(1, *array.row_shape) if array.is_sharded else shard_shape,
+            shards=shard_shape if array.is_sharded else None,
+            filters=None,
+            serializer=BytesCodec(),
+            compressors=[Crc32cCodec()],
+            fill_value=array.fill,
+            attributes=dict(array.attributes),
+            dimension_names=("video", *array.dims),
+        )
+    padded = np.full(geometry.num_rows, -1, np.int32)
+    padded[: geometry.num_videos] = labels
+    group.create_array(
+        "labels",
+        data=padded,
+        chunks=(geometry.num_rows,),
+        filters=None,
+        compressors=[Crc32cCodec()],
+        fill_value=-1,
+        attributes={"meaning": "index into the class names, -1 for unlabelled and for padding"},
+        dimension_names=("video",),
+        config={"write_empty_chunks": True},  # where nothing is labelled
+    )
+    names = [*geometry.arrays, "labels"]
+    for file in ("labels/c/0", *(f"{name}/{METADATA_NAME}" for name in names)):
+        sync(partition / file)
+    write_group(partition, {"num_videos": geometry.num_videos}, names)
+
+
+def write_root(store: Path, attributes: Mapping[str, Any], partitions: Iterable[str]) -> None:
+    """Write the metadata of the store itself.  Before this, it does not exist."""
+    members = []
+    for partition in partitions:
+        inlined = _read(store / partition)["consolidated_metadata"]["metadata"]
+        members += [partition, *(f"{partition}/{name}" for name in inlined)]
+    write_group(store, attributes, members)
+
+
+def write_group(folder: Path, attributes: Mapping[str, Any], members: Iterable[str]) -> None:
+    """Write a group's metadata and, inlined, that of its members."""
+    inlined = {name: _read(folder / name) for name in members}
+    metadata = {
+        "attributes": attributes,
+        "zarr_format": 3,
+        "consolidated_metadata": {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": inlined,
+        },
+        "node_type": "group",
+    }
+    text = json.dumps(metadata, indent=1) + "\n"
+    write_atomically(folder / METADATA_NAME, text.encode())
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((folder / METADATA_NAME).read_bytes())
+    return metadata

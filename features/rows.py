@@ -14,7 +14,7 @@ Rows = Sequence[int] | np.ndarray | slice
 """Row numbers from 0, in any order, or a slice of all rows."""
 
 Slices = tuple[slice | None, ...]
-"""What to take of the dimensions after the first; None, or nothing, takes all."""
+"""Parts to take of the dimensions after the first; None, or nothing, takes all."""
 
 
 def map_shard(file: Path, array: ArrayLayout, rows: int) -> Shaped[np.ndarray, "rows ..."]:

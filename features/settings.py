@@ -25,7 +25,7 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Header and rows."""
 
 _LARGEST = 2**63 - 1
-"""Of TOML's whole numbers."""
+"""Largest of TOML's whole numbers."""
 
 
 def with_settings(
