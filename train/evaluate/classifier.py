@@ -90,7 +90,7 @@ class Trained:
             run=run.id,
             weights=weights,
         )
-        self.device = next(clip.model.parameters()).device
+        self.device = clip.device
         self.wants_patches = run.config.prompts_see == "patches"
         self._run, self._clip, self._described = run, clip, described
         self._model = load_model(run, clip, weights=weights) if model is None else model
@@ -177,10 +177,9 @@ class Frozen:
             run=None,
             weights=None,
         )
-        self.device = next(clip.model.parameters()).device
-        model: Any = clip.model
+        self.device = clip.device
         self._classes = class_embeddings(clip, described, templates)
-        self._temperature = 1 / model.logit_scale.exp().item()
+        self._temperature = clip.temperature
         self._parts = [clip.fingerprint, templates.texts, described.hash, num_frames]
 
     def fingerprint(self) -> str:
@@ -283,15 +282,16 @@ def class_embeddings(
 @torch.no_grad()
 def _embed(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts D"]:
     """CLIP's own embeddings; rows that texts share are computed once, and padding never."""
-    device = next(clip.model.parameters()).device
     order = sorted(range(len(texts)), key=lambda index: texts[index])  # neighbours share rows
     parts = []
     for start in range(0, len(texts), CHUNK):
         chunk = [texts[index] for index in order[start : start + CHUNK]]
-        tower = TextTower(clip.model, clip.tokenize(chunk)).to(device)
+        tower = TextTower(clip.model, clip.tokenize(chunk)).to(clip.device)
         parts.append(tower(None, None).classes[0].float())
     found = torch.cat(parts)
-    return torch.empty_like(found).index_copy_(0, torch.tensor(order, device=device), found)
+    return torch.empty_like(found).index_copy_(
+        0, torch.tensor(order, device=found.device), found
+    )
 
 
 def frozen_logits(
