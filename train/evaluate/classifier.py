@@ -289,9 +289,8 @@ def _embed(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts D"]:
         tower = TextTower(clip.model, clip.tokenize(chunk)).to(clip.device)
         parts.append(tower(None, None).classes[0].float())
     found = torch.cat(parts)
-    return torch.empty_like(found).index_copy_(
-        0, torch.tensor(order, device=found.device), found
-    )
+    places = torch.tensor(order, device=clip.device)
+    return torch.empty_like(found).index_copy_(0, places, found)
 
 
 def frozen_logits(

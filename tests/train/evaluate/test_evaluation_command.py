@@ -213,7 +213,7 @@ def test_scores_that_are_none(bieff, tmp_path):
         (("--mix", "0.5", "--model-only"), "--model-only leaves frozen CLIP out"),
         (("--template", "one", "--model-only"), "--model-only leaves frozen CLIP out"),
         (("--template", "29"), "template: expected one of bare, one, person, 16, 28, 48"),
-        (("--names", "none.txt"), "cannot read names 'none.txt': No such file"),
+        (("--names", "none.txt"), "cannot read none.txt: no such file"),
         (("--protocol", "closed"), "closed is not for it, take --protocol splits3 or full or"),
         (
             ("--protocol", "k600"),
