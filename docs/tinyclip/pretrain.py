@@ -1,11 +1,11 @@
 """Train tinyclip, as CLIP was trained: contrastively, on stills and their captions.
 
-    p=bieff.extract.tinyclip.pretrain
-    python -m $p --out first
-    python -m $p --out second --start first --seed 1 --one-shape 0.1 --steps 1000
-    python -m $p --out model --start second --seed 2 --one-shape 0 --steps 900
+    p=docs/tinyclip/pretrain.py
+    python $p --out first
+    python $p --out second --start first --seed 1 --one-shape 0.1 --steps 1000
+    python $p --out model --start second --seed 2 --one-shape 0 --steps 900
 
-These three rounds wrote `model/`; `training.jsonl` is their log.  The first learns places,
+These three rounds wrote `extract/tinyclip/model/`; `training.jsonl` beside it is their log.  The first learns places,
 sizes and motions, the others more and more shapes.
 
 A still is one moment of a scene of `shapes` (all shapes, seen or not: CLIP has seen
@@ -53,7 +53,7 @@ STILL = 64
 """Side of a rendered still, pixels; the frames of a clip have this height too."""
 
 CONFIG: dict[str, Any] = json.loads(
-    (Path(__file__).parent / "model" / "open_clip_config.json").read_text()
+    (Path(__file__).parents[2] / "extract/tinyclip/model/open_clip_config.json").read_text()
 )
 SIZE = CONFIG["model_cfg"]["vision_cfg"]["image_size"]
 
