@@ -5,8 +5,8 @@
     python $p --out second --start first --seed 1 --one-shape 0.1 --steps 1000
     python $p --out model --start second --seed 2 --one-shape 0 --steps 900
 
-These three rounds wrote `extract/tinyclip/model/`; `training.jsonl` beside it is their log.  The first learns places,
-sizes and motions, the others more and more shapes.
+These three rounds wrote `extract/tinyclip/model/`; `training.jsonl` beside it is their log.
+The first learns places, sizes and motions, the others more and more shapes.
 
 A still is one moment of a scene of `shapes` (all shapes, seen or not: CLIP has seen
 everything once); its caption names the shape with some of its colour, size, place and
