@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from bieff.features.errors import ConfigError
 
 _POSITIVE = (
-    *("num_context", "post_layers", "frames", "epochs", "batch_size", "temporal_weight"),
+    *("num_context", "post_layers", "frames", "epochs", "batch_size"),
     *("word_temperature", "temperature", "lr", "accumulate", "feature_memory"),
 )
 _NOT_NEGATIVE = (
@@ -45,10 +45,6 @@ class TrainConfig:
 
     temporal_residual: bool = True
     """Add the stored frames to the temporal transformer's output."""
-
-    temporal_weight: float = 1.0
-    """Of that output beside the stored frames; below 1 a video stays closer to frozen CLIP's.
-    The class side has alpha for it."""
 
     prompt: Literal["none", "hand-crafted", "learnable", "pre-prompt"] = "pre-prompt"
     """What stands before the class name (Tables 4 and 5)."""
@@ -186,11 +182,6 @@ class TrainConfig:
             raise ConfigError(
                 f"average_epochs must be at most epochs, got {self.average_epochs} with "
                 f"epochs={self.epochs}"
-            )
-        if self.temporal_weight != 1 and not (self.temporal_residual and self.temporal_layers):
-            raise ConfigError(
-                "temporal_weight weighs a temporal transformer beside the stored frames; set "
-                "temporal_residual=true and temporal_layers, or leave it at 1"
             )
         if self.design != "paper" and self.prompt != "pre-prompt":
             raise ConfigError(

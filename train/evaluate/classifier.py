@@ -20,7 +20,6 @@ from bieff.features.store import FeatureStore
 from bieff.train.data import free_bytes
 from bieff.train.method.loss import cosine
 from bieff.train.method.model import BiEfficient, Scores
-from bieff.train.method.pre_prompt import prompt_rows
 from bieff.train.runs.checkpoint import BEST, LAST
 from bieff.train.runs.run import Run, load_model
 from bieff.train.text.tower import TextTower
@@ -51,12 +50,7 @@ def batch_size_of(
         num_frames: t, frames it takes.
         patches: Number and width of the store's patch tokens, if it has them.
     """
-    sees_patches = patches is not None and model.config.prompts_see == "patches"
-    num_context, num_video_rows = prompt_rows(
-        model.config,
-        patches[0] if patches is not None and sees_patches else num_frames,
-        hand_crafted=0 if model.hand_crafted is None else len(model.hand_crafted),
-    )
+    num_context, num_video_rows = model.prompt_rows
     fitting = text.max_videos(
         min(TOWER_BYTES, free_bytes(text.token_rows.device) / 2),
         num_context=num_context,

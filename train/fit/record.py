@@ -56,7 +56,7 @@ def make_record(
         + sum(p.numel() for p in clip.model.parameters()),
         "cost": {
             "stage_one": stage_one(store),
-            "batch": step_cost(trainer, patches_of(store)),
+            "batch": step_cost(trainer),
         },
         **_circumstances(trainer),
         "command": list(command),

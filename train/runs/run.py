@@ -41,6 +41,9 @@ from bieff.train.text.tower import TextTower
 
 RECORD = "run.json"
 RESULTS = "results.json"
+GONE = (("temporal_weight", 1.0),)
+"""Settings that earlier versions wrote, with the value that all runs have now."""
+
 PACKAGES = ("bieff", "torch", "open_clip_torch", "numpy", "zarr", "safetensors")
 
 
@@ -59,7 +62,10 @@ class Run:
     @property
     def config(self) -> TrainConfig:
         """What it was trained with, resolved."""
-        return TrainConfig.from_dict(self.record["config"])
+        stored = self.record["config"].items()
+        return TrainConfig.from_dict(
+            {name: value for name, value in stored if (name, value) not in GONE}
+        )
 
     @property
     def clip_name(self) -> ClipName:

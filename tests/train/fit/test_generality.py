@@ -18,7 +18,6 @@ from bieff.train.evaluate.classifier import class_embeddings
 from bieff.train.evaluate.scoring import closed, trained
 from bieff.train.fit.loop import prepare, train
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
-from bieff.train.method.temporal import TemporalTransformer
 from bieff.train.runs.checkpoint import BEST, LAST, Average, StoppedError
 from bieff.train.runs.metrics import METRICS, read_metrics
 from bieff.train.text.wording import HAND_CRAFTED
@@ -40,38 +39,9 @@ def quiet(done, total, loss):
     pass
 
 
-# --- weight of the temporal transformer
-
-
-def test_the_weight_is_of_the_output_alone():
-    frames = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
-    outputs = []
-    for weight in (1.0, 0.25):
-        torch.manual_seed(1)
-        outputs.append(TemporalTransformer(7, 3, num_layers=1, weight=weight)(frames))
-    torch.testing.assert_close(outputs[1] - frames, 0.25 * (outputs[0] - frames))
-
-
-def test_a_smaller_weight_starts_closer_to_frozen_clip(clip, store):
-    """The frames of a video are moved by their positions less."""
-    moved = []
-    for weight in (1.0, 0.1):
-        config = load(overrides=[*SHORT, f"temporal_weight={weight}"])
-        trainer = prepare(store, clip, config)
-        _, picked = trainer.batches.at(0)
-        with torch.no_grad():
-            out = trainer.model.temporal(picked.frames)
-        cosine = torch.cosine_similarity(out, picked.frames, dim=-1)
-        moved.append(float((1 - cosine).mean()))
-    assert 0 < moved[1] < moved[0] / 4
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["temporal_weight=0"], "temporal_weight must be positive"),
-        (["temporal_weight=0.5", "temporal_residual=false"], "beside the stored frames; set"),
-        (["temporal_weight=0.5", "temporal_layers=0"], "beside the stored frames; set"),
         (["distill=-1"], "distill must not be negative"),
         (["average_epochs=51"], "at most epochs, got 51 with epochs=50"),
     ],
@@ -206,7 +176,7 @@ def test_the_average_of_one_epoch_changes_nothing(clip, store, tmp_path):
 
 
 def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path):
-    more = ["average_epochs=3", "distill=0.3", "temporal_weight=0.5", "eval_every=1"]
+    more = ["average_epochs=3", "distill=0.3", "eval_every=1"]
     config = load(overrides=[*SHORT, *more])
     train(store, clip, config, tmp_path / "straight", watch=quiet)
     out = tmp_path / "stopped"

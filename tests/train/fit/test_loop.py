@@ -59,7 +59,6 @@ TABLES = {
     "bfloat16": ["precision=bfloat16"],
     "clipped": ["clip_grad=0.5"],
     "in parts": ["accumulate=3"],
-    "temporal weight": ["temporal_weight=0.3"],
     "distilled": ["distill=0.5"],
     "averaged": ["average_epochs=2"],
     "from disk": ["feature_memory=1e-9"],
