@@ -1,4 +1,4 @@
-"""Results: what was measured, on what, under which protocol."""
+"""Results: what was measured, on what, under which protocol; counted from scores."""
 
 import fcntl
 import json
@@ -14,19 +14,8 @@ from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import InputError
 from bieff.features.files import write_atomically
-from bieff.train.evaluate.lists import (
-    EvalList,
-)
-from bieff.train.evaluate.scores import Examination, Examinee, Question, Scores
-
-
-def hits(
-    scores: Float64[np.ndarray, "B K"], labels: Int[np.ndarray, " B"], top: int
-) -> Bool[np.ndarray, " B"]:
-    """True where the label is among the `top` best; a tie goes to the smaller index."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-    found: Bool[np.ndarray, " B"] = (best == labels[:, None]).any(axis=1)
-    return found
+from bieff.train.evaluate.lists import EvalList
+from bieff.train.evaluate.scores import About, Scores, ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,14 +142,6 @@ class Result:
         )
 
 
-def confusion_matrix(result: Result) -> Int[np.ndarray, "K K"]:
-    """Videos by label (row) and prediction (column)."""
-    matrix = np.diag([part.n_right for part in result.classes])
-    for label, predicted, count in result.confusions:
-        matrix[label, predicted] = count
-    return matrix
-
-
 def save_results(path: Path, results: Sequence[Result]) -> None:
     """Write a list of records, whole or not at all; a field a line."""
     records = []
@@ -200,31 +181,37 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def results_of(examination: Examination) -> list[Result]:
-    """The figures of each examinee."""
-    questions = examination.questions
+# --- counting
+
+
+def hits(
+    scores: Float64[np.ndarray, "B K"], labels: Int[np.ndarray, " B"], top: int
+) -> Bool[np.ndarray, " B"]:
+    """True where the label is among the `top` best; a tie goes to the smaller index."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    found: Bool[np.ndarray, " B"] = (best == labels[:, None]).any(axis=1)
+    return found
+
+
+def results_of(table: ScoreTable) -> list[Result]:
+    """The figures of each model."""
     return [
-        _result(examination, questions, examinee, scores)
-        for examinee, scores in zip(examination.examinees, examination.scores, strict=True)
+        _result(table, about, scores)
+        for about, scores in zip(table.models, table.scores, strict=True)
     ]
 
 
-def _result(
-    examination: Examination, questions: list[Question], examinee: Examinee, scores: Scores
-) -> Result:
-    lists, pooled = [], Pooled(len(examination.class_names))
-    for chosen in examination.lists:
-        lists.append(_count(examination, questions, chosen, scores, pooled))
-    head = examination.head
-    several = len(lists) > 1
+def _result(table: ScoreTable, about: About, scores: Scores) -> Result:
+    pooled = Pooled(len(table.class_names))
+    lists = [_count(table, chosen, scores, pooled) for chosen in table.lists]
     top1, top1_all = ([getattr(part, name) for part in lists] for name in ("top1", "top1_all"))
     n_listed, n_evaluated = (
         sum(getattr(p, n) for p in lists) for n in ("n_listed", "n_evaluated")
     )
+    several = len(lists) > 1
     return Result(
-        protocol=head.protocol,
-        dataset=head.dataset,
-        model=examinee.model,
+        **asdict(table.head),
+        **asdict(about),
         top1=float(np.mean(top1)),
         top1_std=float(np.std(top1)) if several else None,
         top1_all=float(np.mean(top1_all)),
@@ -233,42 +220,31 @@ def _result(
         n_evaluated=n_evaluated,
         n_listed=n_listed,
         n_undecodable=n_listed - n_evaluated,
-        frames=examinee.frames,
-        clips=head.clips,
-        crops=head.crops,
-        template=examinee.template,
-        names=examinee.names,
-        names_hash=examinee.names_hash,
-        store=head.store,
-        run=examinee.run,
-        weights=examinee.weights,
-        mix=examinee.mix,
         lists=tuple(lists),
-        classes=pooled.classes(examination.class_names),
+        classes=pooled.classes(table.class_names),
         confusions=pooled.confusions(),
     )
 
 
 def _count(
-    examination: Examination,
-    questions: list[Question],
-    chosen: EvalList,
-    scores: Scores,
-    pooled: "Pooled",
+    table: ScoreTable, chosen: EvalList, scores: Scores, pooled: "Pooled"
 ) -> ListFigures:
     """The figures of one list; its classes' go to `pooled` too."""
-    at = np.searchsorted(examination.rows, chosen.rows)
-    labels, usable = examination.labels[at], examination.usable[at]
-    asked = [np.array_equal(q.categories, chosen.categories) for q in questions].index(True)
-    question = questions[asked]
-    values = scores[asked][np.searchsorted(question.rows, chosen.rows[usable])]
-    true = np.searchsorted(chosen.categories, labels[usable])
+    at = np.searchsorted(table.rows, chosen.rows)
+    labels, usable = table.labels[at], table.usable[at]
+    question, values = next(
+        (question, values)
+        for question, values in zip(table.questions, scores, strict=True)
+        if np.array_equal(question.classes, chosen.classes)
+    )
+    values = values[np.searchsorted(question.rows, chosen.rows[usable])]
+    true = np.searchsorted(chosen.classes, labels[usable])
     first, fifth = (hits(values, true, top) for top in (1, 5))
-    predicted = chosen.categories[values.argmax(axis=1)]  # a tie goes to the smaller label
+    predicted = chosen.classes[values.argmax(axis=1)]  # a tie goes to the smaller label
     pooled.add(labels, labels[usable], predicted)
     return ListFigures(
         name=chosen.name,
-        n_classes=len(chosen.categories),
+        n_classes=len(chosen.classes),
         n_listed=len(labels),
         n_evaluated=len(true),
         n_top1=int(first.sum()),

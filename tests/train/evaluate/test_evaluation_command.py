@@ -247,7 +247,7 @@ def test_what_cannot_be_written_is_said_before_the_work(bieff, monkeypatch, cont
     def never(*arguments, **options):
         raise AssertionError("the work was done first")
 
-    monkeypatch.setattr("bieff.apps.evaluate.examine", never)
+    monkeypatch.setattr("bieff.apps.evaluate.evaluate", never)
     wrong = bieff("eval", "--save-scores", "runs/a/run.json/s.h5")
     assert (wrong.exit_code, type(wrong.exception)) == (1, SystemExit)
     assert "cannot write scores 'runs/a/run.json/s.h5'" in wrong.output

@@ -14,8 +14,9 @@ from bieff.clip import load as load_clip
 from bieff.features.errors import ConfigError
 from bieff.train.config import load
 from bieff.train.data import Batch
-from bieff.train.evaluate.classifier import class_embeddings
-from bieff.train.evaluate.scoring import closed, trained
+from bieff.train.evaluate.classifier import Trained, class_embeddings
+from bieff.train.evaluate.results import results_of
+from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.loop import prepare, train
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
 from bieff.train.runs.checkpoint import BEST, LAST, Average, StoppedError
@@ -157,7 +158,8 @@ def test_a_run_keeps_and_evaluates_the_average(clip, store, tmp_path):
         want = torch.stack([weights[name] for weights in after[1:]]).mean(dim=0)
         torch.testing.assert_close(kept[name], want)
     assert not torch.equal(kept["temporal.positions"], after[-1]["temporal.positions"])
-    [result] = closed(store, [trained(run, clip, store)], watch=lambda *_: None)
+    ours = Trained(run, clip, store.class_names)
+    [result] = results_of(evaluate(store, [ours], "closed", watch=lambda *_: None))
     tops = [line["val_top1"] for line in read_metrics(run.path) if "val_top1" in line]
     assert result.top1 == pytest.approx(tops[-1])
 
