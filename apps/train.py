@@ -74,7 +74,7 @@ def train_run(
                 videos=videos,
                 watch=bar,
                 say=bar.say,
-                resume=resume,
+                resume=earlier,
                 command=command,
                 shots=None if shots is None else shots.to_dict(),
             )

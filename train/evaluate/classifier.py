@@ -140,10 +140,7 @@ class Trained(Classifier):
     @property
     def batch_size(self) -> int:
         """Videos to score at a time, fewer for many classes."""
-        patches = self._run.record["patches"]
-        return batch_size_of(
-            self._text, self._model, num_frames=self.about.frames, patches=patches
-        )
+        return batch_size_of(self._text, self._model)
 
     def fingerprint(self) -> str:
         """Everything its scores depend on but the features, as a hash."""
@@ -250,17 +247,8 @@ def mean_softmax(views: Iterable[Float[Tensor, "B k"]]) -> Float64[Tensor, "B k"
     return reduce(torch.add, softmax) / len(softmax)
 
 
-def batch_size_of(
-    text: TextTower, model: BiEfficient, *, num_frames: int, patches: Sequence[int] | None
-) -> int:
-    """Videos to score at a time among all classes; fewer where little memory is free.
-
-    Args:
-        text: With the class names.
-        model: Which is asked.
-        num_frames: t, frames it takes.
-        patches: Number and width of the store's patch tokens, if it has them.
-    """
+def batch_size_of(text: TextTower, model: BiEfficient) -> int:
+    """Videos to score at a time among all classes; fewer where little memory is free."""
     num_context, num_video_rows = model.prompt_rows
     fitting = text.max_videos(
         min(TOWER_BYTES, free_bytes(text.token_rows.device) / 2),

@@ -17,10 +17,11 @@ from bieff.train.data import Batch
 from bieff.train.evaluate.classifier import Trained, class_embeddings
 from bieff.train.evaluate.results import results_of
 from bieff.train.evaluate.scoring import evaluate
-from bieff.train.fit.loop import prepare, train
+from bieff.train.fit.loop import TrainingLoop, prepare, train
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
-from bieff.train.runs.checkpoint import BEST, LAST, Average, StoppedError
+from bieff.train.runs.checkpoint import BEST, LAST, Progress, StoppedError
 from bieff.train.runs.metrics import METRICS, read_metrics
+from bieff.train.runs.run import open_run
 from bieff.train.text.wording import HAND_CRAFTED
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=0", "temporal_layers=1"]
@@ -122,24 +123,33 @@ def test_without_distillation_no_frozen_class_is_embedded(clip, store):
 # --- averaging
 
 
-def test_the_average_by_hand():
-    model = torch.nn.Linear(1, 1, bias=False)
-    average = Average(model, epochs=5, averaged=3, epoch_steps=4)
-    values = [float(step * step) for step in range(1, 21)]
-    for step, value in enumerate(values, start=1):
-        with torch.no_grad():
-            model.weight.fill_(value)
-        average.add(step)
-        assert bool(average.weights) == (step >= 12)
-    want = (values[11] + values[15] + values[19]) / 3
-    assert average.weights["weight"].item() == pytest.approx(want)
-    with average.applied():
-        assert model.weight.item() == pytest.approx(want)
-    assert model.weight.item() == values[-1]
-    off = Average(model, epochs=5, averaged=0, epoch_steps=4)
-    off.add(20)
-    with off.applied():
-        assert model.weight.item() == values[-1]
+def test_the_average_by_hand(clip, store, tmp_path):
+    """The mean as it goes on: the first weights, then a share of the way to the next."""
+    config = load(overrides=[*SHORT, "average_epochs=3"])
+    trainer = prepare(store, clip, config)
+    loop = TrainingLoop(
+        trainer=trainer, validation=None, listed=[], out=tmp_path, record={}, watch=quiet
+    )
+    mean, count = None, 0
+    for step in range(trainer.num_steps):
+        loss = trainer.step(step)
+        assert loss.isfinite()
+        loop.progress = Progress(step=step + 1)
+        loop.take_average()
+        epoch, rest = divmod(step + 1, trainer.epoch_steps)
+        if epoch > 1 and not rest:
+            count += 1
+            own = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+            mean = (
+                own if mean is None else {k: mean[k] + (own[k] - mean[k]) / count for k in own}
+            )
+        if mean is None:
+            assert loop.kept is trainer.model
+        else:
+            kept = loop.kept.state_dict()
+            assert all(torch.equal(kept[name], mean[name]) for name in mean)
+    assert count == 3
+    assert not torch.equal(mean["temporal.positions"], own["temporal.positions"])
 
 
 def test_a_run_keeps_and_evaluates_the_average(clip, store, tmp_path):
@@ -189,13 +199,15 @@ def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
 
         with pytest.raises(StoppedError):
-            train(store, clip, config, out, watch=watch, resume=resume)
+            train(
+                store, clip, config, out, watch=watch, resume=open_run(out) if resume else None
+            )
         if step == 9:  # one epoch is averaged: what lies there is the average so far
             assert not torch.equal(
                 load_file(out / LAST)["temporal.positions"],
                 load_file(out / "resume.safetensors")["model/temporal.positions"],
             )
-    train(store, clip, config, out, watch=quiet, resume=True)
+    train(store, clip, config, out, watch=quiet, resume=open_run(out))
     for file in (LAST, BEST):
         first, second = (load_file(path / file) for path in (tmp_path / "straight", out))
         assert all(torch.equal(first[key], second[key]) for key in first)
