@@ -38,11 +38,6 @@ class VideoList:
     classes: Int[np.ndarray, " k"] | None = None
     """Labels in the store; a class is called by its place among them.  None: all."""
 
-    @property
-    def is_whole(self) -> bool:
-        """True for a partition as it is."""
-        return self.rows is None and self.classes is None
-
     def class_names(self, store: FeatureStore) -> list[str]:
         """Names of the classes, in their order here."""
         if self.classes is None:

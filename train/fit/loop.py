@@ -133,7 +133,7 @@ def train(
     forget_peak(next(clip.model.parameters()).device)
     trainer = prepare(store, clip, config, videos=videos, run=resume)
     group = trainer.group
-    validation = Validation.load(store, config, trainer.device) if videos.is_whole else None
+    validation = Validation.load(store, config, trainer.device) if videos.rows is None else None
     say(trainer.features.text())
     if resume is not None:
         require_same_numbers(resume, trainer)
@@ -150,12 +150,12 @@ def train(
             validation=validation,
             listed=store.partitions[videos.partition].videos,
             out=out,
-            record=make_record(
-                store, clip, trainer, command, shots, class_names=videos.class_names(store)
-            ),
             watch=watch,
         )
-        if resume is not None:
+        if resume is None:
+            names = videos.class_names(store)
+            loop.record = make_record(store, clip, trainer, names, command, shots)
+        else:
             loop.load()
             loop.record = resumed(resume.record, trainer, command, loop.progress.step)
             say(f"going on after {loop.progress.step:,} of {trainer.num_steps:,} steps")
@@ -300,8 +300,10 @@ class TrainingLoop:
     """Of the partition that is trained on."""
 
     out: Path
-    record: dict[str, Any]
     watch: Watch
+    record: dict[str, Any] = field(default_factory=dict)
+    """What run.json holds."""
+
     progress: Progress = field(default_factory=Progress)
     metrics: Metrics | None = None
     """None in a process that does not write the run."""

@@ -22,10 +22,9 @@ def make_record(
     store: FeatureStore,
     clip: Clip,
     trainer: Trainer,
+    class_names: Sequence[str],
     command: Sequence[str],
     shots: Mapping[str, Any] | None,
-    *,
-    class_names: Sequence[str],
 ) -> dict[str, Any]:
     """What is known before the first step; `shots` is the draw of few videos, if it was one."""
     counts = trainer.model.parameter_counts()

@@ -1,7 +1,7 @@
 """The frozen text tower of CLIP, run live over the tree that all prompts form (Eq. 3).
 
 CLIP's text transformer is causal, so prompts that begin alike share their rows exactly.
-`prompt_tree.py` says which rows there are: P for SOT and the context, then L for each video
+`tree.py` says which rows there are: P for SOT and the context, then L for each video
 with its names.  All of them go through one matrix product a layer, packed, without padding;
 only attention looks at the tree, where a mask says which rows are a row's beginning.
 

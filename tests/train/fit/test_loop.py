@@ -122,11 +122,11 @@ def test_validation_scores_as_many_videos_at_a_time_as_the_evaluation(clip, stor
         return score(self, picked, categories)
 
     monkeypatch.setattr(Trainer, "score", count)
-    want = validation.accuracies(trainer, trainer.group)
+    want = validation.accuracies(trainer)
     assert set(seen) == {15}  # of 17 two are damaged
     seen.clear()
     monkeypatch.setattr("bieff.train.evaluate.classifier.TOWER_BYTES", 200_000)
-    assert validation.accuracies(trainer, trainer.group) == want
+    assert validation.accuracies(trainer) == want
     assert max(seen) < 15
 
 
