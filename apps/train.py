@@ -1,4 +1,4 @@
-"""What `bieff train` does, from options as a user types them."""
+"""`bieff train`, from options as a user types them."""
 
 import shlex
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ def train_run(
 def _plan(
     store: FeatureStore, clip: Clip, config: settings.TrainConfig, videos: VideoList
 ) -> str:
-    """What would be trained."""
+    """A dry run, for people."""
     trainer = prepare(store, clip, config, videos=videos)
     with trainer.batches:
         return (
@@ -98,7 +98,7 @@ def _plan(
 
 
 def _summary(run: Run, clip: Clip) -> str:
-    """What was trained."""
+    """A finished run, for people."""
     record = run.record
     lines = [
         f"trained {record['steps']:,} steps on {record['videos']:,} videos in "

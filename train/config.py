@@ -31,7 +31,7 @@ CHANGE_NOTHING = ("save_seconds", "feature_memory")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """What is trained and how; the defaults are the paper's (Sec. 3 and 4.1).
+    """Settings of a training run; the defaults are the paper's (Sec. 3 and 4.1).
 
     Every row of Tables 4 to 10 is one or two settings away from the default, and so is
     every difference of the authors' release that `preset` lists.
@@ -50,7 +50,7 @@ class TrainConfig:
     """What stands before the class name (Tables 4 and 5)."""
 
     design: Literal["paper", "a1", "a2", "a3"] = "paper"
-    """How the Pre-Prompt sees the video (Table 6); needs prompt = "pre-prompt"."""
+    """Design of the Pre-Prompt (Table 6); needs prompt = "pre-prompt"."""
 
     num_context: int = 16
     """M, learned context tokens before the class name."""
@@ -84,7 +84,7 @@ class TrainConfig:
     """Keep the mean of the frames in Eq. 9 (Table 7)."""
 
     word_source: Literal["classes", "words"] = "classes"
-    """What picks the category whose words weight the frames (Table 8)."""
+    """Decides the category whose words weight the frames (Table 8)."""
 
     word_rows: Literal["name", "prompt"] = "name"
     """The words of Eq. 8: the name's tokens, or all positions of the prompt with its padding
@@ -128,7 +128,7 @@ class TrainConfig:
     """Largest learning rate of AdamW."""
 
     weight_decay: float = 0.2
-    """Of AdamW, on matrices only."""
+    """Weight decay of AdamW, on matrices only."""
 
     distill: float = 0.0
     """Weight of a term of the loss that draws videos and classes towards frozen CLIP's, see
@@ -146,7 +146,7 @@ class TrainConfig:
     forward pass.  The loss stays that of the whole batch."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of towers and prompts; cosines and losses are float32.  Auto: bfloat16 on CUDA."""
+    """Type of towers and prompts; cosines and losses are float32.  Auto: bfloat16 on CUDA."""
 
     eval_every: int = 10
     """Epochs between evaluations on the `val` partition, one at the end included; 0: never."""
@@ -159,7 +159,7 @@ class TrainConfig:
     stay on disk.  None: a share of what is free."""
 
     seed: int = 0
-    """Of the first weights and of the order of the videos."""
+    """Decides the first weights and the order of the videos."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

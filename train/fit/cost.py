@@ -1,4 +1,4 @@
-"""What a run costs: seconds of both stages, parameters, memory, arithmetic (Tables 1 and 3)."""
+"""Cost of a run: seconds of both stages, parameters, memory, arithmetic (Tables 1 and 3)."""
 
 import ctypes
 import resource

@@ -297,12 +297,12 @@ class TrainingLoop:
     trainer: Trainer
     validation: "Validation | None"
     listed: Sequence[Video]
-    """Of the partition that is trained on."""
+    """Videos of the partition that is trained on."""
 
     out: Path
     watch: Watch
     record: dict[str, Any] = field(default_factory=dict)
-    """What run.json holds."""
+    """Contents of run.json."""
 
     progress: Progress = field(default_factory=Progress)
     metrics: Metrics | None = None
@@ -312,7 +312,7 @@ class TrainingLoop:
     """Mean of the weights after the last epochs, which training never sees."""
 
     loss: float = math.nan
-    """Of the step that was read last."""
+    """Loss of the step that was read last."""
 
     saved_step: int | None = None
     saved_at: float = field(default_factory=time.monotonic)
@@ -368,7 +368,7 @@ class TrainingLoop:
 
     @property
     def kept(self) -> BiEfficient:
-        """What is evaluated and kept: the average, once there is one."""
+        """The model that is evaluated and kept: the average, once there is one."""
         if self.average is None or not self._num_averaged:
             return self.trainer.model
         return cast(BiEfficient, self.average.module)
@@ -558,7 +558,7 @@ class LossReading:
 
     @staticmethod
     def late(device: torch.device) -> int:
-        """How many readings may be left for later: none where nothing runs ahead."""
+        """Readings that may be left for later: none where nothing runs ahead."""
         return 2 if device.type == "cuda" else 0
 
 

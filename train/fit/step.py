@@ -147,7 +147,7 @@ class Trainer:
         )
 
     def score(self, batch: Batch, categories: Tensor | None) -> Scores:
-        """What the model says, in the run's precision."""
+        """The model's scores, in the run's precision."""
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
         ):

@@ -75,7 +75,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """What the model says of a batch."""
+    """Similarity of the videos of a batch with the categories, and how it came about."""
 
     cosine: Float[Tensor, "B k"]
     """s(v_hat, c_hat) of Eq. 10; with `normalise = "frames"`, v_hat's length is still in it."""

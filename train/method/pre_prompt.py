@@ -32,7 +32,7 @@ class Prompt(NamedTuple):
 
 
 class Design(nn.Module):
-    """What stands before the name."""
+    """A way to make the rows before the name."""
 
     def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ class StoppedError(BieffError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """State of a run beside its weights."""
 
     step: int = 0
     """Steps done."""

@@ -61,7 +61,7 @@ class Run:
 
     @property
     def config(self) -> TrainConfig:
-        """What it was trained with, resolved."""
+        """Settings it was trained with, resolved."""
         stored = self.record["config"].items()
         return TrainConfig.from_dict(
             {name: value for name, value in stored if (name, value) not in GONE}
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def clip_name(self) -> ClipName:
-        """Which CLIP its features and its text tower come from."""
+        """The CLIP its features and its text tower come from."""
         return ClipName(**self.record["clip"]["name"])
 
 

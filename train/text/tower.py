@@ -124,7 +124,7 @@ class TextTower(nn.Module):
         num_video_rows: int,
         categories: Int[Tensor, " k"] | None = None,
     ) -> int:
-        """How many videos fit in memory at once under `torch.no_grad`, at least one.
+        """Videos that fit in memory at once under `torch.no_grad`, at least one.
 
         An estimate from above: a row takes up to 16 times its width in the feed-forward.
         """
@@ -149,7 +149,7 @@ class TextTower(nn.Module):
 
 
 class Prompted:
-    """What the text tower makes of the prompts: one row a class, and words on demand.
+    """Prompts as the text tower encodes them: one row a class, and words on demand.
 
     Keeps the input of the last block, which is run for the rows that are asked for only.
     """
@@ -262,7 +262,7 @@ class Prompted:
 
 
 def _pool(tower: Any) -> tuple[str, int]:
-    """Where the tower pools, and its end token; the names differ in CLIP and CustomTextCLIP."""
+    """Pooling of the tower, and its end token; CLIP and CustomTextCLIP name them differently."""
     if hasattr(tower, "text_pool_type"):
         return tower.text_pool_type, tower.text_eos_id
     return tower.pool_type, tower.eos_id

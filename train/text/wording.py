@@ -44,7 +44,7 @@ class Templates:
 
     @property
     def label(self) -> str:
-        """What results call it: the text itself, or how many there are."""
+        """Name in results: the text itself, or how many there are."""
         return self.texts[0] if len(self.texts) == 1 else f"{len(self.texts)} templates"
 
     def fill(self, name: str) -> list[str]:
@@ -99,12 +99,12 @@ class Descriptions:
 
     @property
     def are_single(self) -> bool:
-        """Whether every class has one text."""
+        """True if every class has one text."""
         return len(self.flat) == len(self.texts)
 
     @property
     def hash(self) -> str:
-        """Of all texts in order, 16 hexadecimal digits; results are recognised by it."""
+        """Digest of all texts in order, 16 hexadecimal digits; results are recognised by it."""
         return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
 
 
@@ -225,5 +225,5 @@ def _require_own_names(
 
 
 def _key(name: str) -> str:
-    """What spellings of a class have in common."""
+    """The part that spellings of a class have in common."""
     return "".join(c for c in name.casefold() if c.isalnum()) or name
