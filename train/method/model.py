@@ -1,31 +1,34 @@
 """BiEfficient: the tunable pieces put together around a frozen text tower (paper Sec. 3.1).
 
-    frames of the store, (B, T, D)                     names of k categories
-         |              |                                       |
-         |              |  v, Eq. 2 and 3: the frames,          |
-         |              |  or patches, or temporal's output     |
-         v              +----------------+                      |
-    +----------+        |                v                      v
-    | temporal |        |         +------------+    rows   +----------+
-    +----------+        |         | pre_prompt |---------->|   text   |  frozen,
-         |              |         +------------+ M W + c_v |   tower  |  text/tower.py
-         |              |            Eq. 6                 +----------+
-         |              |                                   |        |  w, words of
-         |              |                 c, (B, k, D)      |        |  the category
-         |              |              +--------------------+        |  that is most
-         |              v              v                             |  like the video
-         |         +------------------------+                        |
-         |         |      post_prompt       | Eq. 7                  |
-         |         +------------------------+                        |
-         |               | c_hat, (B, k, D)     +--------------------+
-         v               |                      v
-    +-----------------------------------------------+
-    |  mean over time + beta x frames weighted by w |  word_guided, Eq. 8 and 9
-    +-----------------------------------------------+
-         | v_hat, (B, D)       |
-         +------ cosine / tau -+--> logits, (B, k) --> loss.py, Eq. 10
+    frames (B, T, D)
+      |
+      +------------ v, Eq. 2 and 3 ------+-----------------------+
+      |                                  |                       |
+      v                                  v                       |
+    temporal                         pre_prompt, Eq. 6           |
+      |                                  | context and c_v       |
+      |                                  v                       |
+      |    names of k categories -> text tower, frozen           |
+      |                              |          |                |
+      |                              | c        | words          |
+      |                              v          |                |
+      |                          post_prompt, Eq. 7 <------------+
+      |                              |          |
+      |                              | c_hat    |
+      +--> mean --> most like? <-----+          |
+      |                 |            |          v
+      |                 +------------|--> of one category
+      v                              |          |
+    word_guided, Eq. 8 and 9 <-------|----------+
+      | v_hat (B, D)                 |
+      v                              |
+    cosine / tau <-------------------+
+      |
+      v
+    logits (B, k) --> loss.py, Eq. 10
 
-Without a row of a video's own before the name, c is (1, k, D), the same for all videos.
+v is the frames as stored; by `prompts_see` also what temporal makes of them, or patch tokens.
+Where no row before the name is a video's own, c is (1, k, D), the same for all videos.
 
 B videos, T frames, k categories, M context tokens, P patches, D joint width, W text width.
 """
