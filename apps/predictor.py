@@ -154,7 +154,7 @@ class Predictor:
         self._model = None if run is None else load_model(run, clip)
         self._tower = VisualTower(
             clip,
-            device=next(clip.model.parameters()).device,
+            device=clip.device,
             batch_size=CLIPS * self.num_frames,
             wants_patches=run is not None and run.config.prompts_see == "patches",
             reduced=False,  # a few videos do not pay for compiling

@@ -12,11 +12,18 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bieff.apps.report.charts import charts, nice_ticks
-from bieff.apps.report.classes import ClosedSet, cells, class_figures, confusion, top_confusions
-from bieff.apps.report.cost import cost
 from bieff.apps.report.files import commands, read_curves, read_results
 from bieff.apps.report.page import TEMPLATES
-from bieff.apps.report.videos import furthest_off, surest
+from bieff.apps.report.tables import (
+    ClosedSet,
+    cells,
+    class_figures,
+    confusion,
+    cost,
+    furthest_off,
+    surest,
+    top_confusions,
+)
 from bieff.cli import main
 from bieff.features.store import FeatureStore
 from bieff.train.runs.run import open_run
@@ -174,6 +181,13 @@ def test_classes_add_up_to_what_eval_says(told):
     assert videos.sum() == results["bieff"]["n_evaluated"]
     assert (videos * ours).sum() / videos.sum() == pytest.approx(results["bieff"]["top1"])
     assert (videos * frozen).sum() / videos.sum() == pytest.approx(results["frozen"]["top1"])
+
+
+def test_what_eval_scored_is_not_scored_again(told, tmp_path):
+    file = told / "scores" / "closed-shapes.h5"
+    before = file.stat().st_mtime_ns
+    run("report", told, "--device", "cpu", "--out", tmp_path / "again.html")
+    assert file.stat().st_mtime_ns == before
 
 
 # --- curves

@@ -54,48 +54,7 @@ class Highlights:
     """Whose words weighted the frames (not always the best class); or the best class."""
 
 
-class Classifier:
-    """A model, and the classes it chooses from; `Trained` or `Frozen`.
-
-    Args:
-        about: What results say of it.
-        device: Where it wants its input.
-        wants_patches: Whether it looks at patch tokens.
-    """
-
-    def __init__(
-        self, about: About, *, device: torch.device, wants_patches: bool = False
-    ) -> None:
-        self.about = about
-        self.device = device
-        self.wants_patches = wants_patches
-
-    @property
-    def batch_size(self) -> int:
-        """Videos to score at a time."""
-        return LARGEST_BATCH
-
-    def fingerprint(self) -> str:
-        """Everything its scores depend on but the features, as a hash."""
-        raise NotImplementedError
-
-    def logits(
-        self,
-        frames: Float[Tensor, "B t D"],
-        patches: Float[Tensor, "B P U"] | None,
-        classes: Int[Tensor, " k"] | None = None,
-    ) -> Float[Tensor, "B k"]:
-        """Logits of some classes, as if there were no others; of all by default."""
-        raise NotImplementedError
-
-    def explain(
-        self, frames: Float[Tensor, "V t D"], patches: Float[Tensor, "V P U"] | None, view: int
-    ) -> tuple[Float64[np.ndarray, " K"], Highlights | None]:
-        """Scores of one video by its views, and which frames of one view speak for what."""
-        raise NotImplementedError
-
-
-class Trained(Classifier):
+class Trained:
     """A run's model.
 
     Args:
@@ -121,7 +80,7 @@ class Trained(Classifier):
         model: BiEfficient | None = None,
     ) -> None:
         described = _described(names)
-        about = About(
+        self.about = About(
             model="bieff",
             frames=int(run.record["frames"]),
             template=run.config.prompt,
@@ -130,12 +89,11 @@ class Trained(Classifier):
             run=run.id,
             weights=weights,
         )
-        device = next(clip.model.parameters()).device
-        wants_patches = run.config.prompts_see == "patches"
-        super().__init__(about, device=device, wants_patches=wants_patches)
+        self.device = clip.device
+        self.wants_patches = run.config.prompts_see == "patches"
         self._run, self._clip, self._described = run, clip, described
         self._model = load_model(run, clip, weights=weights) if model is None else model
-        self._text = TextTower(clip.model, clip.tokenize(described.flat)).to(device)
+        self._text = TextTower(clip.model, clip.tokenize(described.flat)).to(self.device)
 
     @property
     def batch_size(self) -> int:
@@ -150,13 +108,16 @@ class Trained(Classifier):
         return _digest([*parts, self._run.config.to_dict()])
 
     def logits(
-        self, frames: Tensor, patches: Tensor | None, classes: Tensor | None = None
-    ) -> Float[Tensor, "B k"]:
+        self,
+        frames: Float[Tensor, "B t D"],
+        patches: Float[Tensor, "B P U"] | None,
+        classes: Int[Tensor, " k"] | None = None,
+    ) -> Float[Tensor, "B n"]:
         """Logits of some classes, as if there were no others; of all by default."""
         return self._ask(frames, patches, classes)[0]
 
     def explain(
-        self, frames: Tensor, patches: Tensor | None, view: int
+        self, frames: Float[Tensor, "V t D"], patches: Float[Tensor, "V P U"] | None, view: int
     ) -> tuple[Float64[np.ndarray, " K"], Highlights | None]:
         """Scores of one video, and the Word-Guided weights of a view's frames, if any."""
         logits, scores = self._ask(frames, patches, None)
@@ -180,7 +141,7 @@ class Trained(Classifier):
         return class_logits(self._model, scores, owners.to(self.device)), scores
 
 
-class Frozen(Classifier):
+class Frozen:
     """CLIP as it is, asked in a template, or in several.
 
     Args:
@@ -189,6 +150,9 @@ class Frozen(Classifier):
         num_frames: Frames of a video, as of the model it stands beside.
         template: By name, as a text with `{}` in it, or several; embeddings are averaged.
     """
+
+    batch_size = LARGEST_BATCH
+    wants_patches = False
 
     def __init__(
         self,
@@ -200,7 +164,7 @@ class Frozen(Classifier):
     ) -> None:
         described = _described(names)
         templates = template if isinstance(template, Templates) else find_templates(template)
-        about = About(
+        self.about = About(
             model="frozen",
             frames=num_frames,
             template=templates.label,
@@ -209,10 +173,9 @@ class Frozen(Classifier):
             run=None,
             weights=None,
         )
-        super().__init__(about, device=next(clip.model.parameters()).device)
-        model: Any = clip.model
+        self.device = clip.device
         self._classes = class_embeddings(clip, described, templates)
-        self._temperature = 1 / model.logit_scale.exp().item()
+        self._temperature = clip.temperature
         self._parts = [clip.fingerprint, templates.texts, described.hash, num_frames]
 
     def fingerprint(self) -> str:
@@ -221,20 +184,27 @@ class Frozen(Classifier):
 
     @torch.no_grad()
     def logits(
-        self, frames: Tensor, patches: Tensor | None, classes: Tensor | None = None
-    ) -> Float[Tensor, "B k"]:
+        self,
+        frames: Float[Tensor, "B t D"],
+        patches: Tensor | None,
+        classes: Int[Tensor, " k"] | None = None,
+    ) -> Float[Tensor, "B n"]:
         """Logits of some classes, columns of those of all."""
         every = frozen_logits(frames, self._classes, self._temperature)
         return every if classes is None else every[:, classes]
 
     def explain(
-        self, frames: Tensor, patches: Tensor | None, view: int
+        self, frames: Float[Tensor, "V t D"], patches: Float[Tensor, "V P U"] | None, view: int
     ) -> tuple[Float64[np.ndarray, " K"], Highlights | None]:
         """Scores of one video, and each frame's cosine with the best class."""
         mean = _array(mean_softmax(self.logits(frames, patches)[:, None])[0])
         best = int(mean.argmax())
         cosines = F.normalize(frames[view], dim=-1) @ self._classes[best]
         return mean, Highlights("cosine", _array(cosines), best)
+
+
+Classifier = Trained | Frozen
+"""What is evaluated: `about` says what it is, `logits` how well each class fits."""
 
 
 def mean_softmax(views: Iterable[Float[Tensor, "B k"]]) -> Float64[Tensor, "B k"]:
@@ -294,15 +264,16 @@ def class_embeddings(
 @torch.no_grad()
 def _embed(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts D"]:
     """CLIP's own embeddings; rows that texts share are computed once, and padding never."""
-    device = next(clip.model.parameters()).device
     order = sorted(range(len(texts)), key=lambda index: texts[index])  # neighbours share rows
     parts = []
     for start in range(0, len(texts), CHUNK):
         chunk = [texts[index] for index in order[start : start + CHUNK]]
-        tower = TextTower(clip.model, clip.tokenize(chunk)).to(device)
+        tower = TextTower(clip.model, clip.tokenize(chunk)).to(clip.device)
         parts.append(tower(None, None).classes[0].float())
     found = torch.cat(parts)
-    return torch.empty_like(found).index_copy_(0, torch.tensor(order, device=device), found)
+    return torch.empty_like(found).index_copy_(
+        0, torch.tensor(order, device=found.device), found
+    )
 
 
 def frozen_logits(

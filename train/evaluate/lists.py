@@ -11,7 +11,7 @@ base2novel-base, base2novel-novel    that test list's videos of half of the clas
 docs/protocols.md says exactly what each one is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,22 @@ from bieff.features.errors import ConfigError, StoreError
 from bieff.features.schema import UNLABELLED
 from bieff.features.store import FeatureStore, Partition
 
-NUM_DRAWS = 10
+FEW_SHOT, BASE, NOVEL = "fewshot", "base2novel-base", "base2novel-novel"
 
-TAKEN_FROM = {"closed": "val", "splits3": "all", "full": "all", "half10": "all", "k600": "val"}
-"""Which partition a protocol asks about; the others take that of `split_lists`."""
+PROTOCOLS: Mapping[str, str | None] = {
+    "closed": "val",
+    "splits3": "all",
+    "full": "all",
+    "half10": "all",
+    "k600": "val",
+    FEW_SHOT: None,
+    BASE: None,
+    NOVEL: None,
+}
+"""Each protocol by name -> the partition it asks about; None: where `split_lists` has the test
+list."""
+
+NUM_DRAWS = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,14 +72,19 @@ def lists_of(
     """
     if protocol not in PROTOCOLS:
         raise ConfigError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    partition, lists = PROTOCOLS[protocol](store, split)
+    if (name := PROTOCOLS[protocol]) is None:
+        whole = split_lists(store, split)[1]
+    else:
+        partition = _partition(store, protocol, name)
+        whole = partition, _every(store, partition, name)
+    lists = _lists(store, protocol, whole, split)
     for chosen in lists:
         if not len(chosen.rows):
             raise StoreError(
                 f"{store.path}: {protocol} asks about {chosen.name!r}, of which the store "
                 "lists no labelled video; extract the whole set, or choose another protocol"
             )
-    return partition, lists
+    return whole[0], lists
 
 
 def default_protocol(store: FeatureStore) -> str:
@@ -113,19 +130,19 @@ def split_lists(store: FeatureStore, split: str | None) -> tuple[Listed, Listed]
         train, test = (store.partitions[name] for name in ("train", "val"))
         return (train, _every(store, train, "train")), (test, _every(store, test, "val"))
     whole = store.partitions["all"]
-    labelled = _every(store, whole, "all")
-    roles = np.array([video.splits.get(split or "1", "") for video in whole.videos])
-    train_rows, test_rows = (
-        labelled.rows[roles[labelled.rows] == role] for role in ("train", "test")
+    every = _every(store, whole, "all")
+    roles = np.array(
+        [whole.videos[row].splits.get(split or "1") for row in every.rows.tolist()]
     )
+    train_rows, test_rows = (every.rows[roles == role] for role in ("train", "test"))
     if not len(train_rows) or not len(test_rows):
         known = {name for video in whole.videos for name in video.splits}
         raise ConfigError(
             f"split: {store.path} has {', '.join(sorted(known)) or 'none'}, got {split!r}"
         )
     return (
-        (whole, EvalList("train", train_rows, labelled.classes)),
-        (whole, EvalList("test", test_rows, labelled.classes)),
+        (whole, EvalList("train", train_rows, every.classes)),
+        (whole, EvalList("test", test_rows, every.classes)),
     )
 
 
@@ -157,80 +174,54 @@ def half_of(num_classes: int, draw: int) -> Int[np.ndarray, " k"]:
     return np.sort(stream.permutation(num_classes)[: num_classes // 2]).astype(np.int64)
 
 
-Lists = tuple[Partition, list[EvalList]]
+def _lists(
+    store: FeatureStore, protocol: str, whole: Listed, split: str | None
+) -> list[EvalList]:
+    """The lists of a protocol, out of all labelled videos of its partition or test list."""
+    partition, every = whole
+    match protocol:
+        case "closed" | "full" | "fewshot":
+            return [every]
+        case "splits3":
+            return [
+                EvalList(name, every.rows[is_on[every.rows]], every.classes)
+                for name, is_on in _some_test_lists(store, partition).items()
+            ]
+        case "half10":
+            number = len(store.class_names)
+            subsets = {f"draw {draw}": half_of(number, draw) for draw in range(NUM_DRAWS)}
+        case "k600":
+            subsets = _official_subsets(store)
+        case _:
+            half = protocol.removeprefix("base2novel-")
+            subsets = {half: halves(store, split)[half]}
+    labels = partition.labels[every.rows]
+    return [
+        EvalList(name, every.rows[np.isin(labels, classes)], classes)
+        for name, classes in subsets.items()
+    ]
 
 
-def _closed(store: FeatureStore, _: str | None) -> Lists:
-    partition = _partition(store, "closed")
-    return partition, [_every(store, partition, "val")]
-
-
-def _splits3(store: FeatureStore, _: str | None) -> Lists:
-    partition = _partition(store, "splits3")
+def _some_test_lists(store: FeatureStore, partition: Partition) -> dict[str, np.ndarray]:
     lists = test_lists(partition)
     if not lists:
         raise StoreError(
             f"{store.path} lists no test splits; evaluate all of its videos with "
             "--protocol full"
         )
-    every = _every(store, partition, "all")
-    return partition, [
-        EvalList(name, np.intersect1d(every.rows, np.flatnonzero(listed)), every.classes)
-        for name, listed in lists.items()
-    ]
+    return lists
 
 
-def _full(store: FeatureStore, _: str | None) -> Lists:
-    partition = _partition(store, "full")
-    return partition, [_every(store, partition, "all")]
-
-
-def _half10(store: FeatureStore, _: str | None) -> Lists:
-    partition = _partition(store, "half10")
-    number = len(store.class_names)
-    drawn = {f"draw {draw}": half_of(number, draw) for draw in range(NUM_DRAWS)}
-    return partition, _of_classes(partition, drawn, _every(store, partition, "").rows)
-
-
-def _k600(store: FeatureStore, _: str | None) -> Lists:
-    partition = _partition(store, "k600")
+def _official_subsets(store: FeatureStore) -> dict[str, np.ndarray]:
     if not store.class_subsets:
         raise StoreError(
             f"{store.path} names no subsets of its classes; they come with "
             "`bieff extract --dataset k600`, which brings a finished store up to date at once"
         )
-    subsets = {
+    return {
         f"split {name}": np.sort(np.array(labels, np.int64))
         for name, labels in store.class_subsets.items()
     }
-    return partition, _of_classes(partition, subsets, _every(store, partition, "").rows)
-
-
-def _few_shot(store: FeatureStore, split: str | None) -> Lists:
-    _, (partition, listed) = split_lists(store, split)
-    return partition, [listed]
-
-
-def _base_to_novel(half: str) -> "Protocol":
-    def lists(store: FeatureStore, split: str | None) -> Lists:
-        _, (partition, listed) = split_lists(store, split)
-        classes = {half: halves(store, split)[half]}
-        return partition, _of_classes(partition, classes, listed.rows)
-
-    return lists
-
-
-def _of_classes(
-    partition: Partition,
-    subsets: Mapping[str, Int[np.ndarray, " k"]],
-    rows: Int[np.ndarray, " n"],
-) -> list[EvalList]:
-    """Those of some videos that are of some classes, told apart among these alone."""
-    labels = partition.labels[rows]
-    return [
-        EvalList(name, rows[np.isin(labels, classes)], classes)
-        for name, classes in subsets.items()
-    ]
 
 
 def _every(store: FeatureStore, partition: Partition, name: str) -> EvalList:
@@ -239,30 +230,12 @@ def _every(store: FeatureStore, partition: Partition, name: str) -> EvalList:
     return EvalList(name, np.flatnonzero(partition.labels != UNLABELLED), classes)
 
 
-def _partition(store: FeatureStore, protocol: str) -> Partition:
-    name = TAKEN_FROM[protocol]
+def _partition(store: FeatureStore, protocol: str, name: str) -> Partition:
     if name not in store.partitions:
-        fitting = [p for p, part in TAKEN_FROM.items() if part in store.partitions]
+        fitting = [p for p, part in PROTOCOLS.items() if part in store.partitions]
         hint = f", take --protocol {' or '.join(fitting)}" if fitting else ""
         raise StoreError(
             f"{store.path} has no {name!r} partition, it has {', '.join(store.partitions)}; "
             f"{protocol} is not for it{hint}"
         )
     return store.partitions[name]
-
-
-Protocol = Callable[[FeatureStore, str | None], Lists]
-
-FEW_SHOT, BASE, NOVEL = "fewshot", "base2novel-base", "base2novel-novel"
-
-PROTOCOLS: Mapping[str, Protocol] = {
-    "closed": _closed,
-    "splits3": _splits3,
-    "full": _full,
-    "half10": _half10,
-    "k600": _k600,
-    FEW_SHOT: _few_shot,
-    BASE: _base_to_novel("base"),
-    NOVEL: _base_to_novel("novel"),
-}
-"""Each protocol by name -> the partition it looks at, and its lists, of a store and a split."""

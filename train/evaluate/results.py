@@ -1,10 +1,8 @@
 """Results: what was measured, on what, under which protocol; counted from scores."""
 
-import fcntl
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import InputError
-from bieff.features.files import write_atomically
+from bieff.features.files import waiting_for, write_atomically
 from bieff.train.evaluate.lists import EvalList
 from bieff.train.evaluate.scores import About, Scores, ScoreTable
 
@@ -167,18 +165,10 @@ def load_results(path: Path) -> list[Result]:
 
 def merge_results(path: Path, results: Sequence[Result]) -> None:
     """Add results to those at `path`; one of the same question takes the old one's place."""
-    with _alone(path):
+    with waiting_for(path):
         known = load_results(path) if path.exists() else []
         merged = {result.question: result for result in [*known, *results]}
         save_results(path, list(merged.values()))
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait for the only right to change the file; another evaluation takes milliseconds."""
-    with path.with_suffix(".lock").open("a") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
 
 
 # --- counting
@@ -202,12 +192,12 @@ def results_of(table: ScoreTable) -> list[Result]:
 
 
 def _result(table: ScoreTable, about: About, scores: Scores) -> Result:
-    pooled = Pooled(len(table.class_names))
-    lists = [_count(table, chosen, scores, pooled) for chosen in table.lists]
+    counted = [_count(table, chosen, scores) for chosen in table.lists]
+    lists = [figures for figures, _, _ in counted]
+    listed = Counter(label for _, labels, _ in counted for label in labels)
+    pairs = Counter(pair for _, _, answers in counted for pair in answers)
     top1, top1_all = ([getattr(part, name) for part in lists] for name in ("top1", "top1_all"))
-    n_listed, n_evaluated = (
-        sum(getattr(p, n) for p in lists) for n in ("n_listed", "n_evaluated")
-    )
+    n_listed, n_evaluated = listed.total(), pairs.total()
     several = len(lists) > 1
     return Result(
         **asdict(table.head),
@@ -221,15 +211,15 @@ def _result(table: ScoreTable, about: About, scores: Scores) -> Result:
         n_listed=n_listed,
         n_undecodable=n_listed - n_evaluated,
         lists=tuple(lists),
-        classes=pooled.classes(table.class_names),
-        confusions=pooled.confusions(),
+        classes=_classes(table.class_names, listed, pairs),
+        confusions=_confusions(pairs),
     )
 
 
 def _count(
-    table: ScoreTable, chosen: EvalList, scores: Scores, pooled: "Pooled"
-) -> ListFigures:
-    """The figures of one list; its classes' go to `pooled` too."""
+    table: ScoreTable, chosen: EvalList, scores: Scores
+) -> tuple[ListFigures, list[int], list[tuple[int, int]]]:
+    """The figures of one list, its labels, and (label, predicted) of the evaluated videos."""
     at = np.searchsorted(table.rows, chosen.rows)
     labels, usable = table.labels[at], table.usable[at]
     question, values = next(
@@ -241,8 +231,7 @@ def _count(
     true = np.searchsorted(chosen.classes, labels[usable])
     first, fifth = (hits(values, true, top) for top in (1, 5))
     predicted = chosen.classes[values.argmax(axis=1)]  # a tie goes to the smaller label
-    pooled.add(labels, labels[usable], predicted)
-    return ListFigures(
+    figures = ListFigures(
         name=chosen.name,
         n_classes=len(chosen.classes),
         n_listed=len(labels),
@@ -250,41 +239,27 @@ def _count(
         n_top1=int(first.sum()),
         n_top5=int(fifth.sum()),
     )
+    answers = list(zip(labels[usable].tolist(), predicted.tolist(), strict=True))
+    return figures, labels.tolist(), answers
 
 
-class Pooled:
-    """Counts by class over all lists of a protocol, a video once for each list it is on."""
-
-    def __init__(self, num_classes: int) -> None:
-        self._listed = np.zeros(num_classes, np.int64)
-        self._pairs: Counter[tuple[int, int]] = Counter()
-
-    def add(
-        self,
-        listed: Int[np.ndarray, " m"],
-        labels: Int[np.ndarray, " n"],
-        predicted: Int[np.ndarray, " n"],
-    ) -> None:
-        """Count a list."""
-        self._listed += np.bincount(listed, minlength=len(self._listed))
-        self._pairs.update(zip(labels.tolist(), predicted.tolist(), strict=True))
-
-    def classes(self, names: Sequence[str]) -> tuple[ClassFigures, ...]:
-        """Figures of each class, by label."""
-        evaluated: Counter[int] = Counter()
-        for (label, _), count in self._pairs.items():
-            evaluated[label] += count
-        return tuple(
-            ClassFigures(
-                name=name,
-                n_listed=int(self._listed[label]),
-                n_evaluated=evaluated[label],
-                n_right=self._pairs[label, label],
-            )
-            for label, name in enumerate(names)
+def _classes(
+    names: Sequence[str], listed: Counter[int], pairs: Counter[tuple[int, int]]
+) -> tuple[ClassFigures, ...]:
+    evaluated: Counter[int] = Counter()
+    for (label, _), count in pairs.items():
+        evaluated[label] += count
+    return tuple(
+        ClassFigures(
+            name=name,
+            n_listed=listed[label],
+            n_evaluated=evaluated[label],
+            n_right=pairs[label, label],
         )
+        for label, name in enumerate(names)
+    )
 
-    def confusions(self) -> tuple[tuple[int, int, int], ...]:
-        """(label, predicted, videos) of the mistakes, the most frequent first."""
-        wrong = [(a, b, count) for (a, b), count in self._pairs.items() if a != b and count]
-        return tuple(sorted(wrong, key=lambda pair: (-pair[2], pair[0], pair[1])))
+
+def _confusions(pairs: Counter[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
+    wrong = [(a, b, count) for (a, b), count in pairs.items() if a != b]
+    return tuple(sorted(wrong, key=lambda pair: (-pair[2], pair[0], pair[1])))

@@ -30,7 +30,7 @@ from bieff.features.files import (
     PARTIAL,
     disk_errors,
     require_space,
-    sync_file,
+    sync,
     write_atomically,
 )
 from bieff.train.evaluate.lists import EvalList
@@ -178,7 +178,7 @@ def save_scores(table: ScoreTable, file: Path, *, key: str | None = None) -> Non
             if key is not None:
                 out.attrs["key"] = key
             _write(table, out)
-        sync_file(partial)
+        sync(partial)
         partial.replace(file)
 
 

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
 from bieff.features.files import exclusive, write_atomically
@@ -44,6 +44,7 @@ from bieff.train.fit.loop import stop_requests
 from bieff.train.runs.checkpoint import StoppedError
 from bieff.train.runs.metrics import METRICS
 from bieff.train.runs.run import RECORD, RESULTS, open_run
+from bieff.train.text.wording import HAND_CRAFTED
 
 STATE = "ablation.json"
 REPORT = "ablation.md"
@@ -52,6 +53,7 @@ _SECONDS = 0.2
 """Between two looks at the runs."""
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Shows how far the runs are."""
 
@@ -115,6 +117,8 @@ class Ablation:
                 if result.store == store.recipe_hash
                 and result.protocol == self._protocol(store)
                 and result.weights != "best"
+                and result.names is None
+                and (result.run is not None or result.template == HAND_CRAFTED)
             }
             for place, store in self.stores.items()
         }

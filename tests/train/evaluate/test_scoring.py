@@ -7,7 +7,7 @@ from helpers import fake_store as fake
 
 from bieff.features.errors import InputError
 from bieff.train.distributed import Group
-from bieff.train.evaluate.classifier import Classifier
+from bieff.train.evaluate.classifier import Frozen
 from bieff.train.evaluate.lists import EvalList
 from bieff.train.evaluate.scores import About, PartialScores, load_scores, questions_of
 from bieff.train.evaluate.scoring import agreed_sizes, evaluate
@@ -26,13 +26,13 @@ def store(tmp_path_factory):
     return fake.write_store(folder / "store", clip, counts={"all": 37}, bad={"all": [3, 36]})
 
 
-class Counting(Classifier):
+class Counting(Frozen):
     """Notes how many videos it was asked about, and may be interrupted."""
 
     batch_size = 4
 
     def __init__(self, stop_after=None, name="one"):
-        super().__init__(ABOUT, device=torch.device("cpu"))
+        self.about, self.device = ABOUT, torch.device("cpu")
         self._classes = torch.randn(K, D, generator=torch.Generator().manual_seed(2))
         self._name = name
         self.batches, self.stop_after = [], stop_after
@@ -133,7 +133,10 @@ def test_scores_of_other_videos_are_not_taken(store, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ask(store, Counting(stop_after=24), tmp_path / "kept", "full")
     resumed = ask(other, Counting(), tmp_path / "kept", "full")
-    assert same(resumed, ask(other, Counting(), None, "full"))
+    straight = ask(other, Counting(), None, "full")
+    assert same(resumed, straight)
+    assert not same(ask(store, Counting(), tmp_path / "kept", "full"), straight)
+    assert same(ask(other, Counting(), tmp_path / "kept", "full"), straight)
 
 
 class TwoProcesses(Group):

@@ -300,7 +300,7 @@ def test_base_to_novel(splits, parts, tmp_path, kind):
     ask = {"shots": 3, "draws": 2, "overrides": SHORT, "out": tmp_path / "out", **HERE}
     ours, frozen = base2novel(store.path, **ask)
     assert (ours.model, frozen.model) == ("bieff", "frozen")
-    classes = halves(store, None)
+    classes = {half: labels.tolist() for half, labels in halves(store, None).items()}
     kept = json.loads((tmp_path / "out" / "base2novel.json").read_text())
     assert kept["classes"] == {
         half: [store.class_names[label] for label in chosen] for half, chosen in classes.items()
