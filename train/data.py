@@ -1,9 +1,10 @@
-"""Cached features as training sees them: which videos, where they lie, what makes a batch.
+"""Cached features as training sees them: what is loaded, where it lies, what makes a batch.
 
 n usable videos, V views, T frames of the store, t frames of the model, B videos of a batch,
 P patches of width U.
 """
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,10 +22,11 @@ from torch import Tensor
 from bieff.features.errors import ConfigError, StoreError
 from bieff.features.schema import UNLABELLED, Status
 from bieff.features.store import FeatureStore, Partition
+from bieff.train.distributed import sharers
 
 CPU = torch.device("cpu")
 
-# --- which videos
+# --- what is loaded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +61,6 @@ def load_features(
     classes: Int[np.ndarray, " k"] | None = None,
     wants_patches: bool = False,
     gigabytes: float | None = None,
-    sharers: int = 1,
 ) -> "Features":
     """Hold videos on the device or in memory if they fit, else read them from the disk.
 
@@ -70,7 +71,6 @@ def load_features(
         classes: As in `VideoList`; each labelled video has one of them.
         wants_patches: Also the patch tokens.
         gigabytes: What they may take; None takes a share of what is free.
-        sharers: Processes on this machine that do the same.
 
     Raises:
         StoreError: If one of them is not extracted yet, or none is usable.
@@ -85,48 +85,40 @@ def load_features(
     usable = listed[np.isin(status, [Status.OK, Status.SALVAGED])]
     if not len(usable):
         raise StoreError(f"{partition.path}: none of its {len(listed):,} videos is usable")
-    if wants_patches and partition.geometry.patches is None:
-        partition.read_patches(usable[:1])  # raises, and says what to do
-    disk = OnDisk(partition, usable, wants_patches)
-    limits = budget(device, gigabytes, sharers=sharers)
-    place = limits.place(disk.video_bytes * len(usable))
-    embeddings = patches = window = None
-    if place == "disk":
-        window = max(RUN, int(limits.memory / disk.video_bytes))
-    else:
-        where = device if place == "device" else CPU
-        embeddings = load_rows(partition.read, usable, disk.shape[1:], where)
-        if wants_patches:
-            shape = (partition.num_views, *(partition.geometry.patches or ()))
-            patches = load_rows(partition.read_patches, usable, shape, where)
+    labels = partition.labels[usable]
+    if classes is not None:
+        place_of = {label: place for place, label in enumerate(classes.tolist())}
+        place_of[UNLABELLED] = UNLABELLED
+        labels = np.array([place_of[label] for label in labels.tolist()], np.int64)
+
+    shape = (len(usable), partition.num_views)
+    parts = [OnDisk(partition.read, usable, (*shape, partition.num_frames, partition.dim))]
+    if wants_patches:
+        if partition.geometry.patches is None:
+            partition.read_patches(usable[:1])  # raises, and says what to do
+        of_patches = (*shape, *(partition.geometry.patches or ()))
+        parts.append(OnDisk(partition.read_patches, usable, of_patches))
+    video_bytes = sum(part.num_bytes for part in parts) // len(usable)
+    limits = budget(device, gigabytes, sharers=sharers())
+    place = limits.place(video_bytes * len(usable))
+    window = max(RUN, int(limits.memory / video_bytes)) if place == "disk" else None
+    where = {"device": device, "memory": CPU, "disk": None}[place]
+    held = [part if where is None else part.load(where) for part in parts]
     return Features(
-        embeddings=embeddings,
-        labels=torch.from_numpy(_labels(partition.labels[usable], classes)),
+        embeddings=held[0],
+        labels=torch.from_numpy(labels),
         rows=usable,
         device=device,
-        patches=patches,
-        disk=disk if place == "disk" else None,
+        patches=held[1] if wants_patches else None,
         window=window,
     )
-
-
-def _labels(
-    labels: Int[np.ndarray, " n"], classes: Int[np.ndarray, " k"] | None
-) -> Int[np.ndarray, " n"]:
-    """Place of each label among the classes."""
-    if classes is None:
-        return labels
-    place = {UNLABELLED: UNLABELLED, **{label: i for i, label in enumerate(classes.tolist())}}
-    return np.array([place[label] for label in labels.tolist()], np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
     """The usable videos of a list, wherever they lie."""
 
-    embeddings: Float16[Tensor, "n V T D"] | None
-    """On the device or in memory; None where they stay on disk."""
-
+    embeddings: "Float16[Tensor, 'n V T D'] | OnDisk"
     labels: Int[Tensor, " n"]
     """Index into the class names, int64, on the CPU."""
 
@@ -136,10 +128,7 @@ class Features:
     device: torch.device = CPU
     """The model's, where batches go."""
 
-    patches: Float16[Tensor, "n V P U"] | None = None
-    disk: "OnDisk | None" = None
-    """Reads them, where they stay there."""
-
+    patches: "Float16[Tensor, 'n V P U'] | OnDisk | None" = None
     window: int | None = None
     """Videos to be shuffled with one another; None for all, and fewer where they are read
     from the disk, so that what is read lies close together."""
@@ -148,60 +137,155 @@ class Features:
         return len(self.rows)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """n, V, T, D."""
-        if self.disk is not None:
-            return self.disk.shape
-        assert self.embeddings is not None
-        videos, views, frames, dim = self.embeddings.shape
-        return videos, views, frames, dim
-
-    @property
     def place(self) -> "Place":
         """The fastest place that they fit in."""
-        if self.embeddings is None:
+        if isinstance(self.embeddings, OnDisk):
             return "disk"
         return "memory" if self.embeddings.device.type == "cpu" else "device"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the embeddings and patches."""
+        patches = 0 if self.patches is None else math.prod(self.patches.shape)
+        return 2 * (math.prod(self.embeddings.shape) + patches)
+
+    def text(self) -> str:
+        """A line for people: how many, how large, in which place."""
+        where = {
+            "device": f"on {self.device}",
+            "memory": "in memory",
+            "disk": "stay on disk, they are more than the memory set aside; read through the "
+            f"map, shuffled {self.window or 0:,} at a time",
+        }[self.place]
+        return f"features: {len(self):,} videos, {self.num_bytes / 1e6:,.1f} MB, {where}"
 
     def pick(
         self, videos: Int[Tensor, " B"], views: Int[Tensor, " B"], frames: Int[Tensor, "B t"]
     ) -> "Batch":
         """Take a view of each video and some of its frames; `Batch.to` brings them."""
-        if self.disk is not None:
-            batch = self.disk.pick(videos, views, frames)
-        else:
-            assert self.embeddings is not None
+        if isinstance(self.embeddings, Tensor):
             where = self.embeddings.device
             videos, views, frames = (index.to(where) for index in (videos, views, frames))
-            batch = Batch(
-                self.embeddings[videos[:, None], views[:, None], frames],
-                None if self.patches is None else self.patches[videos, views],
-            )
-        is_sent = self.device.type == "cuda" and self.place != "device"
-        return batch.pinned() if is_sent else batch
+        embeddings = self.embeddings[videos, views]  # (B, T, D)
+        batch = Batch(
+            embeddings.gather(1, frames[:, :, None].expand(-1, -1, embeddings.shape[2])),
+            None if self.patches is None else self.patches[videos, views],
+        )
+        if self.device.type == "cuda" and self.place != "device":
+            # a copy from pinned memory to the device need not be waited for
+            return batch.each(lambda part: part.pin_memory())
+        return batch
 
     def chunk(self, videos: Int[Tensor, " B"], view: int, frames: Int[Tensor, " t"]) -> "Batch":
         """The same view and frames of some videos, on the model's device, in float32."""
         views = torch.full_like(videos, view)
         return self.pick(videos, views, frames.expand(len(videos), -1)).to(self.device)
 
-    def text(self) -> str:
-        """A line for people: how many, how large, in which place."""
-        where = {"device": f"on {self.device}", "memory": "in memory"}.get(self.place)
-        if where is None:
-            where = (
-                "stay on disk, they are more than the memory set aside; read through the map, "
-                f"shuffled {self.window:,} at a time"
-            )
-        return f"features: {len(self):,} videos, {self.num_bytes / 1e6:,.1f} MB, {where}"
+
+# --- where it lies
+
+Place = Literal["device", "memory", "disk"]
+
+DEVICE_SHARE = 0.6
+"""Part of the device's free memory that features may take; the rest is the training's."""
+
+MEMORY_SHARE = 0.5
+"""Part of the machine's free memory."""
+
+_COPIED = 64 << 20
+"""Bytes that are on their way to the device at a time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnDisk:
+    """Rows left on disk, copied out of the store's map as they are asked for."""
+
+    read: Callable[..., np.ndarray]
+    """Of the partition: whole rows, or a slice of their views."""
+
+    rows: Int[np.ndarray, " n"]
+    shape: tuple[int, ...]
+    """n, V, and what a view has."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the embeddings and patches."""
-        if self.disk is not None:
-            return len(self) * self.disk.video_bytes
-        held = (self.embeddings, self.patches)
-        return sum(part.numel() * part.element_size() for part in held if part is not None)
+        """Bytes of all rows."""
+        return 2 * math.prod(self.shape)
+
+    def __getitem__(
+        self, index: tuple[Int[Tensor, " B"], Int[Tensor, " B"]]
+    ) -> Float16[Tensor, "B rows width"]:
+        """A view of each video, as of a tensor; the others are not read."""
+        videos, views = (part.numpy() for part in index)
+        rows = self.rows[videos]
+        found = np.empty((len(rows), *self.shape[2:]), np.float16)
+        for view in np.unique(views).tolist():
+            at = np.flatnonzero(views == view)
+            at = at[rows[at].argsort(kind="stable")]  # in the order of the file
+            found[at] = self.read(rows[at], slice(view, view + 1))[:, 0]
+        return torch.from_numpy(found)
+
+    def load(self, place: torch.device) -> Float16[Tensor, "n V rows width"]:
+        """All rows; what goes to a device passes through memory in parts."""
+        if place.type == "cpu":
+            return torch.from_numpy(self.read(self.rows))
+        whole = torch.empty(self.shape, dtype=torch.float16, device=place)
+        step = max(1, _COPIED // (2 * math.prod(self.shape[1:])))
+        for start in range(0, len(self.rows), step):
+            read = self.read(self.rows[start : start + step])
+            whole[start : start + step] = torch.from_numpy(read)
+        return whole
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes that features may take, by place."""
+
+    device: float
+    """0 where the device has no memory of its own."""
+
+    memory: float
+
+    def place(self, size: int) -> Place:
+        """The fastest place that `size` bytes fit in."""
+        if size <= self.device:
+            return "device"
+        return "memory" if size <= self.memory else "disk"
+
+
+def budget(device: torch.device, gigabytes: float | None, *, sharers: int = 1) -> Budget:
+    """The user's word, or a share of what is free here and now.
+
+    Args:
+        device: Where the model is.
+        gigabytes: The user's word.
+        sharers: Processes on this machine that hold the same features.
+    """
+    wished = math.inf if gigabytes is None else gigabytes * 1e9
+    on_device = 0.0
+    if device.type == "cuda":
+        on_device = min(wished, DEVICE_SHARE * free_bytes(device))
+    in_memory = MEMORY_SHARE * free_bytes(CPU) / sharers if gigabytes is None else wished
+    return Budget(on_device, in_memory)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes free on a device with memory of its own; else here, a container's limit minded."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = next(line for line in lines if line.startswith("MemAvailable:"))
+        free = 1024 * int(found.split()[1])
+    except (OSError, StopIteration, ValueError):  # elsewhere than on Linux half of all memory
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free  # no limit, or none that we could read
+    return min(free, max(0, limit - used))
 
 
 # --- what makes a batch
@@ -230,22 +314,58 @@ class Batch:
     frames: Float[Tensor, "B t D"]
     patches: Float[Tensor, "B P U"] | None
 
-    def pinned(self) -> "Batch":
-        """In pinned memory, from where a copy to the device need not be waited for."""
-        return self.each(lambda part: part.pin_memory())
-
     def to(self, device: torch.device) -> "Batch":
         """Copy to the device, in float32."""
         return self.each(lambda part: part.to(device, non_blocking=True).float())
-
-    def part(self, rows: slice) -> "Batch":
-        """Some of the videos."""
-        return self.each(lambda part: part[rows])
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Frames and patches, changed alike."""
         patches = None if self.patches is None else change(self.patches)
         return Batch(change(self.frames), patches)
+
+
+class Batches(AbstractContextManager["Batches"]):
+    """Batches by step.  Which they are does not depend on who gathers them, or when.
+
+    Rows that lie where the model is are picked on the spot; others, in memory or on disk, by
+    a thread that works one step ahead.
+
+    Args:
+        features: To pick from.
+        draw: The index of a step.
+        part: Of each batch, what this process computes.
+        last: The step after the last.
+    """
+
+    def __init__(
+        self, features: Features, draw: Callable[[int], BatchIndex], part: slice, *, last: int
+    ) -> None:
+        self.draw = draw
+        self._features, self._part, self._last = features, part, last
+        is_near = features.place == ("memory" if features.device.type == "cpu" else "device")
+        self._pool = None if is_near else ThreadPoolExecutor(1, "bieff-batches")
+        self._ahead: dict[int, Future[tuple[BatchIndex, Batch]]] = {}
+
+    def at(self, step: int) -> tuple[BatchIndex, Batch]:
+        """The index, and this process's part of the batch on the model's device, in float32."""
+        if self._pool is None:
+            index, batch = self._gather(step)
+        else:
+            gathered = self._ahead.get(step) or self._pool.submit(self._gather, step)
+            index, batch = gathered.result()
+            self._ahead = {}
+            if step + 1 < self._last:
+                self._ahead[step + 1] = self._pool.submit(self._gather, step + 1)
+        return index, batch.to(self._features.device)
+
+    def _gather(self, step: int) -> tuple[BatchIndex, Batch]:
+        index = self.draw(step)
+        return index, index.pick(self._features, self._part)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        """Leave no thread behind."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def draw_batch(
@@ -263,7 +383,7 @@ def draw_batch(
     fresh permutation; its last, short batch is left out.  A video shows one of its views,
     drawn at random, and one frame at random from each group of T / t.
     """
-    count, num_views, num_stored, _ = features.shape
+    count, num_views, num_stored, _ = features.embeddings.shape
     size = min(batch_size, count)
     epoch, index = divmod(step, count // size)
     order = epoch_order(count, epoch=epoch, seed=seed, window=window)
@@ -315,192 +435,8 @@ def frame_groups(num_stored: int, num_frames: int) -> int:
     return num_stored // num_frames
 
 
-def _generator(seed: int, what: str, number: int) -> torch.Generator:
+def _generator(seed: int, what: Literal["epoch", "step"], number: int) -> torch.Generator:
     """A stream of its own for each epoch and each step."""
     salt = {"epoch": 0, "step": 1}[what]
     mixed = np.random.SeedSequence([seed, salt, number]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0] >> 1))
-
-
-class Batches(AbstractContextManager["Batches"]):
-    """Batches by step.  Which they are does not depend on who gathers them, or when.
-
-    Rows that lie where the model is are picked on the spot; others, in memory or on disk, by
-    a thread that works one step ahead.
-
-    Args:
-        features: To pick from.
-        draw: The index of a step.
-        part: Of each batch, what this process computes.
-        last: The step after the last.
-    """
-
-    def __init__(
-        self, features: Features, draw: Callable[[int], BatchIndex], part: slice, *, last: int
-    ) -> None:
-        self.draw = draw
-        self._features, self._part, self._last = features, part, last
-        is_far = features.place == "disk" or (
-            features.place == "memory" and features.device.type != "cpu"
-        )
-        self._pool = ThreadPoolExecutor(1, "bieff-batches") if is_far else None
-        self._next: tuple[int, Future[tuple[BatchIndex, Batch]]] | None = None
-
-    def at(self, step: int) -> tuple[BatchIndex, Batch]:
-        """The index, and this process's part of the batch on the model's device, in float32."""
-        if self._pool is None:
-            index, batch = self._gather(step)
-            return index, batch.to(self._features.device)
-        if self._next is None or self._next[0] != step:
-            self._next = (step, self._pool.submit(self._gather, step))
-        index, batch = self._next[1].result()
-        self._next = None
-        if step + 1 < self._last:
-            self._next = (step + 1, self._pool.submit(self._gather, step + 1))
-        return index, batch.to(self._features.device)
-
-    def __exit__(self, *exc_info: Any) -> None:
-        """Leave no thread behind."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def _gather(self, step: int) -> tuple[BatchIndex, Batch]:
-        index = self.draw(step)
-        return index, index.pick(self._features, self._part)
-
-
-# --- where they lie
-
-Place = Literal["device", "memory", "disk"]
-
-DEVICE_SHARE = 0.6
-"""Part of the device's free memory that features may take; the rest is the training's."""
-
-MEMORY_SHARE = 0.5
-"""Part of the machine's free memory."""
-
-_COPIED = 64 << 20
-"""Bytes that are on their way to the device at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Bytes that features may take, by place."""
-
-    device: float
-    """0 where the device has no memory of its own."""
-
-    memory: float
-
-    def place(self, size: int) -> Place:
-        """The fastest place that `size` bytes fit in."""
-        if size <= self.device:
-            return "device"
-        return "memory" if size <= self.memory else "disk"
-
-
-def budget(device: torch.device, gigabytes: float | None, *, sharers: int = 1) -> Budget:
-    """Bytes that features may take on this machine.
-
-    Args:
-        device: Where the model is.
-        gigabytes: The user's word; None takes a share of what is free.
-        sharers: Processes on this machine that hold the same features.
-    """
-    wished = float("inf") if gigabytes is None else gigabytes * 1e9
-    on_device = 0.0
-    if device.type == "cuda":
-        on_device = min(wished, DEVICE_SHARE * free_bytes(device))
-    in_memory = MEMORY_SHARE * free_memory() / sharers if gigabytes is None else wished
-    return Budget(on_device, in_memory)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on a device with memory of its own, else on this machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return free_memory()
-
-
-def free_memory() -> int:
-    """Bytes of memory that may still be used here, a container's limit minded."""
-    free = _available()
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free  # no limit that we could read
-    return free if limit == "max" else min(free, max(0, int(limit) - used))
-
-
-def _available() -> int:
-    """Bytes that Linux could give; elsewhere half of all memory."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = next(line for line in lines if line.startswith("MemAvailable:"))
-        return 1024 * int(found.split()[1])
-    except (OSError, StopIteration, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def load_rows(
-    read: Any, rows: Int[np.ndarray, " n"], shape: tuple[int, ...], place: torch.device
-) -> Float16[Tensor, "n ..."]:
-    """Read some rows whole; what goes to a device passes through memory in parts."""
-    if place.type == "cpu":
-        return torch.from_numpy(read(rows))
-    whole = torch.empty((len(rows), *shape), dtype=torch.float16, device=place)
-    step = max(1, _COPIED // (2 * int(np.prod(shape))))
-    for start in range(0, len(rows), step):
-        whole[start : start + step] = torch.from_numpy(read(rows[start : start + step]))
-    return whole
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OnDisk:
-    """Videos left on disk, copied out of the store's map as they are asked for."""
-
-    partition: Partition
-    rows: Int[np.ndarray, " n"]
-    has_patches: bool
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """n, V, T, D."""
-        part = self.partition
-        return len(self.rows), part.num_views, part.num_frames, part.dim
-
-    @property
-    def video_bytes(self) -> int:
-        """Bytes of one video's embeddings, and of its patches where these are read too."""
-        views, frames, dim = self.shape[1:]
-        patches = self.partition.geometry.patches if self.has_patches else None
-        num_patches, width = patches or (0, 0)
-        return 2 * views * (frames * dim + num_patches * width)
-
-    def pick(
-        self, videos: Int[Tensor, " B"], views: Int[Tensor, " B"], frames: Int[Tensor, "B t"]
-    ) -> Batch:
-        """Take one view of each video, and some of its frames."""
-        rows, chosen = self.rows[videos.numpy()], views.numpy()
-        embeddings = self._views(self.partition.read, rows, chosen)
-        at = np.arange(len(rows))[:, None]
-        patches = None
-        if self.has_patches:
-            patches = torch.from_numpy(self._views(self.partition.read_patches, rows, chosen))
-        return Batch(torch.from_numpy(embeddings[at, frames.numpy()]), patches)
-
-    @staticmethod
-    def _views(read: Any, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Read a view of each row, and not the others; in the order of the file."""
-        found: np.ndarray | None = None
-        for view in np.unique(views).tolist():
-            at = np.flatnonzero(views == view)
-            at = at[rows[at].argsort(kind="stable")]
-            part = read(rows[at], slice(view, view + 1))[:, 0]
-            if found is None:
-                found = np.empty((len(rows), *part.shape[1:]), part.dtype)
-            found[at] = part
-        assert found is not None
-        return found

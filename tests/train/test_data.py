@@ -10,11 +10,12 @@ from bieff.train.data import (
     RUN,
     Batches,
     Budget,
+    OnDisk,
     VideoList,
     budget,
     draw_batch,
     epoch_order,
-    free_memory,
+    free_bytes,
     load_features,
 )
 from bieff.train.evaluate.scoring import probabilities
@@ -118,7 +119,7 @@ def test_what_is_picked_is_what_was_drawn(store, resident):
 
 def test_disk_and_memory_hold_the_same(resident, mapped):
     assert (resident.place, mapped.place) == ("memory", "disk")
-    assert mapped.embeddings is None
+    assert isinstance(mapped.embeddings, OnDisk)
     for step in range(5):
         picks = [draw(f, step).pick(f, slice(None)).to(CPU) for f in (resident, mapped)]
         assert torch.equal(picks[0].frames, picks[1].frames)
@@ -192,7 +193,7 @@ def test_features_go_where_they_fit():
         "disk",
     ]
     assert budget(CPU, 0.5) == Budget(device=0, memory=5e8)
-    free = free_memory()
+    free = free_bytes(CPU)
     assert free > 1e8
     assert budget(CPU, None, sharers=3).memory == pytest.approx(free / 6, rel=0.2)
 

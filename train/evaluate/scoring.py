@@ -21,7 +21,7 @@ from torch import Tensor
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore, Partition
 from bieff.train.data import Features, frame_groups, load_features
-from bieff.train.distributed import Group, current, device_name, sharers
+from bieff.train.distributed import Group, current, device_name
 from bieff.train.evaluate.classifier import LARGEST_BATCH, Classifier, mean_softmax
 from bieff.train.evaluate.lists import EvalList, lists_of
 from bieff.train.evaluate.scores import (
@@ -81,7 +81,6 @@ def evaluate(
         rows,
         device=classifiers[0].device,
         wants_patches=any(classifier.wants_patches for classifier in classifiers),
-        sharers=sharers(),
     )
     clips, crops = _views(store, partition.name)
     scoring = Scoring(
@@ -158,7 +157,7 @@ def _views_of(
     features: Features, part: Int[Tensor, " B"], logits: Logits, num_frames: int, clips: int
 ) -> Iterator[Tensor]:
     """Logits of some videos, view by view."""
-    _, num_views, num_stored, _ = features.shape
+    _, num_views, num_stored, _ = features.embeddings.shape
     for view in range(num_views):
         clip = view * clips // num_views
         chosen = strided(num_stored, num_frames, clip=clip, clips=clips)

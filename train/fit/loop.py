@@ -41,7 +41,7 @@ from bieff.train.data import (
     load_features,
     patches_of,
 )
-from bieff.train.distributed import current, sharers
+from bieff.train.distributed import current
 from bieff.train.evaluate.classifier import batch_size_of, class_embeddings
 from bieff.train.evaluate.results import hits
 from bieff.train.evaluate.scoring import probabilities
@@ -249,7 +249,6 @@ def prepare(
         classes=videos.classes,
         wants_patches=config.prompts_see == "patches",
         gigabytes=config.feature_memory,
-        sharers=sharers(),
     )
     window = features.window if run is None else run.record["features"]["window"]
     size = min(config.batch_size, len(features))
@@ -504,7 +503,6 @@ class Validation:
             device=device,
             wants_patches=config.prompts_see == "patches",
             gigabytes=config.feature_memory,
-            sharers=sharers(),
         )
         views = store.recipe["views"]["val"]
         return cls(features, max(view.get("clips", 1) for view in views))

@@ -123,7 +123,7 @@ class Trainer:
 
         def figures_of(part: slice) -> Tensor:
             """Logits, and in a last column the distance from frozen CLIP where that counts."""
-            own = batch.part(part)
+            own = batch.each(lambda rows: rows[part])
             scores = self.score(own, categories)
             if self.frozen_classes is None:
                 return scores.logits
