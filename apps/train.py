@@ -9,10 +9,9 @@ from bieff.clip import Clip, pick_device
 from bieff.features.errors import ConfigError
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
-from bieff.train.data import VideoList
 from bieff.train.distributed import current, joined
 from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions
-from bieff.train.fit.loop import EVERY_VIDEO, prepare, train
+from bieff.train.fit.loop import prepare, train
 from bieff.train.runs.run import Run, clip_of, newest_run, open_run
 
 RUNS = Path("runs")
@@ -61,11 +60,10 @@ def train_run(
         shots = FewShotDraw.of_run(earlier)
     else:
         shots = None if few is None else few.draw(store)
-    videos = EVERY_VIDEO if shots is None else shots.listed(store)
     with joined(pick_device(device)) as where:
         clip = clip_of(store, device=where)
         if dry_run:
-            return _plan(store, clip, chosen, videos)
+            return _plan(store, clip, chosen, shots)
         folder = earlier.path if earlier else out or free(RUNS / store.path.resolve().name)
         with steps_bar("training", is_shown=current().writes) as bar:
             run = train(
@@ -73,24 +71,23 @@ def train_run(
                 clip,
                 chosen,
                 folder,
-                videos=videos,
                 watch=bar,
                 say=bar.say,
                 resume=earlier,
                 command=command,
-                shots=None if shots is None else shots.to_dict(),
+                shots=shots,
             )
         return _summary(run, clip) if current().writes else ""
 
 
 def _plan(
-    store: FeatureStore, clip: Clip, config: settings.TrainConfig, videos: VideoList
+    store: FeatureStore, clip: Clip, config: settings.TrainConfig, shots: FewShotDraw | None
 ) -> str:
     """A dry run, for people."""
-    trainer = prepare(store, clip, config, videos=videos)
+    trainer = prepare(store, clip, config, shots=shots)
     with trainer.batches:
         return (
-            f"{len(trainer.features):,} videos, {len(videos.class_names(store))} classes, "
+            f"{len(trainer.features):,} videos, {len(trainer.class_names)} classes, "
             f"{trainer.num_frames} frames, {trainer.num_steps:,} steps\n"
             f"{trainer.features.text()}\n"
             f"{describe(trainer.model.parameter_counts(), clip)}"

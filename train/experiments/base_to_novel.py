@@ -120,10 +120,9 @@ def base2novel(
                 clip,
                 replace(config, seed=config.seed + draw),
                 out / f"draw-{draw}",
-                videos=chosen.listed(store),
                 watch=bar,
                 command=command,
-                shots=chosen.to_dict(),
+                shots=chosen,
             )
         for half, protocol in HALVES.items():
             with videos_bar(f"{run.id}, evaluating {half}") as watch:

@@ -1,7 +1,7 @@
 """Stage two: train the tunable parts on cached features (paper Sec. 4.1).
 
-`train` begins a run or goes on with one, `TrainingLoop` takes its steps; what it needs stands
-below it, in the order that it is needed.
+`TrainingLoop.run` is the loop, what it calls stands below it; `train` begins a run or goes on
+with one.
 """
 
 import json
@@ -12,10 +12,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -28,7 +29,6 @@ from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 from bieff.clip import Clip
 from bieff.features.errors import BieffError, InputError, StoreError
 from bieff.features.files import LOCK_NAME, exclusive
-from bieff.features.schema import Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.data import (
@@ -46,6 +46,7 @@ from bieff.train.evaluate.classifier import batch_size_of, class_embeddings
 from bieff.train.evaluate.results import hits
 from bieff.train.evaluate.scoring import probabilities
 from bieff.train.fit.cost import forget_peak, peak_memory
+from bieff.train.fit.few_shot import FewShotDraw
 from bieff.train.fit.record import (
     changed_circumstances,
     make_record,
@@ -78,10 +79,189 @@ Watch = Callable[[int, int, float], None]
 Say = Callable[[str], None]
 """Called with what people should know, a line at a time."""
 
-EVERY_VIDEO = VideoList("train")
-
 LOGGED = 10
 """Steps between lines of metrics."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingLoop:
+    """A run from where it is to its end, or to where it is stopped."""
+
+    trainer: Trainer
+    validation: "Validation | None"
+    out: Path
+    watch: Watch
+    record: dict[str, Any] = field(default_factory=dict)
+    """Contents of run.json."""
+
+    progress: Progress = field(default_factory=Progress)
+    metrics: Metrics | None = None
+    """None in a process that does not write the run."""
+
+    average: AveragedModel | None = None
+    """Mean of the weights after the last epochs, which training never sees."""
+
+    unread: deque[tuple[int, Callable[[], float]]] = field(default_factory=deque)
+    """Steps whose losses are on their way to the host."""
+
+    loss: float = math.nan
+    """Of the step that was read last."""
+
+    saved_step: int | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.trainer.config.average_epochs:
+            self.average = AveragedModel(self.trainer.model, avg_fn=get_swa_avg_fn())
+
+    def run(self) -> None:
+        """Take the steps that are left, and finish the run folder."""
+        trainer, group, config = self.trainer, self.trainer.group, self.trainer.config
+        started = time.monotonic() - self.progress.seconds
+        with self._opened(), stop_requests() as is_stopping:
+            for step in range(self.progress.step, trainer.num_steps):
+                self.unread.append((step, to_host(trainer.step(step))))
+                self.progress.step = done = step + 1
+                self.progress.seconds = time.monotonic() - started
+                self.take_average()
+
+                is_last = done == trainer.num_steps
+                is_logged = step % LOGGED == 0 or is_last
+                is_evaluated = self.validation is not None and (
+                    is_last or done % (config.eval_every * trainer.epoch_steps) == 0
+                )
+                runs_ahead = trainer.device.type == "cuda" and not (is_logged or is_evaluated)
+                self._read_losses(late=LATE if runs_ahead else 0)
+                # several processes must agree, which they need not do at every step
+                stops = (is_logged or group.size == 1) and group.any(is_stopping())
+                if is_logged:
+                    self._log()
+                if is_evaluated:
+                    self._evaluate()
+                is_due = time.monotonic() - self.saved_at >= config.save_seconds
+                if (is_evaluated or stops or is_due) and not is_last:
+                    self._save()
+                if stops and not is_last:
+                    raise StoppedError(
+                        f"stopped and saved after {done:,} of {trainer.num_steps:,} steps; "
+                        f"`bieff train --resume --out {shlex.quote(str(self.out))}` goes on"
+                    )
+        if group.writes:
+            self._finish()
+
+    def _opened(self) -> AbstractContextManager[Any]:
+        """The run's files, where this process writes them."""
+        if not self.trainer.group.writes:
+            return nullcontext()
+        write_record(self.out, self.record)
+        size = (self.progress.sizes or {}).get(METRICS, 0)
+        self.metrics = Metrics(self.out, step=self.progress.step, size=size)
+        return self.metrics
+
+    def take_average(self) -> None:
+        """Take the weights into the average at the end of an epoch that counts."""
+        is_end = self.progress.step % self.trainer.epoch_steps == 0
+        if self.average is not None and is_end and self._num_averaged:
+            self.average.update_parameters(self.trainer.model)
+
+    @property
+    def _num_averaged(self) -> int:
+        """Epochs in the average."""
+        config = self.trainer.config
+        epochs = self.progress.step // self.trainer.epoch_steps
+        return max(0, epochs - (config.epochs - config.average_epochs))
+
+    @property
+    def kept(self) -> BiEfficient:
+        """The model that is evaluated and kept: the average, once there is one."""
+        if self.average is None or not self._num_averaged:
+            return self.trainer.model
+        return cast(BiEfficient, self.average.module)
+
+    def _read_losses(self, *, late: int) -> None:
+        """Read losses but the last few; ends the run at one that is not a number."""
+        while len(self.unread) > late:
+            step, read = self.unread.popleft()
+            self.loss = read()
+            if not math.isfinite(self.loss):
+                raise self._gone_astray(step)
+            self.watch(step + 1, self.trainer.num_steps, self.loss)
+
+    def _gone_astray(self, step: int) -> BieffError:
+        drawn = self.trainer.batches.draw(step).videos
+        rows = self.trainer.features.rows[drawn.numpy()].tolist()
+        listed = ", ".join(f"{row} {self.trainer.videos[row].id}" for row in rows)
+        good = "no checkpoint was written yet"
+        if self.saved_step is not None:
+            file = self.out / RESUME
+            good = f"the last good checkpoint, after {self.saved_step} steps, is {file}"
+        return BieffError(
+            f"step {step}: the loss is {self.loss}; {good}; train again with a smaller lr or "
+            f"clip_grad=1.0; the batch's rows and videos: {listed}"
+        )
+
+    def _log(self) -> None:
+        """Write down the loss, the learning rate, and the method's learned numbers."""
+        if self.metrics is None:
+            return
+        figures = {"loss": self.loss, "lr": float(self.trainer.optimizer.param_groups[0]["lr"])}
+        for name, parameter in self.trainer.model.named_parameters():
+            if name.endswith(("alpha", "beta", "log_scale")):
+                figures[name] = parameter.detach().float().mean().item()
+        self.metrics.add(self.progress.step - 1, figures)
+
+    def _evaluate(self) -> None:
+        """Evaluate what would be kept now, and keep it if it is the best."""
+        assert self.validation is not None
+        figures = self.validation.accuracies(replace(self.trainer, model=self.kept))
+        if self.metrics is None:
+            return
+        done, progress = self.progress.step, self.progress
+        self.metrics.add(done - 1, {"epoch": done // self.trainer.epoch_steps, **figures})
+        self.record["evaluation"] = {"steps": done, **figures}
+        if progress.best_top1 is None or figures["val_top1"] > progress.best_top1:
+            progress.best_top1, progress.best_step = figures["val_top1"], done
+            save_weights(self.out / BEST, weights_of(self.kept))
+
+    def _save(self) -> None:
+        """Write what the run can go on from."""
+        self._read_losses(late=0)
+        self.saved_at = time.monotonic()
+        if self.metrics is None:
+            return
+        self.progress.sizes = {METRICS: self.metrics.size()}
+        trainer = self.trainer
+        average = None if self.kept is trainer.model else self.kept
+        save_checkpoint(self.out, trainer.model, trainer.optimizer, self.progress, average)
+        self.saved_step = self.progress.step
+        self._write_record()
+
+    def load(self) -> None:
+        """Go back to the last checkpoint; to the beginning where there is none."""
+        trainer = self.trainer
+        average = None if self.average is None else self.average.module
+        found = load_checkpoint(self.out, trainer.model, trainer.optimizer, average)
+        if found is not None:
+            self.progress, self.saved_step = found, found.step or None
+        if self.average is not None:
+            self.average.n_averaged.fill_(self._num_averaged)
+
+    def _finish(self) -> None:
+        weights = weights_of(self.kept)
+        require_finite(weights, f"after {self.trainer.num_steps} steps")
+        save_weights(self.out / LAST, weights)
+        self._write_record(finished=datetime.now(UTC).isoformat(timespec="microseconds"))
+        (self.out / RESUME).unlink(missing_ok=True)
+
+    def _write_record(self, *, finished: str | None = None) -> None:
+        progress, record = self.progress, self.record
+        record["seconds"] = round(progress.seconds, 2)
+        peak = max(record["peak_memory_bytes"], peak_memory(self.trainer.device))
+        record["peak_memory_bytes"] = peak
+        if progress.best_step is not None:
+            record["best"] = {"steps": progress.best_step, "val_top1": progress.best_top1}
+        record["finished"] = finished
+        write_record(self.out, record)
 
 
 def train(
@@ -91,11 +271,10 @@ def train(
     out: Path,
     *,
     watch: Watch,
-    videos: VideoList = EVERY_VIDEO,
     say: Say = lambda line: None,
     resume: Run | None = None,
     command: Sequence[str] = (),
-    shots: Mapping[str, Any] | None = None,
+    shots: FewShotDraw | None = None,
 ) -> Run:
     """Train to the last step, and write the run folder `out`.
 
@@ -108,11 +287,10 @@ def train(
         config: Settings; of a run that goes on, the same.
         out: Folder of the run.
         watch: Called after every step.
-        videos: Which of them, among which classes; evaluated on the way where these are all.
         say: Called with what people should know.
         resume: The run in `out`, to go on with it.
         command: What the user typed, for the record.
-        shots: The draw of few videos that `videos` are, for the record.
+        shots: Few videos to train on; None: all, and `val` is evaluated on the way.
 
     Raises:
         InputError: If `out` holds something already, or a run that is finished.
@@ -131,30 +309,22 @@ def train(
             "run with --resume"
         )
     forget_peak(next(clip.model.parameters()).device)
-    trainer = prepare(store, clip, config, videos=videos, run=resume)
-    group = trainer.group
-    validation = Validation.load(store, config, trainer.device) if videos.rows is None else None
+    trainer = prepare(store, clip, config, shots=shots, run=resume)
+    validation = Validation.load(store, trainer) if shots is None else None
     say(trainer.features.text())
     if resume is not None:
         require_same_numbers(resume, trainer)
-    group.wait()  # all have looked at the folder
+    trainer.group.wait()  # all have looked at the folder
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"cannot make the folder {out}: {error.strerror}; name another one with --out"
         ) from None
-    with trainer.batches, exclusive(out) if group.writes else nullcontext():
-        loop = TrainingLoop(
-            trainer=trainer,
-            validation=validation,
-            listed=store.partitions[videos.partition].videos,
-            out=out,
-            watch=watch,
-        )
+    with trainer.batches, exclusive(out) if trainer.group.writes else nullcontext():
+        loop = TrainingLoop(trainer=trainer, validation=validation, out=out, watch=watch)
         if resume is None:
-            names = videos.class_names(store)
-            loop.record = make_record(store, clip, trainer, names, command, shots)
+            loop.record = make_record(store, clip, trainer, command, shots)
         else:
             loop.load()
             loop.record = resumed(resume.record, trainer, command, loop.progress.step)
@@ -164,7 +334,7 @@ def train(
                     f"{changed}; the steps that follow are right, but need not be those of an "
                     "unbroken run bit for bit"
                 )
-        group.wait()  # all have read it
+        trainer.group.wait()  # all have read it
         loop.run()
     return Run(out, json.loads(json.dumps(loop.record)))
 
@@ -175,12 +345,10 @@ def train_or_go_on(
     config: TrainConfig,
     out: Path,
     *,
-    watch: Watch,
-    videos: VideoList = EVERY_VIDEO,
-    command: Sequence[str] = (),
-    shots: Mapping[str, Any] | None = None,
+    shots: FewShotDraw | None = None,
+    **options: Any,
 ) -> Run:
-    """The run in `out`, trained to its end whatever is there of it.
+    """The run in `out`, trained to its end whatever is there of it; options as of `train`.
 
     For folders that a command of ours keeps; what is there must be a run of these settings, or
     what a process left that died before it had one.
@@ -194,17 +362,7 @@ def train_or_go_on(
         return begun
     if begun is None and out.is_dir():
         shutil.rmtree(out)
-    return train(
-        store,
-        clip,
-        config,
-        out,
-        watch=watch,
-        videos=videos,
-        resume=begun,
-        command=command,
-        shots=shots,
-    )
+    return train(store, clip, config, out, resume=begun, shots=shots, **options)
 
 
 def prepare(
@@ -212,22 +370,18 @@ def prepare(
     clip: Clip,
     config: TrainConfig,
     *,
-    videos: VideoList = EVERY_VIDEO,
+    shots: FewShotDraw | None = None,
     run: Run | None = None,
 ) -> Trainer:
     """Put together what a run on this store needs.
 
-    Args:
-        store: Features to train on.
-        clip: The CLIP they come from.
-        config: Settings.
-        videos: Which of them, among which classes.
-        run: A run that is to go on; its videos are shuffled as they were.
+    With `run`, one that is to go on, the videos are shuffled as they were.
 
     Raises:
         StoreError: If the store has no training partition, or it is not finished.
         ConfigError: If a setting does not fit the store.
     """
+    videos = VideoList("train") if shots is None else shots.listed(store)
     if videos.partition not in store.partitions:
         raise StoreError(
             f"{store.path} has no training partition, it has {', '.join(store.partitions)}; "
@@ -252,235 +406,34 @@ def prepare(
     )
     window = features.window if run is None else run.record["features"]["window"]
     size = min(config.batch_size, len(features))
-    batches = Batches(
+    draw = partial(
+        draw_batch,
         features,
-        lambda step: draw_batch(
-            features,
-            step,
-            batch_size=config.batch_size,
-            num_frames=num_frames,
-            seed=config.seed,
-            window=window,
-        ),
-        group.part(size),
-        last=config.epochs * (len(features) // size),
+        batch_size=size,
+        num_frames=num_frames,
+        seed=config.seed,
+        window=window,
     )
+    last = config.epochs * (len(features) // size)
+    wants_half = {"auto": device.type == "cuda", "bfloat16": True, "float32": False}
     return Trainer(
         config=config,
         model=model,
         text=text,
+        class_names=class_names,
+        videos=store.partitions[videos.partition].videos,
         features=features,
         optimizer=make_optimizer(model, config),
         num_frames=num_frames,
-        batches=batches,
+        batches=Batches(features, draw, group.part(size), last=last),
         group=group,
         device=device,
-        precision=_precision(config, device),
+        precision=torch.bfloat16 if wants_half[config.precision] else torch.float32,
         window=window,
         frozen_classes=class_embeddings(clip, class_names, HAND_CRAFTED)
         if config.distill
         else None,
     )
-
-
-def _precision(config: TrainConfig, device: torch.device) -> torch.dtype:
-    if config.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainingLoop:
-    """A run from where it is to its end, or to where it is stopped."""
-
-    trainer: Trainer
-    validation: "Validation | None"
-    listed: Sequence[Video]
-    """Videos of the partition that is trained on."""
-
-    out: Path
-    watch: Watch
-    record: dict[str, Any] = field(default_factory=dict)
-    """Contents of run.json."""
-
-    progress: Progress = field(default_factory=Progress)
-    metrics: Metrics | None = None
-    """None in a process that does not write the run."""
-
-    average: AveragedModel | None = None
-    """Mean of the weights after the last epochs, which training never sees."""
-
-    loss: float = math.nan
-    """Loss of the step that was read last."""
-
-    saved_step: int | None = None
-    saved_at: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        if self.trainer.config.average_epochs:
-            self.average = AveragedModel(self.trainer.model, avg_fn=get_swa_avg_fn())
-
-    def run(self) -> None:
-        """Take the steps that are left, and finish the run folder."""
-        if not self.trainer.group.writes:
-            self._steps()
-            return
-        write_record(self.out, self.record)
-        sizes = self.progress.sizes or {}
-        with Metrics(
-            self.out, step=self.progress.step, size=sizes.get(METRICS, 0)
-        ) as self.metrics:
-            self._steps()
-        weights = weights_of(self.kept)
-        require_finite(weights, f"after {self.trainer.num_steps} steps")
-        save_weights(self.out / LAST, weights)
-        self._write_record(finished=datetime.now(UTC).isoformat(timespec="microseconds"))
-        (self.out / RESUME).unlink(missing_ok=True)
-
-    def _steps(self) -> None:
-        trainer, group = self.trainer, self.trainer.group
-        started = time.monotonic() - self.progress.seconds
-        unread: deque[LossReading] = deque()
-        with stop_requests() as is_stopping:
-            for step in range(self.progress.step, trainer.num_steps):
-                unread.append(LossReading(step, trainer.step(step)))
-                spent = time.monotonic() - started
-                self.progress = replace(self.progress, step=step + 1, seconds=spent)
-                self.take_average()
-                is_last = step + 1 == trainer.num_steps
-                is_logged = step % LOGGED == 0 or is_last
-                is_evaluated = self._is_evaluated()
-                late = 0 if is_logged or is_evaluated else LossReading.late(trainer.device)
-                self._read(unread, late=late)
-                # several processes must agree, which they need not do at every step
-                stops = (is_logged or group.size == 1) and group.any(is_stopping())
-                is_saved = (is_evaluated or stops or self._is_due()) and not is_last
-                if is_logged:
-                    self._log()
-                if is_evaluated:
-                    self._evaluate()
-                if is_saved:
-                    self._read(unread, late=0)
-                    self._save()
-                if stops and not is_last:
-                    self._stop()
-
-    @property
-    def kept(self) -> BiEfficient:
-        """The model that is evaluated and kept: the average, once there is one."""
-        if self.average is None or not self._num_averaged:
-            return self.trainer.model
-        return cast(BiEfficient, self.average.module)
-
-    @property
-    def _num_averaged(self) -> int:
-        """Epochs in the average."""
-        config = self.trainer.config
-        epochs = self.progress.step // self.trainer.epoch_steps
-        return max(0, epochs - (config.epochs - config.average_epochs))
-
-    def take_average(self) -> None:
-        """Take the weights into the average at the end of an epoch that counts."""
-        is_end = self.progress.step % self.trainer.epoch_steps == 0
-        if self.average is not None and is_end and self._num_averaged:
-            self.average.update_parameters(self.trainer.model)
-
-    def _read(self, unread: "deque[LossReading]", *, late: int) -> None:
-        """Read losses but the last few; ends the run at one that is not a number."""
-        while len(unread) > late:
-            reading = unread.popleft()
-            self.loss = reading.value()
-            if not math.isfinite(self.loss):
-                self._fail(reading.step, self.loss)
-            self.watch(reading.step + 1, self.trainer.num_steps, self.loss)
-
-    def _fail(self, step: int, loss: float) -> None:
-        trainer = self.trainer
-        draw = trainer.batches.draw(step)
-        rows = trainer.features.rows[draw.videos.numpy()].tolist()
-        listed = ", ".join(f"{row} {self.listed[row].id}" for row in rows)
-        good = "no checkpoint was written yet"
-        if self.saved_step is not None:
-            good = (
-                f"the last good checkpoint, after {self.saved_step} steps, is "
-                f"{self.out / RESUME}"
-            )
-        raise BieffError(
-            f"step {step}: the loss is {loss}; {good}; train again with a smaller lr or "
-            f"clip_grad=1.0; the batch's rows and videos: {listed}"
-        )
-
-    def _log(self) -> None:
-        """Write down the loss, the learning rate, and the method's learned numbers."""
-        if self.metrics is None:
-            return
-        lr = float(self.trainer.optimizer.param_groups[0]["lr"])
-        figures = {"loss": self.loss, "lr": lr}
-        for name, parameter in self.trainer.model.named_parameters():
-            if name.endswith(("alpha", "beta", "log_scale")):
-                figures[name] = parameter.detach().float().mean().item()
-        self.metrics.add(self.progress.step - 1, figures)
-
-    def _is_evaluated(self) -> bool:
-        if self.validation is None:
-            return False
-        done, every = self.progress.step, self.trainer.config.eval_every
-        is_due = done % (every * self.trainer.epoch_steps) == 0
-        return is_due or done == self.trainer.num_steps
-
-    def _evaluate(self) -> None:
-        """Evaluate what would be kept now, and keep it if it is the best."""
-        assert self.validation is not None
-        figures = self.validation.accuracies(replace(self.trainer, model=self.kept))
-        if self.metrics is None:
-            return
-        done = self.progress.step
-        self.metrics.add(done - 1, {"epoch": done // self.trainer.epoch_steps, **figures})
-        self.record["evaluation"] = {"steps": done, **figures}
-        best = self.progress.best_top1
-        if best is None or figures["val_top1"] > best:
-            self.progress = self.progress.better(figures["val_top1"])
-            save_weights(self.out / BEST, weights_of(self.kept))
-
-    def _is_due(self) -> bool:
-        waited = time.monotonic() - self.saved_at
-        return self.metrics is not None and waited >= self.trainer.config.save_seconds
-
-    def _save(self) -> None:
-        if self.metrics is None:
-            return
-        self.progress = replace(self.progress, sizes={METRICS: self.metrics.size()})
-        trainer = self.trainer
-        average = None if self.kept is trainer.model else self.kept
-        save_checkpoint(self.out, trainer.model, trainer.optimizer, self.progress, average)
-        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
-        self._write_record()
-
-    def load(self) -> None:
-        """Go back to the last checkpoint; to the beginning where there is none."""
-        trainer = self.trainer
-        average = None if self.average is None else self.average.module
-        found = load_checkpoint(self.out, trainer.model, trainer.optimizer, average)
-        if found is not None:
-            self.progress, self.saved_step = found, found.step or None
-        if self.average is not None:
-            self.average.n_averaged.fill_(self._num_averaged)
-
-    def _write_record(self, *, finished: str | None = None) -> None:
-        progress = self.progress
-        self.record["seconds"] = round(progress.seconds, 2)
-        peak = max(self.record["peak_memory_bytes"], peak_memory(self.trainer.device))
-        self.record["peak_memory_bytes"] = peak
-        if progress.best_step is not None:
-            self.record["best"] = {"steps": progress.best_step, "val_top1": progress.best_top1}
-        self.record["finished"] = finished
-        write_record(self.out, self.record)
-
-    def _stop(self) -> None:
-        raise StoppedError(
-            f"stopped and saved after {self.progress.step:,} of {self.trainer.num_steps:,} "
-            f"steps; `bieff train --resume --out {shlex.quote(str(self.out))}` goes on"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,15 +445,14 @@ class Validation:
     """Temporal clips among the views."""
 
     @classmethod
-    def load(
-        cls, store: FeatureStore, config: TrainConfig, device: torch.device
-    ) -> "Validation | None":
+    def load(cls, store: FeatureStore, trainer: Trainer) -> "Validation | None":
         """Read the partition; None if the store has none, or the config never evaluates."""
+        config = trainer.config
         if not config.eval_every or "val" not in store.partitions:
             return None
         features = load_features(
             store.partitions["val"],
-            device=device,
+            device=trainer.device,
             wants_patches=config.prompts_see == "patches",
             gigabytes=config.feature_memory,
         )
@@ -509,24 +461,19 @@ class Validation:
 
     def accuracies(self, trainer: Trainer) -> dict[str, float]:
         """Percent right, by name of the figure; several processes share the videos."""
-
-        def logits(frames: Tensor, patches: Tensor | None) -> Tensor:
-            return trainer.score(Batch(frames, patches), None).logits
-
         count, group = len(self.features), trainer.group
         share = group.part(count) if count >= group.size else slice(0, count)
-        was_training = trainer.model.training
         trainer.model.eval()
         scores = probabilities(
             self.features,
-            logits,
+            lambda frames, patches: trainer.score(Batch(frames, patches), None).logits,
             num_frames=trainer.num_frames,
             clips=self.clips,
             batch_size=batch_size_of(trainer.text, trainer.model),
             videos=range(count)[share],
         )
         whole = np.concatenate(list(scores))
-        trainer.model.train(was_training)
+        trainer.model.train()
         labels = self.features.labels[share].numpy()
         counts = [float(hits(whole, labels, top).sum()) for top in (1, 5)]
         right = torch.tensor([*counts, len(labels)], device=trainer.device, dtype=torch.float64)
@@ -535,29 +482,24 @@ class Validation:
         return {"val_top1": 100 * top1 / total, "val_top5": 100 * top5 / total}
 
 
-class LossReading:
-    """The loss of a step, on its way to the host while the next step is computed."""
+LATE = 2
+"""Steps that the device may run ahead of the losses that are read."""
 
-    def __init__(self, step: int, loss: Tensor) -> None:
-        """Start the copy."""
-        self.step = step
-        self._loss, self._copied = loss, None
-        if loss.device.type == "cuda":
-            self._loss = torch.empty((), dtype=loss.dtype, pin_memory=True)
-            self._loss.copy_(loss, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
 
-    def value(self) -> float:
-        """The loss; waits for it if need be."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._loss.item()
+def to_host(loss: Tensor) -> Callable[[], float]:
+    """Begin to copy a loss while the next step is computed; what comes back waits for it."""
+    if loss.device.type != "cuda":
+        return loss.item
+    copy = torch.empty((), dtype=loss.dtype, pin_memory=True)
+    copy.copy_(loss, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
 
-    @staticmethod
-    def late(device: torch.device) -> int:
-        """Readings that may be left for later: none where nothing runs ahead."""
-        return 2 if device.type == "cuda" else 0
+    def read() -> float:
+        copied.synchronize()
+        return copy.item()
+
+    return read
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -567,27 +509,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Note the first request to stop instead of dying of it; the second kills as ever.
 
-    Gives a function that says whether there was one.  Outside the main thread, where Python
-    handles no signals, there never is.
+    Gives a function that says whether there was one.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    requested = False
-    earlier = {number: signal.getsignal(number) for number in SIGNALS}
+    requests: list[int] = []
+    earlier: dict[signal.Signals, Any] = {}
 
     def restore() -> None:
         for number, handler in earlier.items():
             signal.signal(number, handler)
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        requested = True
+        requests.append(number)
         restore()
 
-    for number in SIGNALS:
-        signal.signal(number, note)
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python handles none
+        earlier = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in SIGNALS:
+            signal.signal(number, note)
     try:
-        yield lambda: requested
+        yield lambda: bool(requests)
     finally:
         restore()

@@ -14,6 +14,7 @@ from bieff.train.config import CHANGE_NOTHING, TrainConfig
 from bieff.train.data import Features, patches_of
 from bieff.train.distributed import device_name
 from bieff.train.fit.cost import stage_one, step_cost
+from bieff.train.fit.few_shot import FewShotDraw
 from bieff.train.fit.step import Trainer
 from bieff.train.runs.run import Run, commit, versions
 
@@ -22,9 +23,8 @@ def make_record(
     store: FeatureStore,
     clip: Clip,
     trainer: Trainer,
-    class_names: Sequence[str],
     command: Sequence[str],
-    shots: Mapping[str, Any] | None,
+    shots: FewShotDraw | None,
 ) -> dict[str, Any]:
     """A record before the first step; `shots` is the draw of few videos, if it was one."""
     counts = trainer.model.parameter_counts()
@@ -40,9 +40,9 @@ def make_record(
         },
         "frames": trainer.num_frames,
         "patches": patches_of(store),
-        "class_names": list(class_names),
+        "class_names": list(trainer.class_names),
         "videos": len(features),
-        "shots": shots,
+        "shots": None if shots is None else shots.to_dict(),
         "rows_hash": rows_hash(features),
         "features": {
             "place": features.place,
@@ -94,7 +94,7 @@ def require_same(
     store: FeatureStore,
     clip: Clip,
     config: TrainConfig,
-    shots: Mapping[str, Any] | None = None,
+    shots: FewShotDraw | None,
 ) -> None:
     """Refuse something else than the run began with.
 
@@ -124,7 +124,7 @@ def require_same(
                 f"run {run.path} began with another {what}: expected {wanted[:12]}, got "
                 f"{got[:12]}; name the store it began with, {record['store']}"
             )
-    if record.get("shots") != shots:
+    if record.get("shots") != (None if shots is None else shots.to_dict()):
         raise StoreMismatchError(
             f"run {run.path} began with another draw of few videos, or without one; go on "
             "with its own, or train into another folder"
@@ -143,15 +143,12 @@ def require_same_numbers(run: Run, trainer: Trainer) -> None:
             f"run {run.path} began with {run.record['videos']:,} usable videos, now there are "
             f"{len(trainer.features):,}, or others; train again into another folder"
         )
-    precision = str(trainer.precision).removeprefix("torch.")
-    for what, wanted, got in (
-        ("precision", run.record["precision"], precision),
-        ("number of processes", run.record["processes"], trainer.group.size),
-    ):
-        if wanted != got:
+    now = _circumstances(trainer)
+    for what, name in (("precision", "precision"), ("number of processes", "processes")):
+        if run.record[name] != now[name]:
             raise InputError(
-                f"run {run.path} began with another {what}: expected {wanted}, got {got}; go "
-                "on where it began"
+                f"run {run.path} began with another {what}: expected {run.record[name]}, got "
+                f"{now[name]}; go on where it began"
             )
 
 
@@ -159,18 +156,14 @@ def changed_circumstances(run: Run, trainer: Trainer) -> str:
     """Changes since the last process that may round otherwise; "" if there are none."""
     last = {**run.record, **(run.record["resumed"] or [{}])[-1]}
     now = _circumstances(trainer)
-    changed = [
-        f"{what} {last[what]} before, {now[what]} now"
-        for what in ("device", "threads")
-        if last[what] != now[what]
-    ]
-    before, packages = last["versions"], now["versions"]
-    changed += [
-        f"{name} {before.get(name)} before, {packages[name]} now"
-        for name in ("torch", "open_clip_torch")
-        if before.get(name) != packages[name]
-    ]
-    return ", ".join(changed)
+    pairs = {what: (last[what], now[what]) for what in ("device", "threads")}
+    for package in ("torch", "open_clip_torch"):
+        pairs[package] = (last["versions"].get(package), now["versions"][package])
+    return ", ".join(
+        f"{what} {before} before, {after} now"
+        for what, (before, after) in pairs.items()
+        if before != after
+    )
 
 
 def rows_hash(features: Features) -> str:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bieff.features.schema import Video
 from bieff.train.config import TrainConfig
 from bieff.train.data import Batch, Batches, Features
 from bieff.train.distributed import Group
@@ -51,7 +52,13 @@ class Trainer:
     config: TrainConfig
     model: BiEfficient
     text: TextTower
+    class_names: Sequence[str]
+    videos: Sequence[Video]
+    """Of the partition that is trained on."""
+
     features: Features
+    """Those of them that are drawn from."""
+
     optimizer: torch.optim.Optimizer
     num_frames: int
     batches: Batches
@@ -65,19 +72,14 @@ class Trainer:
     """Frozen CLIP's class embeddings, where the loss draws towards them."""
 
     @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.features) // min(self.config.batch_size, len(self.features))
+
+    @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * self.epoch_steps
-
-    @property
-    def batch_size(self) -> int:
-        """Videos of a step, fewer than the setting where there are no more."""
-        return min(self.config.batch_size, len(self.features))
-
-    @property
-    def epoch_steps(self) -> int:
-        """Steps of an epoch."""
-        return len(self.features) // self.batch_size
 
     def step(self, step: int) -> Tensor:
         """Take one step; returns its loss."""

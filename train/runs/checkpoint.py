@@ -13,7 +13,7 @@ dies; every file is whole or not there.
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class StoppedError(BieffError):
     """The run was asked to stop, and can go on."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Progress:
     """State of a run beside its weights."""
 
@@ -52,10 +52,6 @@ class Progress:
 
     sizes: Mapping[str, int] | None = None
     """Bytes of metrics.jsonl, by its name; behind lies what is to be done again."""
-
-    def better(self, top1: float) -> "Progress":
-        """Progress after an evaluation that is the best so far."""
-        return replace(self, best_top1=top1, best_step=self.step)
 
 
 def save_checkpoint(

@@ -140,7 +140,7 @@ def test_a_class_without_a_usable_video_is_named(clip, tmp_path):
 def test_training_sees_the_drawn_videos_alone(clip, splits, parts, kind):
     store = splits if kind == "splits" else parts
     shots = draw_shots(store, shots=3)
-    trainer = prepare(store, clip, load(overrides=SHORT), videos=shots.listed(store))
+    trainer = prepare(store, clip, load(overrides=SHORT), shots=shots)
     whole = store.partitions["all" if kind == "splits" else "train"]
     row_of = {video.id: row for row, video in enumerate(whole.videos)}
     rows = sorted(row_of[id_] for ids in shots.videos.values() for id_ in ids)
@@ -212,9 +212,8 @@ def test_a_run_on_few_videos_goes_on(splits, tmp_path):
     shots = draw_shots(splits, shots=2)
     config = load(overrides=SHORT)
     out = tmp_path / "run"
-    few = {"videos": shots.listed(splits), "shots": shots.to_dict()}
     with pytest.raises(StoppedError):
-        train(splits, clip, config, out, watch=watch, **few)
+        train(splits, clip, config, out, watch=watch, shots=shots)
     other = draw_shots(splits, shots=2, seed=1)
     with pytest.raises(StoreMismatchError, match="began with another draw of few videos"):
         train(
@@ -222,16 +221,16 @@ def test_a_run_on_few_videos_goes_on(splits, tmp_path):
             clip,
             config,
             out,
-            videos=other.listed(splits),
             watch=watch,
             resume=open_run(out),
-            shots=other.to_dict(),
+            shots=other,
         )
     said = train_run(**options(out=out, overrides=(), resume=True))
     assert said.startswith("trained 4 steps on 10 videos")
     assert "2 videos a class of split 1, draw 0" in said
-    straight = train(splits, clip, config, tmp_path / "straight", watch=lambda *_: None, **few)
-    one, two = (load_file(path / LAST) for path in (out, straight.path))
+    straight = tmp_path / "straight"
+    train(splits, clip, config, straight, watch=lambda *_: None, shots=shots)
+    one, two = (load_file(path / LAST) for path in (out, straight))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 

@@ -127,7 +127,7 @@ def test_the_average_by_hand(clip, store, tmp_path):
     """The mean as it goes on: the first weights, then a share of the way to the next."""
     config = load(overrides=[*SHORT, "average_epochs=3"])
     trainer = prepare(store, clip, config)
-    loop = TrainingLoop(trainer=trainer, validation=None, listed=[], out=tmp_path, watch=quiet)
+    loop = TrainingLoop(trainer=trainer, validation=None, out=tmp_path, watch=quiet)
     mean, count = None, 0
     for step in range(trainer.num_steps):
         loss = trainer.step(step)

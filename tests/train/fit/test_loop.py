@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_made_is_named(clip, store, tmp_path):
 def test_validation_scores_as_many_videos_at_a_time_as_the_evaluation(clip, store, monkeypatch):
     """Many classes need memory by the video; and the same batches give the same last bits."""
     trainer = prepare(store, clip, load(overrides=[*SHORT, "eval_every=1"]))
-    validation = Validation.load(store, trainer.config, trainer.device)
+    validation = Validation.load(store, trainer)
     seen = []
     score = Trainer.score
 
