@@ -11,7 +11,8 @@ from bieff.features.store import FeatureStore
 from bieff.train import config as settings
 from bieff.train.distributed import current, joined
 from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions
-from bieff.train.fit.loop import prepare, train
+from bieff.train.fit.loop import train
+from bieff.train.fit.step import prepare
 from bieff.train.runs.run import Run, clip_of, newest_run, open_run
 
 RUNS = Path("runs")

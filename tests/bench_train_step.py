@@ -24,8 +24,7 @@ from bieff.clip import TINYCLIP, Clip, ClipName, load, pick_device
 from bieff.extract.datasets.official import DATA
 from bieff.extract.shapes.clips import Edition, clips_of
 from bieff.train.config import load as settings
-from bieff.train.fit.loop import prepare
-from bieff.train.fit.step import Trainer
+from bieff.train.fit.step import Trainer, prepare
 from bieff.train.method.loss import cosine, positive_pairs, symmetric_loss
 from bieff.train.runs.run import commit
 

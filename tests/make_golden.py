@@ -21,7 +21,7 @@ from helpers.parallel_steps import doubled
 
 from bieff.train.config import load
 from bieff.train.data import load_features
-from bieff.train.fit.loop import prepare
+from bieff.train.fit.step import prepare
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 STEPS = 20

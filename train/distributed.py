@@ -12,7 +12,6 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,21 +52,18 @@ class Group:
                 f"a batch of {count} videos for {self.size} processes; expected at least one "
                 "each, start fewer or raise batch_size"
             )
-        bounds = self._bounds(count)
-        return slice(bounds[self.rank], bounds[self.rank + 1])
+        short, longer = divmod(count, self.size)
+        start = self.rank * short + min(self.rank, longer)
+        return slice(start, start + short + (self.rank < longer))
 
     def gather(self, own: Float[Tensor, "b k"], count: int) -> Float[Tensor, "B k"]:
         """The rows of all processes in order, `count` in all; not differentiable."""
         if self.size == 1:
             return own
-        bounds = self._bounds(count)
-        sizes = [stop - start for start, stop in pairwise(bounds)]
-        # a collective takes equal sizes
-        padded = own.new_zeros(max(sizes), own.shape[1])
-        padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        whole = own.new_zeros(count, own.shape[1])
+        whole[self.part(count)] = own
+        dist.all_reduce(whole)  # a row is 0 in all processes but one
+        return whole
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over all processes into each tensor, by one message."""
@@ -81,11 +77,7 @@ class Group:
 
     def any(self, here: bool) -> bool:
         """True everywhere if it is so in any process."""
-        if self.size == 1:
-            return here
-        flag = torch.tensor([float(here)], device=_message_device())
-        dist.all_reduce(flag)
-        return bool(flag.item())
+        return any(self.collect(here))
 
     def collect(self, own: Any) -> list[Any]:
         """The value of each process, in their order; it is pickled."""
@@ -100,16 +92,11 @@ class Group:
         if self.size > 1:
             dist.barrier()
 
-    def _bounds(self, count: int) -> list[int]:
-        short, longer = divmod(count, self.size)
-        return [rank * short + min(rank, longer) for rank in range(self.size + 1)]
-
 
 def current() -> Group:
     """The group this process belongs to, or itself alone."""
-    if not dist.is_available() or not dist.is_initialized():
-        return Group()
-    return Group(dist.get_rank(), dist.get_world_size())
+    is_alone = not dist.is_available() or not dist.is_initialized()
+    return Group() if is_alone else Group(dist.get_rank(), dist.get_world_size())
 
 
 @contextmanager
@@ -131,9 +118,3 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 def sharers() -> int:
     """Processes of the group on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if current().size > 1 else 1
-
-
-def _message_device() -> torch.device:
-    """The device that messages of this group are taken from."""
-    is_nccl = dist.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if is_nccl else torch.device("cpu")

@@ -34,7 +34,7 @@ from bieff.apps.bench.train import (
 )
 from bieff.clip import Clip, ClipName
 from bieff.train.config import TrainConfig
-from bieff.train.fit.loop import prepare
+from bieff.train.fit.step import prepare
 from bieff.train.runs.run import commit, versions
 
 PAPER_GPU_HOURS = 152

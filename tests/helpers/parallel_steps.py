@@ -16,7 +16,7 @@ from bieff.features.store import FeatureStore
 from bieff.train.config import load
 from bieff.train.data import Batch
 from bieff.train.distributed import joined
-from bieff.train.fit.loop import prepare
+from bieff.train.fit.step import prepare
 from bieff.train.runs.run import clip_of
 
 STEPS = 6

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -27,22 +26,16 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from bieff.clip import Clip
-from bieff.features.errors import BieffError, InputError, StoreError
+from bieff.features.errors import BieffError, InputError
 from bieff.features.files import LOCK_NAME, exclusive
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.data import (
     Batch,
-    Batches,
     Features,
-    VideoList,
-    draw_batch,
-    frame_groups,
     load_features,
-    patches_of,
 )
-from bieff.train.distributed import current
-from bieff.train.evaluate.classifier import batch_size_of, class_embeddings
+from bieff.train.evaluate.classifier import batch_size_of
 from bieff.train.evaluate.results import hits
 from bieff.train.evaluate.scoring import probabilities
 from bieff.train.fit.cost import forget_peak, peak_memory
@@ -54,7 +47,7 @@ from bieff.train.fit.record import (
     require_same_numbers,
     resumed,
 )
-from bieff.train.fit.step import Trainer, make_optimizer
+from bieff.train.fit.step import Trainer, prepare
 from bieff.train.method.model import BiEfficient
 from bieff.train.runs.checkpoint import (
     BEST,
@@ -69,9 +62,7 @@ from bieff.train.runs.checkpoint import (
     weights_of,
 )
 from bieff.train.runs.metrics import METRICS, Metrics
-from bieff.train.runs.run import RECORD, Run, build_model, open_run, write_record
-from bieff.train.text.tower import TextTower
-from bieff.train.text.wording import HAND_CRAFTED
+from bieff.train.runs.run import RECORD, Run, open_run, write_record
 
 Watch = Callable[[int, int, float], None]
 """Called after every step with (steps done, steps in all, loss)."""
@@ -363,77 +354,6 @@ def train_or_go_on(
     if begun is None and out.is_dir():
         shutil.rmtree(out)
     return train(store, clip, config, out, resume=begun, shots=shots, **options)
-
-
-def prepare(
-    store: FeatureStore,
-    clip: Clip,
-    config: TrainConfig,
-    *,
-    shots: FewShotDraw | None = None,
-    run: Run | None = None,
-) -> Trainer:
-    """Put together what a run on this store needs.
-
-    With `run`, one that is to go on, the videos are shuffled as they were.
-
-    Raises:
-        StoreError: If the store has no training partition, or it is not finished.
-        ConfigError: If a setting does not fit the store.
-    """
-    videos = VideoList("train") if shots is None else shots.listed(store)
-    if videos.partition not in store.partitions:
-        raise StoreError(
-            f"{store.path} has no training partition, it has {', '.join(store.partitions)}; "
-            "train on another store, or put the videos of a folder data set under train/ and "
-            "val/ and extract them again"
-        )
-    device = next(clip.model.parameters()).device
-    group = current()
-    class_names = videos.class_names(store)
-    num_frames = config.frames or int(store.recipe["frames"])
-    frame_groups(int(store.recipe["frames"]), num_frames)
-    text = TextTower(clip.model, clip.tokenize(class_names)).to(device)
-    model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
-    model = model.to(device)
-    features = load_features(
-        store.partitions[videos.partition],
-        videos.rows,
-        device=device,
-        classes=videos.classes,
-        wants_patches=config.prompts_see == "patches",
-        gigabytes=config.feature_memory,
-    )
-    window = features.window if run is None else run.record["features"]["window"]
-    size = min(config.batch_size, len(features))
-    draw = partial(
-        draw_batch,
-        features,
-        batch_size=size,
-        num_frames=num_frames,
-        seed=config.seed,
-        window=window,
-    )
-    last = config.epochs * (len(features) // size)
-    wants_half = {"auto": device.type == "cuda", "bfloat16": True, "float32": False}
-    return Trainer(
-        config=config,
-        model=model,
-        text=text,
-        class_names=class_names,
-        videos=store.partitions[videos.partition].videos,
-        features=features,
-        optimizer=make_optimizer(model, config),
-        num_frames=num_frames,
-        batches=Batches(features, draw, group.part(size), last=last),
-        group=group,
-        device=device,
-        precision=torch.bfloat16 if wants_half[config.precision] else torch.float32,
-        window=window,
-        frozen_classes=class_embeddings(clip, class_names, HAND_CRAFTED)
-        if config.distill
-        else None,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """One step of training: the loss of a whole batch, its gradient, and AdamW (paper Sec. 4.1).
 
+`prepare` puts a `Trainer` together, which takes the steps.
+
 A batch may be computed in parts, by several processes and one after the other, and its loss is
 still that of the whole: the text-to-video direction of Eq. 10 compares all its videos.  So the
 loss is taken of the logits of all parts, and its gradient is handed back to each of them.
@@ -11,19 +13,36 @@ B videos of a batch, k categories.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bieff.clip import Clip
+from bieff.features.errors import StoreError
 from bieff.features.schema import Video
+from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
-from bieff.train.data import Batch, Batches, Features
-from bieff.train.distributed import Group
+from bieff.train.data import (
+    Batch,
+    Batches,
+    Features,
+    VideoList,
+    draw_batch,
+    frame_groups,
+    load_features,
+    patches_of,
+)
+from bieff.train.distributed import Group, current
+from bieff.train.evaluate.classifier import class_embeddings
+from bieff.train.fit.few_shot import FewShotDraw
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
 from bieff.train.method.model import BiEfficient, Scores
+from bieff.train.runs.run import Run, build_model
 from bieff.train.text.tower import TextTower
+from bieff.train.text.wording import HAND_CRAFTED
 
 
 def lr_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
@@ -194,6 +213,77 @@ def cut(count: int, parts: int) -> list[slice]:
     parts = min(parts, count)
     bounds = [count * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def prepare(
+    store: FeatureStore,
+    clip: Clip,
+    config: TrainConfig,
+    *,
+    shots: FewShotDraw | None = None,
+    run: Run | None = None,
+) -> Trainer:
+    """Put together what a run on this store needs.
+
+    With `run`, one that is to go on, the videos are shuffled as they were.
+
+    Raises:
+        StoreError: If the store has no training partition, or it is not finished.
+        ConfigError: If a setting does not fit the store.
+    """
+    videos = VideoList("train") if shots is None else shots.listed(store)
+    if videos.partition not in store.partitions:
+        raise StoreError(
+            f"{store.path} has no training partition, it has {', '.join(store.partitions)}; "
+            "train on another store, or put the videos of a folder data set under train/ and "
+            "val/ and extract them again"
+        )
+    device = next(clip.model.parameters()).device
+    group = current()
+    class_names = videos.class_names(store)
+    num_frames = config.frames or int(store.recipe["frames"])
+    frame_groups(int(store.recipe["frames"]), num_frames)
+    text = TextTower(clip.model, clip.tokenize(class_names)).to(device)
+    model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
+    model = model.to(device)
+    features = load_features(
+        store.partitions[videos.partition],
+        videos.rows,
+        device=device,
+        classes=videos.classes,
+        wants_patches=config.prompts_see == "patches",
+        gigabytes=config.feature_memory,
+    )
+    window = features.window if run is None else run.record["features"]["window"]
+    size = min(config.batch_size, len(features))
+    draw = partial(
+        draw_batch,
+        features,
+        batch_size=size,
+        num_frames=num_frames,
+        seed=config.seed,
+        window=window,
+    )
+    last = config.epochs * (len(features) // size)
+    wants_half = {"auto": device.type == "cuda", "bfloat16": True, "float32": False}
+    return Trainer(
+        config=config,
+        model=model,
+        text=text,
+        class_names=class_names,
+        videos=store.partitions[videos.partition].videos,
+        features=features,
+        optimizer=make_optimizer(model, config),
+        num_frames=num_frames,
+        batches=Batches(features, draw, group.part(size), last=last),
+        group=group,
+        device=device,
+        precision=torch.bfloat16 if wants_half[config.precision] else torch.float32,
+        window=window,
+        frozen_classes=class_embeddings(clip, class_names, HAND_CRAFTED)
+        if config.distill
+        else None,
+    )
 
 
 def make_optimizer(model: BiEfficient, config: TrainConfig) -> torch.optim.AdamW:

@@ -35,9 +35,9 @@ B videos, T frames, k categories, M context tokens, P patches, D joint width, W 
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -71,9 +71,6 @@ class PatchContext(nn.Module):
         """Return one row a patch."""
         projected: Tensor = self.projection(patches * self.scale + self.offset)
         return projected
-
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,37 +140,34 @@ class BiEfficient(nn.Module):
             raise ValueError(f"prompt={config.prompt!r} and hand_crafted do not go together")
         self.config = config
         sees_patches = config.prompts_see == "patches"
-        self.num_visual = patches[0] if patches and sees_patches else num_frames
+        self.visual_shape = (patches[0] if patches and sees_patches else num_frames, dim)
+        """C and D."""
+
         looks = config.prompt == "pre-prompt" or config.post_prompt
         self.temporal = self.patch_context = self.post_prompt = self.word_guided = None
         if config.temporal_layers:
-            self.temporal = _seeded(
-                config,
-                "temporal",
-                lambda: TemporalTransformer(
+            with _seeded(config, "temporal"):
+                self.temporal = TemporalTransformer(
                     dim,
                     num_frames,
                     num_layers=config.temporal_layers,
                     residual=config.temporal_residual,
-                ),
-            )
+                )
         if patches and sees_patches and looks:
-            width = patches[1]
-            self.patch_context = _seeded(config, "patches", lambda: PatchContext(width, dim))
-        self.prompt = _seeded(config, "prompt", lambda: make_prompt(config, dim, text_width))
+            with _seeded(config, "patches"):
+                self.patch_context = PatchContext(patches[1], dim)
+        with _seeded(config, "prompt"):
+            self.prompt = make_prompt(config, dim, text_width)
         if hand_crafted is not None:
             self.prompt.context = hand_crafted
         if config.post_prompt:
-            self.post_prompt = _seeded(
-                config,
-                "post_prompt",
-                lambda: PostPrompt(
+            with _seeded(config, "post_prompt"):
+                self.post_prompt = PostPrompt(
                     dim,
                     alpha=config.alpha,
                     num_layers=config.post_layers,
                     vector=config.vector_gates,
-                ),
-            )
+                )
         if config.word_guided:
             self.word_guided = WordGuidedPool(
                 dim,
@@ -241,7 +235,10 @@ class BiEfficient(nn.Module):
     @property
     def prompt_rows(self) -> tuple[int, int]:
         """Rows before the name: those that all videos share, and Q, each video's own."""
-        return self.prompt.rows(self.num_visual)
+        like = next(self.prompt.parameters(), torch.empty(0))
+        with torch.no_grad():
+            context, video = self.prompt(like.new_zeros(1, *self.visual_shape))
+        return 0 if context is None else len(context), 0 if video is None else video.shape[1]
 
     def scale(self) -> Tensor | float:
         """1 / tau of Eq. 10."""
@@ -272,7 +269,7 @@ class BiEfficient(nn.Module):
             "patch_context": self.patch_context,
         }
         counts = {
-            name: 0 if part is None else sum(p.numel() for p in part.parameters())
+            name: sum(p.numel() for p in part.parameters()) if part else 0
             for name, part in parts.items()
         }
         counts["temperature"] = 0 if self.log_scale is None else 1
@@ -280,8 +277,9 @@ class BiEfficient(nn.Module):
         return counts
 
 
-def _seeded(config: TrainConfig, part: str, make: Callable[[], Part]) -> Part:
+@contextmanager
+def _seeded(config: TrainConfig, part: str) -> Iterator[None]:
     """Draw a part's first weights from its own stream, and give the caller's back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(f"{config.seed} {part}".encode()))
-        return make()
+        yield

@@ -3,11 +3,11 @@
 B videos, C rows of visual context (T frames, or patches), M context tokens, Q rows that are
 the video's own, D joint width, W text width.
 
-A design is a class here and a line of `PROMPTS`.  It is made from the settings, D and W, says
-how many rows it will put before the name, and makes them from the visual context.
+A design is a class here and a line of `PROMPTS`: it is made from the settings, D and W, and
+makes the rows before the name from the visual context.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -31,82 +31,49 @@ class Prompt(NamedTuple):
     """Each video's own."""
 
 
-class Design(nn.Module):
-    """A way to make the rows before the name."""
+class SharedPrompt(nn.Module):
+    """A context that no video enters: nothing, a template's words or M learned tokens.
 
-    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
-        super().__init__()
-
-    def rows(self, num_visual: int) -> tuple[int, int]:
-        """Rows before the name: those that all videos share, and Q, each video's own.
-
-        Args:
-            num_visual: C.
-        """
-        raise NotImplementedError
-
-
-class FixedPrompt(Design):
-    """Nothing, or the words of a template: a context that is not learned (Tables 4 and 5)."""
+    The prompts "none", "hand-crafted" and "learnable" of Tables 4 and 5.
+    """
 
     context: Tensor | None
 
     def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
-        super().__init__(config, dim, text_width)
-        self.register_buffer("context", None, persistent=False)
-        """Set to `hand_crafted_context` where the prompt is that."""
-
-    def rows(self, num_visual: int) -> tuple[int, int]:
-        """The words of the template, if there is one, and 0."""
-        return 0 if self.context is None else len(self.context), 0
-
-    def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
-        """Return the same context whatever the video."""
-        return Prompt(context=self.context)
-
-
-class LearnablePrompt(Design):
-    """M learned context tokens and no video token: Table 5's "learnable prompt"."""
-
-    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
-        super().__init__(config, dim, text_width)
-        self.context = learned_tokens(config.num_context, text_width)
-
-    def rows(self, num_visual: int) -> tuple[int, int]:
-        """M and 0."""
-        return len(self.context), 0
+        super().__init__()
+        if config.prompt == "learnable":
+            self.context = learned_tokens(config.num_context, text_width)
+        else:
+            self.register_buffer("context", None, persistent=False)
+            """Set to `hand_crafted_context` where the prompt is that."""
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return the same context whatever the video."""
         return Prompt(context=self.context)
 
 
-class PrePrompt(Design):
+class PrePrompt(nn.Module):
     """M learned context tokens, then c_v, which the Meta-Net draws from the video (Eq. 6).
 
     A learned meta-token attends to the visual context; the Adapter takes the result to the
     text tower's width.  The paper's Adapter is Linear D -> D/4, GELU, Linear -> W.  The
     release's (`adapter = "residual"`) keeps width D, adds its input, uses QuickGELU and starts
-    as the identity.  Where that ends in width D and W differs, a bias-free layer follows, which
-    the paper's CLIP does not need.
+    as the identity; design A3 of Table 6 has none.  Where that ends in width D and W differs,
+    a bias-free layer follows, which the paper's CLIP does not need.
     """
 
     def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
-        super().__init__(config, dim, text_width)
+        super().__init__()
         self.context = learned_tokens(config.num_context, text_width)
         self.meta_token = nn.Parameter(torch.randn(dim) * TOKEN_STD)
         self.attention = AttentionBlock(dim, cross=True, bare=config.meta_attention == "bare")
-        self.adapter = self.make_adapter(config, dim, text_width)
-
-    def make_adapter(self, config: TrainConfig, dim: int, text_width: int) -> nn.Module:
-        """From what the meta-token found to a row of the prompt."""
-        if config.adapter == "residual":
-            return nn.Sequential(ResidualAdapter(dim), to_text(dim, text_width))
-        return Adapter(dim, text_width)
-
-    def rows(self, num_visual: int) -> tuple[int, int]:
-        """M and 1."""
-        return len(self.context), 1
+        self.adapter: nn.Module
+        if config.design == "a3":
+            self.adapter = to_text(dim, text_width)
+        elif config.adapter == "residual":
+            self.adapter = nn.Sequential(ResidualAdapter(dim), to_text(dim, text_width))
+        else:
+            self.adapter = Adapter(dim, text_width)
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return context and c_v, one row a video."""
@@ -114,65 +81,49 @@ class PrePrompt(Design):
         return Prompt(context=self.context, video=self.adapter(found))
 
 
-class ConcatenatedPrompt(Design):
+class ConcatenatedPrompt(nn.Module):
     """Design A1 of Table 6: the context tokens and the visual rows as they are, Q = C."""
 
     def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
-        super().__init__(config, dim, text_width)
+        super().__init__()
         self.context = learned_tokens(config.num_context, text_width)
         self.to_text = to_text(dim, text_width)
-
-    def rows(self, num_visual: int) -> tuple[int, int]:
-        """M and C."""
-        return len(self.context), num_visual
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return context and one row a visual row."""
         return Prompt(context=self.context, video=self.to_text(visual))
 
 
-class QueryingPrompt(Design):
+class QueryingPrompt(nn.Module):
     """Design A2 of Table 6: the context tokens query the video; what they find is the prompt.
 
     All M rows are the video's own.  They start as the context tokens, a learnable prompt.
     """
 
     def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
-        super().__init__(config, dim, text_width)
+        super().__init__()
         self.context = learned_tokens(config.num_context, dim)
         self.attention = AttentionBlock(dim, cross=True)
         self.to_text = to_text(dim, text_width)
-
-    def rows(self, num_visual: int) -> tuple[int, int]:
-        """None shared, M of each video."""
-        return 0, len(self.context)
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return M rows a video and no shared context."""
         return Prompt(video=self.to_text(self.attention(self.context[None], visual)))
 
 
-class UnadaptedPrompt(PrePrompt):
-    """Design A3 of Table 6: the paper's without the Adapter."""
-
-    def make_adapter(self, config: TrainConfig, dim: int, text_width: int) -> nn.Module:
-        """Nothing where the widths agree."""
-        return to_text(dim, text_width)
-
-
-PROMPTS: Mapping[str, type[Design]] = {
-    "none": FixedPrompt,
-    "hand-crafted": FixedPrompt,
-    "learnable": LearnablePrompt,
+PROMPTS: Mapping[str, Callable[[TrainConfig, int, int], nn.Module]] = {
+    "none": SharedPrompt,
+    "hand-crafted": SharedPrompt,
+    "learnable": SharedPrompt,
     "paper": PrePrompt,
     "a1": ConcatenatedPrompt,
     "a2": QueryingPrompt,
-    "a3": UnadaptedPrompt,
+    "a3": PrePrompt,
 }
 """By the setting `prompt`, and the Pre-Prompt's by `design`."""
 
 
-def make_prompt(config: TrainConfig, dim: int, text_width: int) -> Design:
+def make_prompt(config: TrainConfig, dim: int, text_width: int) -> nn.Module:
     """The module that makes what stands before the name."""
     name = config.design if config.prompt == "pre-prompt" else config.prompt
     return PROMPTS[name](config, dim, text_width)

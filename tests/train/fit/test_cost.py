@@ -14,7 +14,8 @@ from bieff.features.schema import PartitionPlan, ShardData, Status, Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
 from bieff.train.fit.cost import forget_peak, peak_memory, stage_one, step_cost
-from bieff.train.fit.loop import prepare, train
+from bieff.train.fit.loop import train
+from bieff.train.fit.step import prepare
 
 ROWS = {
     "baseline": ["prompt=none", "post_prompt=false", "word_guided=false"],

@@ -26,7 +26,8 @@ from bieff.train.evaluate.lists import halves, split_lists
 from bieff.train.evaluate.results import load_results
 from bieff.train.experiments.base_to_novel import Figures, base2novel, harmonic_mean
 from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions, draw_shots
-from bieff.train.fit.loop import prepare, train
+from bieff.train.fit.loop import train
+from bieff.train.fit.step import prepare
 from bieff.train.runs.checkpoint import LAST, StoppedError
 from bieff.train.runs.run import open_run
 

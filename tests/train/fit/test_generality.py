@@ -17,7 +17,8 @@ from bieff.train.data import Batch
 from bieff.train.evaluate.classifier import Trained, class_embeddings
 from bieff.train.evaluate.results import results_of
 from bieff.train.evaluate.scoring import evaluate
-from bieff.train.fit.loop import TrainingLoop, prepare, train
+from bieff.train.fit.loop import TrainingLoop, train
+from bieff.train.fit.step import prepare
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
 from bieff.train.runs.checkpoint import BEST, LAST, Progress, StoppedError
 from bieff.train.runs.metrics import METRICS, read_metrics

@@ -13,8 +13,8 @@ from bieff.train.data import Batch
 from bieff.train.evaluate.classifier import Trained
 from bieff.train.evaluate.results import results_of
 from bieff.train.evaluate.scoring import evaluate
-from bieff.train.fit.loop import Validation, prepare, train
-from bieff.train.fit.step import Trainer, backward_whole, cut
+from bieff.train.fit.loop import Validation, train
+from bieff.train.fit.step import Trainer, backward_whole, cut, prepare
 from bieff.train.method.loss import positive_pairs, symmetric_loss
 from bieff.train.runs.checkpoint import BEST, LAST, RESUME
 from bieff.train.runs.metrics import METRICS, read_metrics

@@ -454,6 +454,23 @@ def test_parameters_at_clips_size_are_table_4s():
     assert millions == [9, 12, 15, 15]
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ([], (16, 1)),
+        (["design=a1"], (16, T)),
+        (["design=a1", "prompts_see=patches"], (16, P)),
+        (["design=a2"], (0, 16)),
+        (["design=a3"], (16, 1)),
+        (["prompt=learnable"], (16, 0)),
+        (["prompt=hand-crafted"], (5, 0)),
+        (["prompt=none"], (0, 0)),
+    ],
+)
+def test_rows_before_the_name_are_those_that_a_design_makes(build, settings, rows):
+    assert build(load(overrides=settings)).prompt_rows == rows
+
+
 def test_patches_that_are_not_there_are_asked_for(text, build):
     with pytest.raises(
         ConfigError, match="prompts_see='patches' needs a store with patch tokens"

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from bieff.cli import main
 from bieff.features.errors import BieffError, ConfigError, InputError, StoreMismatchError
 from bieff.train.config import load
-from bieff.train.fit.loop import prepare, train
+from bieff.train.fit.loop import train
+from bieff.train.fit.step import prepare
 from bieff.train.runs.checkpoint import (
     BEST,
     LAST,
