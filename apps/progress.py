@@ -131,12 +131,8 @@ def videos_bar(what: str, *, is_shown: bool = True) -> Iterator[Callable[[int, i
         yield VideoLines(what, console)
         return
     with _progress("videos,", is_shown=is_shown) as progress:
-        task = progress.add_task(what, total=None)
-
-        def watch(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield watch
+        row = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(row, completed=done, total=total)
 
 
 class RunsBar:
@@ -192,7 +188,7 @@ def runs_bar() -> Iterator[RunsBar]:
         yield RunsBar(progress)
 
 
-def _progress(what: str, *, is_shown: bool = True) -> Progress:
+def _progress(what: str, *, is_shown: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -169,16 +169,12 @@ class TrainConfig:
                 f"warmup_epochs must be in [0, epochs), got {self.warmup_epochs} "
                 f"with epochs={self.epochs}"
             )
-        if self.accumulate > self.batch_size:
-            raise ConfigError(
-                f"accumulate must be at most batch_size, got {self.accumulate} with "
-                f"batch_size={self.batch_size}"
-            )
-        if self.average_epochs > self.epochs:
-            raise ConfigError(
-                f"average_epochs must be at most epochs, got {self.average_epochs} with "
-                f"epochs={self.epochs}"
-            )
+        for name, most in (("accumulate", "batch_size"), ("average_epochs", "epochs")):
+            value, limit = getattr(self, name), getattr(self, most)
+            if value > limit:
+                raise ConfigError(
+                    f"{name} must be at most {most}, got {value} with {most}={limit}"
+                )
         if self.design != "paper" and self.prompt != "pre-prompt":
             raise ConfigError(
                 f"design {self.design!r} is one of the Pre-Prompt, got prompt={self.prompt!r}; "
@@ -244,10 +240,10 @@ def preset(name: str) -> TrainConfig:
     Raises:
         ConfigError: If there is no such preset.
     """
-    if name not in PRESETS:
-        listed = ", ".join(map(repr, PRESETS))
-        raise ConfigError(f"no preset {name!r}; expected one of {listed}")
-    return TrainConfig(**PRESETS[name])
+    if name in PRESETS:
+        return TrainConfig(**PRESETS[name])
+    listed = ", ".join(map(repr, PRESETS))
+    raise ConfigError(f"no preset {name!r}; expected one of {listed}")
 
 
 def load(

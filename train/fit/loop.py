@@ -299,7 +299,7 @@ def train(
             f"{out} is not empty; name another folder with --out, remove it, or go on with its "
             "run with --resume"
         )
-    forget_peak(next(clip.model.parameters()).device)
+    forget_peak(clip.device)
     trainer = prepare(store, clip, config, shots=shots, run=resume)
     validation = Validation.load(store, trainer) if shots is None else None
     say(trainer.features.text())

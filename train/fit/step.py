@@ -238,8 +238,7 @@ def prepare(
             "train on another store, or put the videos of a folder data set under train/ and "
             "val/ and extract them again"
         )
-    device = next(clip.model.parameters()).device
-    group = current()
+    device, group = clip.device, current()
     class_names = videos.class_names(store)
     num_frames = config.frames or int(store.recipe["frames"])
     frame_groups(int(store.recipe["frames"]), num_frames)

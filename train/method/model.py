@@ -35,7 +35,7 @@ B videos, T frames, k categories, M context tokens, P patches, D joint width, W 
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -127,7 +127,7 @@ class BiEfficient(nn.Module):
         dim: int,
         text_width: int,
         num_frames: int,
-        patches: tuple[int, int] | None = None,
+        patches: Sequence[int] | None = None,
         hand_crafted: Float[Tensor, "M W"] | None = None,
     ) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,18 +97,16 @@ def build_model(
     clip: Clip,
     *,
     num_frames: int,
-    patches: tuple[int, int] | None,
+    patches: Sequence[int] | None,
 ) -> BiEfficient:
     """The tunable parts for this CLIP, untrained."""
-    width = TextTower(clip.model, clip.tokenize(["video"])).width
-    hand_crafted = hand_crafted_context(clip) if config.prompt == "hand-crafted" else None
     return BiEfficient(
         config,
         dim=clip.dim,
-        text_width=width,
+        text_width=TextTower(clip.model, clip.tokenize(["video"])).width,
         num_frames=num_frames,
         patches=patches,
-        hand_crafted=hand_crafted,
+        hand_crafted=hand_crafted_context(clip) if config.prompt == "hand-crafted" else None,
     )
 
 
@@ -177,26 +175,21 @@ def load_model(
             f"run {run.path} was trained on {run.clip_name!s}, fingerprint {wanted[:12]}, got "
             f"{clip.name!s}, {clip.fingerprint[:12]}; extract the store with the run's CLIP"
         )
-    patches = run.record["patches"]
     model = build_model(
-        run.config,
-        clip,
-        num_frames=run.record["frames"],
-        patches=None if patches is None else (patches[0], patches[1]),
+        run.config, clip, num_frames=run.record["frames"], patches=run.record["patches"]
     )
     file = run.path / (LAST if weights == "last" else BEST)
     try:
         model.load_state_dict(load_file(file))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"cannot read the weights {file}: {error}; train again") from None
-    device = next(clip.model.parameters()).device
-    return model.to(device).eval()
+    return model.to(clip.device).eval()
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **packages}
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
 
 
 def commit() -> str | None:

@@ -45,6 +45,10 @@ class TextTower(nn.Module):
         InputError: If the text tower is of another kind.
     """
 
+    token_rows: Tensor  # the few of CLIP's table that occur
+    position_rows: Tensor
+    padded: Tensor  # (K, length - 1)
+
     def __init__(self, clip: nn.Module, tokens: Int[Tensor, "K length"]) -> None:
         super().__init__()
         tower = _causal_tower(clip)
@@ -57,13 +61,10 @@ class TextTower(nn.Module):
         weight = tower.token_embedding.weight.detach()
         self.dtype: torch.dtype = tower.transformer.get_cast_dtype()
         self.width: int = weight.shape[1]
-        self.token_rows: Tensor  # the few of CLIP's table that occur
-        self.position_rows: Tensor
-        rows = weight[self.names.vocabulary.to(weight.device)].to(self.dtype)
-        self.register_buffer("token_rows", rows, persistent=False)
-        rows = tower.positional_embedding.detach().to(self.dtype)
-        self.register_buffer("position_rows", rows, persistent=False)
-        self.padded: Tensor  # (K, length - 1)
+        token_rows = weight[self.names.vocabulary.to(weight.device)].to(self.dtype)
+        position_rows = tower.positional_embedding.detach().to(self.dtype)
+        self.register_buffer("token_rows", token_rows, persistent=False)
+        self.register_buffer("position_rows", position_rows, persistent=False)
         self.register_buffer("padded", self.names.padded, persistent=False)
         self.projection = tower.text_projection
         if self.projection is not None:
@@ -122,13 +123,12 @@ class TextTower(nn.Module):
         *,
         num_context: int,
         num_video_rows: int,
-        categories: Int[Tensor, " k"] | None = None,
     ) -> int:
-        """Videos that fit in memory at once under `torch.no_grad`, at least one.
+        """Videos that fit in memory at once under `torch.no_grad` with all names, at least one.
 
         An estimate from above: a row takes up to 16 times its width in the feed-forward.
         """
-        tree = self.prompt_tree(num_context, num_video_rows, categories=categories)
+        tree = self.prompt_tree(num_context, num_video_rows)
         numbers = 18 * self.width * (tree.num_rows + tree.num_prefix)
         return max(1, int(free_bytes / (numbers * self.token_rows.element_size())))
 

@@ -12,8 +12,8 @@ k categories, N words (tokens) of a name, padded, M context tokens, Q rows of a 
 """
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -114,7 +114,7 @@ class Names:
         self.beginning_tokens, whole = index[2:].split([len(beginning_tokens), tokens.numel()])
         self.padded = whole.view_as(tokens)[:, 1:]
         """Tokens of each name with EOT and padding, without SOT, as indices too."""
-        self._trees: OrderedDict[tuple[object, ...], Tree] = OrderedDict()
+        self._remembered = lru_cache(REMEMBERED)(self._make)
 
     def tree(
         self,
@@ -129,15 +129,12 @@ class Names:
         Raises:
             InputError: If the longest prompt does not fit the tower.
         """
-        key = (tuple(categories.tolist()), num_context, num_video_rows, device)
-        if key not in self._trees:
-            self._trees[key] = self._make(categories.cpu(), num_context, num_video_rows, device)
-            if len(self._trees) > REMEMBERED:
-                self._trees.popitem(last=False)
-        self._trees.move_to_end(key)
-        return self._trees[key]
+        return self._remembered(tuple(categories.tolist()), num_context, num_video_rows, device)
 
-    def _make(self, categories: Tensor, context: int, video: int, device: torch.device) -> Tree:
+    def _make(
+        self, chosen: tuple[int, ...], context: int, video: int, device: torch.device
+    ) -> Tree:
+        categories = torch.tensor(chosen)
         lengths = self.lengths[categories]
         longest = int(lengths.max())
         if 2 + context + video + longest > self.context_length:
@@ -150,22 +147,22 @@ class Names:
         order, sizes = self._divide(categories, lengths)
         groups, tokens, depths, words = [], [], [], []
         start = 0
-        for chosen in order.split(sizes):
-            inner, path, mask = _one_group(self.beginnings[categories[chosen]], lengths[chosen])
+        for part in order.split(sizes):
+            inner, path, mask = _one_group(self.beginnings[categories[part]], lengths[part])
             own = video if start == 0 else 0  # the video's rows go with the first group
             rows = torch.cat(
-                [self.beginning_tokens[inner], path.new_full(chosen.shape, self.end)]
+                [self.beginning_tokens[inner], path.new_full(part.shape, self.end)]
             )
             groups.append(
                 Group(
                     start=start,
                     stop=start + own + len(rows),
-                    num_names=len(chosen),
+                    num_names=len(part),
                     mask=_with_ancestors(mask, 1 + context, video, own).to(device),
                 )
             )
             tokens.append(rows)
-            depths += [self.depths[inner], lengths[chosen]]
+            depths += [self.depths[inner], lengths[part]]
             words.append(path[:, :longest] + start + own)
             start = groups[-1].stop
         place = order.argsort()

@@ -26,7 +26,6 @@ from bieff.features.errors import ConfigError
 HAND_CRAFTED = "This is a video about {}"
 """The template of Table 5's second row."""
 
-
 WORDINGS = Path(__file__).parent / "wordings"
 
 SINGLE = {"bare": "{}", "one": HAND_CRAFTED, "person": "a video of a person {}."}
@@ -61,12 +60,12 @@ def find_templates(wanted: str) -> Templates:
     if wanted in SETS:
         lines = (WORDINGS / f"{wanted}.txt").read_text(encoding="utf-8").splitlines()
         return Templates(tuple(lines))
-    if "{}" not in wanted:
-        names = ", ".join((*SINGLE, *SETS))
-        raise ConfigError(
-            f"template: expected one of {names}, or a text with {{}} in it, got {wanted!r}"
-        )
-    return Templates((wanted,))
+    if "{}" in wanted:
+        return Templates((wanted,))
+    names = ", ".join((*SINGLE, *SETS))
+    raise ConfigError(
+        f"template: expected one of {names}, or a text with {{}} in it, got {wanted!r}"
+    )
 
 
 @dataclass(frozen=True)
