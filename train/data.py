@@ -29,24 +29,6 @@ CPU = torch.device("cpu")
 # --- what is loaded
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class VideoList:
-    """Some videos of a store's partition, told apart among some of its classes."""
-
-    partition: str
-    rows: Int[np.ndarray, " n"] | None = None
-    """Ascending, usable or not; None: all of the partition."""
-
-    classes: Int[np.ndarray, " k"] | None = None
-    """Labels in the store; a class is called by its place among them.  None: all."""
-
-    def class_names(self, store: FeatureStore) -> list[str]:
-        """Names of the classes, in their order here."""
-        if self.classes is None:
-            return list(store.class_names)
-        return [store.class_names[label] for label in self.classes.tolist()]
-
-
 def patches_of(store: FeatureStore) -> tuple[int, int] | None:
     """Number and width of the store's patch tokens, if it has them."""
     patches = store.recipe.get("patches")
@@ -68,7 +50,7 @@ def load_features(
         partition: Of a store.
         rows: Which of its videos, ascending; None takes all.
         device: Where the model is.
-        classes: As in `VideoList`; each labelled video has one of them.
+        classes: Labels in the store; a label becomes its place among them.  None: all.
         wants_patches: Also the patch tokens.
         gigabytes: What they may take; None takes a share of what is free.
 
@@ -254,13 +236,7 @@ class Budget:
 
 
 def budget(device: torch.device, gigabytes: float | None, *, sharers: int = 1) -> Budget:
-    """The user's word, or a share of what is free here and now.
-
-    Args:
-        device: Where the model is.
-        gigabytes: The user's word.
-        sharers: Processes on this machine that hold the same features.
-    """
+    """The user's word, or a share of what is free, where `sharers` processes hold the same."""
     wished = math.inf if gigabytes is None else gigabytes * 1e9
     on_device = 0.0
     if device.type == "cuda":
@@ -327,14 +303,9 @@ class Batch:
 class Batches(AbstractContextManager["Batches"]):
     """Batches by step.  Which they are does not depend on who gathers them, or when.
 
-    Rows that lie where the model is are picked on the spot; others, in memory or on disk, by
-    a thread that works one step ahead.
-
-    Args:
-        features: To pick from.
-        draw: The index of a step.
-        part: Of each batch, what this process computes.
-        last: The step after the last.
+    `draw` says which videos a step has; this process computes the `part` of them.  Rows that
+    lie where the model is are picked on the spot; others, in memory or on disk, by a thread
+    that works one step ahead, up to `last`, the step after the last.
     """
 
     def __init__(

@@ -71,15 +71,10 @@ def step_cost(trainer: Trainer) -> dict[str, Any]:
 def flops(
     trainer: Trainer, one: Batch, count: int, categories: Int[Tensor, " k"]
 ) -> tuple[int, int]:
-    """FLOPs of a pass forward and back, as torch counts products; changes nothing.
+    """FLOPs of a pass forward and back of a batch that has `one` video `count` times.
 
-    Attention is counted in its plain form, whose products torch sees, masked places included.
-
-    Args:
-        trainer: Of the run.
-        one: A video.
-        count: How often it stands in the batch.
-        categories: Of the batch.
+    As torch counts products; changes nothing.  Attention is counted in its plain form, whose
+    products torch sees, masked places included.
     """
     batch = one.each(lambda part: part.expand(count, *part.shape[1:]))
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]

@@ -14,8 +14,7 @@ import numpy as np
 from bieff.features.errors import ConfigError, StoreError, StoreMismatchError
 from bieff.features.schema import Status
 from bieff.features.store import FeatureStore
-from bieff.train.data import VideoList
-from bieff.train.evaluate.lists import BASE, FEW_SHOT, split_lists
+from bieff.train.evaluate.lists import BASE, FEW_SHOT, EvalList, Listed, split_lists
 from bieff.train.runs.run import Run, open_run
 
 
@@ -53,8 +52,8 @@ class FewShotDraw:
         has_all = len(self.videos) == len(store.class_names)
         return FEW_SHOT if has_all else BASE  # of half of them in a run of `bieff base2novel`
 
-    def listed(self, store: FeatureStore) -> VideoList:
-        """Where the videos are in the store, and their classes.
+    def listed(self, store: FeatureStore) -> Listed:
+        """Where the videos are in the store, and the classes they are told apart among.
 
         Raises:
             StoreMismatchError: If the draw is of another store.
@@ -72,7 +71,7 @@ class FewShotDraw:
             )
         rows = np.array(sorted(row_of[id_] for id_ in wanted), np.int64)
         classes = np.array(sorted(label_of[name] for name in self.videos), np.int64)
-        return VideoList(partition.name, rows, classes)
+        return partition, EvalList("train", rows, classes)
 
     def text(self) -> str:
         """In words."""

@@ -29,7 +29,6 @@ from bieff.train.data import (
     Batch,
     Batches,
     Features,
-    VideoList,
     draw_batch,
     frame_groups,
     load_features,
@@ -46,15 +45,10 @@ from bieff.train.text.wording import HAND_CRAFTED
 
 
 def lr_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """Fraction of the learning rate to use at `step`, in (0, 1].
+    """Fraction of the learning rate to use at `step`, counted from 0, in (0, 1].
 
     Rises linearly over the warm-up, whose last step has the full rate, then falls along half
     a cosine to zero, which the step after the last would reach.
-
-    Args:
-        step: 0 to total_steps - 1.
-        warmup_steps: Steps of the warm-up; may be 0.
-        total_steps: Steps of the whole run.
     """
     if not 0 <= step < total_steps:
         raise ValueError(f"step must be in [0, {total_steps}), got {step}")
@@ -106,13 +100,7 @@ class Trainer:
         return self.update(step, batch, index.labels)
 
     def update(self, step: int, batch: Batch, labels: Int[Tensor, " B"]) -> Tensor:
-        """Learn from a batch; returns its loss.
-
-        Args:
-            step: Decides the learning rate.
-            batch: This process's rows of the batch.
-            labels: Of the whole batch.
-        """
+        """Learn from this process's rows of a batch with such labels; returns its loss."""
         factor = lr_factor(
             step,
             warmup_steps=self.config.warmup_epochs * self.epoch_steps,
@@ -132,11 +120,8 @@ class Trainer:
     def backward(self, batch: Batch, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """Eq. 10 on a batch, and its gradient; the categories are the distinct labels in it.
 
-        With `distill`, also the videos' mean distance from frozen CLIP.
-
-        Args:
-            batch: This process's rows of the batch.
-            labels: Of the whole batch.
+        With `distill`, also the videos' mean distance from frozen CLIP.  The labels are those
+        of the whole batch, of which this process has some rows.
         """
         categories = labels.unique()
         positives = positive_pairs(labels, categories).to(self.device)
@@ -231,25 +216,31 @@ def prepare(
         StoreError: If the store has no training partition, or it is not finished.
         ConfigError: If a setting does not fit the store.
     """
-    videos = VideoList("train") if shots is None else shots.listed(store)
-    if videos.partition not in store.partitions:
+    rows = classes = None
+    class_names = list(store.class_names)
+    if shots is not None:
+        partition, listed = shots.listed(store)
+        rows, classes = listed.rows, listed.classes
+        class_names = [class_names[label] for label in classes.tolist()]
+    elif "train" in store.partitions:
+        partition = store.partitions["train"]
+    else:
         raise StoreError(
             f"{store.path} has no training partition, it has {', '.join(store.partitions)}; "
             "train on another store, or put the videos of a folder data set under train/ and "
             "val/ and extract them again"
         )
     device, group = clip.device, current()
-    class_names = videos.class_names(store)
     num_frames = config.frames or int(store.recipe["frames"])
     frame_groups(int(store.recipe["frames"]), num_frames)
     text = TextTower(clip.model, clip.tokenize(class_names)).to(device)
     model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
     model = model.to(device)
     features = load_features(
-        store.partitions[videos.partition],
-        videos.rows,
+        partition,
+        rows,
         device=device,
-        classes=videos.classes,
+        classes=classes,
         wants_patches=config.prompts_see == "patches",
         gigabytes=config.feature_memory,
     )
@@ -264,13 +255,14 @@ def prepare(
         window=window,
     )
     last = config.epochs * (len(features) // size)
+    frozen = class_embeddings(clip, class_names, HAND_CRAFTED) if config.distill else None
     wants_half = {"auto": device.type == "cuda", "bfloat16": True, "float32": False}
     return Trainer(
         config=config,
         model=model,
         text=text,
         class_names=class_names,
-        videos=store.partitions[videos.partition].videos,
+        videos=partition.videos,
         features=features,
         optimizer=make_optimizer(model, config),
         num_frames=num_frames,
@@ -279,9 +271,7 @@ def prepare(
         device=device,
         precision=torch.bfloat16 if wants_half[config.precision] else torch.float32,
         window=window,
-        frozen_classes=class_embeddings(clip, class_names, HAND_CRAFTED)
-        if config.distill
-        else None,
+        frozen_classes=frozen,
     )
 
 

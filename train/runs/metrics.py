@@ -22,12 +22,9 @@ class Metrics(AbstractContextManager["Metrics"]):
     """
 
     def __init__(self, folder: Path, *, step: int = 0, size: int = 0) -> None:
-        """Open the files of a run, as they were at its checkpoint.
+        """Open the files of a run, as they were at its checkpoint after so many steps.
 
-        Args:
-            folder: Of the run.
-            step: Steps done; TensorBoard forgets what it was told of later ones.
-            size: Bytes of metrics.jsonl to keep.
+        TensorBoard forgets what it was told of later ones, metrics.jsonl keeps `size` bytes.
         """
         file = folder / METRICS
         file.touch()

@@ -149,6 +149,10 @@ def test_training_sees_the_drawn_videos_alone(clip, splits, parts, kind):
     np.testing.assert_array_equal(held, whole.read(rows))
     assert trainer.features.labels.tolist() == whole.labels[rows].tolist()
     assert trainer.features.rows.tolist() == rows
+    assert trainer.class_names == list(store.class_names)
+    two = draw_shots(store, shots=3, classes=[4, 1])
+    trainer = prepare(store, clip, load(overrides=SHORT), shots=two)
+    assert trainer.class_names == [store.class_names[label] for label in (1, 4)]
 
 
 def test_a_run_keeps_its_draw_and_another_takes_it_again(splits, tmp_path):
