@@ -50,7 +50,7 @@ class RunProgress:
     def __call__(self, news: PartProgress | str) -> None:
         """Show how far a partition is, or print a line."""
         if isinstance(news, str):
-            self._console.print(news, highlight=False, soft_wrap=True)
+            _say(self._console, news)
             return
         self._bar.start()
         name = f"{news.data_set} {news.partition}"
@@ -88,7 +88,7 @@ class StepsBar:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(self._progress.console, line)
 
 
 @contextmanager
@@ -103,21 +103,19 @@ class VideoLines:
 
     def __init__(self, what: str, console: Console) -> None:
         self._what, self._console = what, console
-        self._done, self._time = 0, time.monotonic()
-        self._is_first = True
+        self._said: tuple[int, float] | None = None
 
     def __call__(self, done: int, total: int) -> None:
         """Note how far it is."""
-        waited = time.monotonic() - self._time
-        if self._is_first:  # what an earlier process did says nothing of the speed
-            self._is_first, self._done = False, done
-            return
-        if waited < LINE_SECONDS:
-            return
-        left = (total - done) * waited / max(done - self._done, 1)
-        self._done, self._time = done, time.monotonic()
-        line = f"{self._what}: {done:,} of {total:,} videos, about {left / 60:.0f} min left"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        now = time.monotonic()
+        if self._said is None:  # what an earlier process did says nothing of the speed
+            self._said = done, now
+        before, then = self._said
+        if now - then >= LINE_SECONDS:
+            self._said = done, now
+            left = (total - done) * (now - then) / max(done - before, 1) / 60
+            line = f"{self._what}: {done:,} of {total:,} videos, about {left:.0f} min left"
+            _say(self._console, line)
 
 
 @contextmanager
@@ -170,7 +168,7 @@ class RunsBar:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(self._progress.console, line)
 
 
 @contextmanager
@@ -186,6 +184,10 @@ def runs_bar() -> Iterator[RunsBar]:
         console=Console(stderr=True),
     ) as progress:
         yield RunsBar(progress)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress(what: str, *, is_shown: bool) -> Progress:

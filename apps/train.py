@@ -49,13 +49,12 @@ def train_run(
     earlier = None
     if resume:
         earlier = newest_run(RUNS, finished=False) if out is None else open_run(out)
+        features = features or Path(earlier.record["store"])
     is_own = earlier is not None and preset is None and config is None
     base = earlier.config if earlier is not None and is_own else preset or "paper"
     chosen = settings.load(config, overrides, base=base)
     if features is None:
-        if earlier is None:
-            raise ConfigError("no store is named; add --features, such as features/k400")
-        features = Path(earlier.record["store"])
+        raise ConfigError("no store is named; add --features, such as features/k400")
     store = FeatureStore.open(features)
     if earlier is not None:
         shots = FewShotDraw.of_run(earlier)
