@@ -109,7 +109,7 @@ class TrainingLoop:
         """Take the steps that are left, and finish the run folder."""
         trainer, group, config = self.trainer, self.trainer.group, self.trainer.config
         started = time.monotonic() - self.progress.seconds
-        with self._opened(), stop_requests() as is_stopping:
+        with self._open_files(), stop_requests() as is_stopping:
             for step in range(self.progress.step, trainer.num_steps):
                 self.unread.append((step, to_host(trainer.step(step))))
                 self.progress.step = done = step + 1
@@ -140,7 +140,7 @@ class TrainingLoop:
         if group.writes:
             self._finish()
 
-    def _opened(self) -> AbstractContextManager[Any]:
+    def _open_files(self) -> AbstractContextManager[Any]:
         """The run's files, where this process writes them."""
         if not self.trainer.group.writes:
             return nullcontext()
