@@ -184,12 +184,6 @@ def measure_evaluation(trainer: Trainer, clip: Clip) -> list[EvalCost]:
     return found
 
 
-def first_names(trainer: Trainer, clip: Clip, names: Sequence[str]) -> Tensor:
-    """Tokens of the categories of the first batch."""
-    draw, _ = trainer.batches.at(0)
-    return clip.tokenize([names[label] for label in draw.labels.unique().tolist()])
-
-
 def measure_text(
     clip: nn.Module, tokens: Int[Tensor, "k length"], *, batch_size: int, device: torch.device
 ) -> TextCost:

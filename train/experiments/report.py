@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bieff.train.evaluate.results import Result
@@ -48,10 +48,6 @@ class Spread:
         """Two places each."""
         return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"mean": self.mean, "std": self.std, "values": list(self.values)}
-
 
 def as_dict(rows: Sequence[RowRuns], frozen: Mapping[str, Result]) -> dict[str, Any]:
     """Tables of rows, ready for JSON; `frozen` are the figures of CLIP as it is, by store."""
@@ -85,8 +81,8 @@ def _row_dict(runs: RowRuns) -> dict[str, Any]:
     values["results"] = {
         name: {
             "protocol": results[0].protocol,
-            "top1": Spread.of([result.top1 for result in results]).as_dict(),
-            "top5": Spread.of([result.top5 for result in results]).as_dict(),
+            "top1": asdict(Spread.of([result.top1 for result in results])),
+            "top5": asdict(Spread.of([result.top5 for result in results])),
         }
         for name, results in runs.results.items()
     }
@@ -96,7 +92,7 @@ def _row_dict(runs: RowRuns) -> dict[str, Any]:
         "parameters": first["parameters"],
         "parameters_with_clip": first["parameters_with_clip"],
         "batch": first["cost"]["batch"],
-        "seconds": Spread.of([record["seconds"] for record in runs.records]).as_dict(),
+        "seconds": asdict(Spread.of([record["seconds"] for record in runs.records])),
         "peak_memory_bytes": max(record["peak_memory_bytes"] for record in runs.records),
     }
 
@@ -108,7 +104,7 @@ def as_markdown(
     done = [record for runs in rows for record in runs.records]
     lines = ["# Ablation", ""]
     if done:
-        lines += [*_preface(done[0], rows, frozen, seeds), ""]
+        lines += [*_preface(done[0], frozen, seeds), ""]
     for number in dict.fromkeys(runs.row.table for runs in rows):
         table = f"Table {number}" if number else "Ours"
         lines += [f"## {table}: {TITLES[number]}", ""]
@@ -124,16 +120,13 @@ def as_markdown(
 
 
 def _preface(
-    record: Mapping[str, Any],
-    rows: Sequence[RowRuns],
-    frozen: Mapping[str, Result],
-    seeds: Sequence[int],
+    record: Mapping[str, Any], frozen: Mapping[str, Result], seeds: Sequence[int]
 ) -> list[str]:
-    name = next(iter(frozen))
-    result, clip, config = frozen[name], record["clip"]["name"], record["config"]
+    result, clip, config = next(iter(frozen.values())), record["clip"]["name"], record["config"]
     model = "/".join(part for part in (clip["model"], clip["pretrained"]) if part)
     one = record["cost"]["stage_one"]
     seconds = sum(part["seconds"].get("total", 0.0) for part in one.values())
+    parameters = record["parameters_with_clip"] - record["parameters"]["total"]
     asides = ", ".join(
         f"{store} {figures.top1:.2f} ({figures.protocol})" for store, figures in frozen.items()
     )
@@ -157,14 +150,9 @@ def _preface(
         "those of a training video, forward and backward, matrix products only. Stage one, "
         f"once for all rows: {seconds:,.0f} s for "
         f"{sum(part['videos'] for part in one.values()):,} videos. The paper: {PAPER_HOURS}. "
-        f"Frozen CLIP has {_millions(_frozen_parameters(rows))} parameters, both towers and "
+        f"Frozen CLIP has {parameters / 1e6:.2f} M parameters, both towers and "
         "the token table.",
     ]
-
-
-def _frozen_parameters(rows: Sequence[RowRuns]) -> int:
-    record = next(record for runs in rows for record in runs.records)
-    return int(record["parameters_with_clip"]) - int(record["parameters"]["total"])
 
 
 def _table(rows: Sequence[RowRuns]) -> list[str]:
@@ -176,37 +164,27 @@ def _table(rows: Sequence[RowRuns]) -> list[str]:
     ]
     lines = [header, ["---"] * len(header)]
     for runs in rows:
-        row = runs.row
+        row, done, wanted = runs.row, len(runs.records), len(runs.names)
+        name = row.name if done == wanted else f"{row.name} ({done} of {wanted} runs)"
+        cells = _cells(runs) if done else [""] * (len(header) - 3)
         paper = [
-            "" if figure is None else f"{figure:.1f}"
-            for figure in (row.paper_top1, row.paper_top5)
+            "" if top is None else f"{top:.1f}" for top in (row.paper_top1, row.paper_top5)
         ]
-        blank = [""] * (len(header) - 1 - len(paper))
-        lines.append([_name(runs), *(_cells(runs) if runs.records else blank), *paper])
+        lines.append([name, *cells, *paper])
     return ["| " + " | ".join(cells) + " |" for cells in lines]
-
-
-def _name(runs: RowRuns) -> str:
-    done, wanted = len(runs.records), len(runs.names)
-    return runs.row.name if done == wanted else f"{runs.row.name} ({done} of {wanted} runs)"
 
 
 def _cells(runs: RowRuns) -> list[str]:
     closed, *others = runs.results.values()
-    first = runs.records[0]
-    batch = first["cost"]["batch"]
+    records, batch = runs.records, runs.records[0]["cost"]["batch"]
     return [
         Spread.of([result.top1 for result in closed]).text(),
         Spread.of([result.top5 for result in closed]).text(),
         *(Spread.of([result.top1 for result in results]).text() for results in others),
-        _millions(first["parameters"]["total"]),
-        f"{statistics.fmean(record['seconds'] for record in runs.records):,.0f}",
-        f"{max(record['peak_memory_bytes'] for record in runs.records) / 1e9:.2f} GB",
+        f"{records[0]['parameters']['total'] / 1e6:.2f} M",
+        f"{statistics.fmean(record['seconds'] for record in records):,.0f}",
+        f"{max(record['peak_memory_bytes'] for record in records) / 1e9:.2f} GB",
         f"{batch['text_rows'] / batch['videos']:.1f}",
         f"{batch['flops_a_video']['total'] / 1e9:.3g}",
         # the seconds of a table's rows are compared, so their spread is in the JSON alone
     ]
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f} M"

@@ -4,8 +4,9 @@ Every setting that a table varies is said in every row, so that a base with othe
 not change what a row is.
 """
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,6 +123,11 @@ class Experiment:
 
     config: TrainConfig
 
+    def toml(self) -> str:
+        """Its settings, for `bieff train --config`."""
+        values = self.config.to_dict().items()
+        return "".join(f"{k} = {json.dumps('none' if v is None else v)}\n" for k, v in values)
+
 
 def parse_tables(text: str) -> list[int]:
     """The tables of "4,5,6", in that order.
@@ -158,25 +164,13 @@ def experiments_of(row: Row, base: TrainConfig, seeds: int, frames: int) -> list
     """
     wanted = _resolved(row.config(base), frames)
     first = next(other for other in ROWS if _resolved(other.config(base), frames) == wanted)
-    name = f"table-{first.table}-{_slug(first.name)}"
+    slug = re.sub(r"[^a-z0-9.]+", "-", first.name.lower()).strip("-")
+    name = f"table-{first.table}-{slug}"
     return [
         Experiment(f"{name}-seed-{seed}", replace(wanted, seed=seed))
         for seed in range(base.seed, base.seed + seeds)
     ]
 
 
-def distinct(experiments: Iterable[Experiment]) -> Iterator[Experiment]:
-    """Each once, in order."""
-    seen = set()
-    for experiment in experiments:
-        if experiment.name not in seen:
-            seen.add(experiment.name)
-            yield experiment
-
-
 def _resolved(config: TrainConfig, frames: int) -> TrainConfig:
     return replace(config, frames=config.frames or frames)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

@@ -27,7 +27,6 @@ from bieff.train.experiments.ablation import Ablation, ablate
 from bieff.train.experiments.report import Spread
 from bieff.train.experiments.rows import (
     ROWS,
-    distinct,
     experiments_of,
     parse_tables,
     rows_of,
@@ -99,7 +98,7 @@ def make_here(stores, out, tables, seeds=2):
         out=out,
         device="cpu",
     )
-    runs = list(distinct(run for row in rows_of(tables) for run in asked.experiments(row)))
+    runs = dict.fromkeys(run for row in rows_of(tables) for run in asked.experiments(row))
     for run in runs:
         for _, words in asked.commands(run):
             done = CliRunner().invoke(main, words, catch_exceptions=False)
@@ -183,7 +182,7 @@ def test_each_distinct_configuration_is_run_once():
         run for row in rows_of(range(4, 11)) for run in experiments_of(row, TrainConfig(), 3, 8)
     ]
     assert len(runs) == 3 * 24
-    once = list(distinct(runs))
+    once = list(dict.fromkeys(runs))
     assert len(once) == 3 * 18
     configs = {json.dumps(run.config.to_dict()): run.name for run in runs}
     assert len(configs) == 3 * 18
