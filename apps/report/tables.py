@@ -1,58 +1,19 @@
-"""What a report counts: the closed set by class and by video, and what the run cost.
+"""What a report counts: the closed set by class and by video, and what the run cost."""
 
-n evaluated videos, K categories.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int
 
-from bieff.clip import Clip
 from bieff.features.store import FeatureStore
-from bieff.train.evaluate.classifier import Frozen, Trained
-from bieff.train.evaluate.results import Result, results_of
+from bieff.train.evaluate.results import Result
 from bieff.train.evaluate.scores import ScoreTable
-from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.cost import stage_one
 from bieff.train.runs.run import Run
 
-PARTITION = "val"
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ClosedSet:
-    """What was found on all videos of the partition that are usable."""
-
-    names: list[str]
-    rows: Int64[np.ndarray, " n"]
-    """Row in the store of each video."""
-
-    labels: Int64[np.ndarray, " n"]
-    scores: Float64[np.ndarray, "n K"]
-    """Of the run's model."""
-
-    ours: Result
-    frozen: Result
-
-    @classmethod
-    def of(cls, table: ScoreTable) -> "ClosedSet":
-        """The scores of a run and of frozen CLIP, in this order, of the protocol `closed`."""
-        (scores,), _ = table.scores
-        ours, frozen = results_of(table)
-        return cls(
-            names=list(table.class_names),
-            rows=table.rows[table.usable].astype(np.int64),
-            labels=table.labels[table.usable].astype(np.int64),
-            scores=scores,
-            ours=ours,
-            frozen=frozen,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """Videos of one class that were taken for one class; places count from 0."""
 
@@ -63,82 +24,56 @@ class Cell:
     """Of the true class's videos."""
 
 
-def closed_set(
-    run: Run, clip: Clip, store: FeatureStore, *, watch: Callable[[int, int], None]
-) -> ClosedSet:
-    """Score all videos of `val` as `bieff eval` does, or read what it left beside the run.
-
-    Raises:
-        StoreError: If the store has no such partition, or is not finished.
-    """
-    ours = Trained(run, clip, store.class_names)
-    beside = Frozen(clip, store.class_names, num_frames=ours.about.frames)
-    return ClosedSet.of(
-        evaluate(store, [ours, beside], "closed", watch=watch, keep_in=run.path)
-    )
-
-
 def class_rows(ours: Result, frozen: Result) -> list[dict[str, Any]]:
-    """Accuracy in percent of every class that has videos, the worst first.
-
-    `taken_for` is the class that its videos are most often taken for, so many `times`.
-    """
-    wrong = {true: (said, count) for true, said, count in reversed(ours.confusions)}
+    """Accuracy of every class that has videos in percent, the worst first."""
+    worst = {true: (said, count) for true, said, count in reversed(ours.confusions)}
     rows = []
     for label, (mine, other) in enumerate(zip(ours.classes, frozen.classes, strict=True)):
-        said, times = wrong.get(label, (None, 0))
-        row = {"name": mine.name, "videos": mine.n_evaluated, "times": times}
-        row |= {"ours": mine.top1, "frozen": other.top1}
-        rows.append(row | {"taken_for": None if said is None else ours.classes[said].name})
-    rows = [row for row in rows if row["videos"]]
+        if not mine.n_evaluated:
+            continue
+        said, times = worst.get(label, (None, 0))
+        rows.append(
+            {
+                "name": mine.name,
+                "videos": mine.n_evaluated,
+                "ours": mine.top1,
+                "frozen": other.top1,
+                "taken_for": None if said is None else ours.classes[said].name,
+                "times": times,
+            }
+        )
     return sorted(rows, key=lambda row: (row["ours"], row["name"]))
 
 
-def cells(result: Result) -> list[Cell]:
+def cells(ours: Result) -> list[Cell]:
     """What of the confusion matrix is not zero, row by row."""
-    right = [(i, i, part.n_right) for i, part in enumerate(result.classes) if part.n_right]
+    right = [(i, i, one.n_right) for i, one in enumerate(ours.classes) if one.n_right]
     return [
-        Cell(true=i, said=j, count=count, share=count / result.classes[i].n_evaluated)
-        for i, j, count in sorted([*right, *result.confusions])
+        Cell(true, said, count, count / ours.classes[true].n_evaluated)
+        for true, said, count in sorted([*right, *ours.confusions])
     ]
 
 
-def top_confusions(result: Result, count: int) -> list[Cell]:
+def top_confusions(ours: Result, count: int) -> list[Cell]:
     """The cells beside the diagonal with the most videos."""
-    wrong = [cell for cell in cells(result) if cell.true != cell.said]
+    wrong = [cell for cell in cells(ours) if cell.true != cell.said]
     return sorted(wrong, key=lambda cell: (-cell.count, -cell.share))[:count]
 
 
-def surest(found: ClosedSet, count: int) -> Int64[np.ndarray, " c"]:
-    """Videos named rightly, the highest scores first, one of each class."""
-    truth = _truth(found)
-    right = found.scores.argmax(axis=1) == found.labels
-    order = np.argsort(-truth, kind="stable")
-    return _one_a_class(order[right[order]], found.labels, count)
+def examples(found: ScoreTable, count: int, *, are_right: bool) -> Int[np.ndarray, " c"]:
+    """The surest of the videos that were named rightly, or the furthest off of the others.
 
-
-def furthest_off(found: ClosedSet, count: int) -> Int64[np.ndarray, " c"]:
-    """Videos named wrongly, the lowest scores of their class first, one of each class."""
-    truth = _truth(found)
-    wrong = found.scores.argmax(axis=1) != found.labels
-    order = np.argsort(truth, kind="stable")
-    return _one_a_class(order[wrong[order]], found.labels, count)
-
-
-def _truth(found: ClosedSet) -> Float64[np.ndarray, " n"]:
-    """Score of each video's own class."""
-    scores: Float64[np.ndarray, " n"] = found.scores[np.arange(len(found.labels)), found.labels]
-    return scores
-
-
-def _one_a_class(
-    order: Int64[np.ndarray, " m"], labels: Int64[np.ndarray, " n"], count: int
-) -> Int64[np.ndarray, " c"]:
-    """The first `count` of an order; a class comes twice only when all have come once."""
+    By the score of their own class; a class comes twice only when all have come once.  A video
+    is given by its place among the usable ones.
+    """
+    labels, (ours,) = found.labels[found.usable], found.scores[0]
+    truth = ours[np.arange(len(labels)), labels]
+    order = np.argsort(-truth if are_right else truth, kind="stable")
+    order = order[(ours.argmax(axis=1) == labels)[order] == are_right]
     _, first = np.unique(labels[order], return_index=True)
     leaders = np.sort(first)
     others = np.setdiff1d(np.arange(len(order)), leaders)
-    chosen: Int64[np.ndarray, " c"] = order[np.concatenate([leaders, others])[:count]]
+    chosen: Int[np.ndarray, " c"] = order[np.concatenate([leaders, others])[:count]]
     return chosen
 
 

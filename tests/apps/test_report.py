@@ -15,17 +15,16 @@ from bieff.apps.report.charts import charts, nice_ticks
 from bieff.apps.report.files import commands, read_curves, read_results
 from bieff.apps.report.page import TEMPLATES
 from bieff.apps.report.tables import (
-    ClosedSet,
     cells,
     class_rows,
     cost,
-    furthest_off,
-    surest,
+    examples,
     top_confusions,
 )
 from bieff.cli import main
 from bieff.features.store import FeatureStore
 from bieff.train.evaluate.lists import EvalList
+from bieff.train.evaluate.results import results_of
 from bieff.train.evaluate.scores import About, Head, ScoreTable
 from bieff.train.runs.run import open_run
 
@@ -132,12 +131,12 @@ def brute_force(seed=3, n=97, k=5):
         models=(About(model="bieff", run="r", **kind), About(model="frozen", run=None, **kind)),
         scores=([ours], [frozen]),
     )
-    return ClosedSet.of(table), ours, frozen
+    return table, ours, frozen
 
 
 def test_class_rows_by_counting():
     found, ours, frozen = brute_force()
-    rows = {row["name"]: row for row in class_rows(found.ours, found.frozen)}
+    rows = {row["name"]: row for row in class_rows(*results_of(found))}
     assert set(rows) == {f"class {i}" for i in range(4)}
     for label in range(4):
         videos = [i for i in range(97) if found.labels[i] == label]
@@ -151,8 +150,8 @@ def test_class_rows_by_counting():
         assert row["ours"] == pytest.approx(100 * said.count(label) / len(videos))
         assert row["frozen"] == pytest.approx(100 * beside.count(label) / len(videos))
         assert row["times"] == max(counts.values())
-        assert counts[found.names.index(row["taken_for"])] == row["times"]
-    accuracies = [row["ours"] for row in class_rows(found.ours, found.frozen)]
+        assert counts[found.class_names.index(row["taken_for"])] == row["times"]
+    accuracies = [row["ours"] for row in class_rows(*results_of(found))]
     assert accuracies == sorted(accuracies)
 
 
@@ -160,12 +159,13 @@ def test_the_matrix_and_its_largest_cells():
     found, ours, _ = brute_force()
     table = np.zeros((5, 5), int)
     np.add.at(table, (found.labels, ours.argmax(axis=1)), 1)
-    shown = cells(found.ours)
+    result, _ = results_of(found)
+    shown = cells(result)
     assert [(c.true, c.said, c.count) for c in shown] == [
         (i, j, table[i, j]) for i, j in np.argwhere(table).tolist()
     ]
     assert all(c.share == pytest.approx(c.count / table[c.true].sum()) for c in shown)
-    top = top_confusions(found.ours, 3)
+    top = top_confusions(result, 3)
     off = table - np.diag(np.diag(table))
     assert [cell.count for cell in top] == sorted(off.ravel(), reverse=True)[:3]
 
@@ -174,13 +174,13 @@ def test_surest_and_furthest_off():
     found, ours, _ = brute_force()
     truth = ours[np.arange(97), found.labels]
     right = ours.argmax(axis=1) == found.labels
-    best, worst = surest(found, 3), furthest_off(found, 3)
+    best, worst = (examples(found, 3, are_right=are_right) for are_right in (True, False))
     assert right[best].all()
     assert not right[worst].any()
     assert truth[best[0]] == truth[right].max()
     assert truth[worst[0]] == truth[~right].min()
     assert len(set(found.labels[best])) == 3
-    assert len(furthest_off(found, 200)) == (~right).sum()
+    assert len(examples(found, 200, are_right=False)) == (~right).sum()
 
 
 def test_classes_add_up_to_what_eval_says(told):

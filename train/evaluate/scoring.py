@@ -18,11 +18,18 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from bieff.clip import Clip
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore, Partition
 from bieff.train.data import Features, frame_groups, load_features
 from bieff.train.distributed import Group, current, device_name, sharers
-from bieff.train.evaluate.classifier import LARGEST_BATCH, Classifier, mean_softmax
+from bieff.train.evaluate.classifier import (
+    LARGEST_BATCH,
+    Classifier,
+    Frozen,
+    Trained,
+    mean_softmax,
+)
 from bieff.train.evaluate.lists import EvalList, lists_of
 from bieff.train.evaluate.scores import (
     SECONDS,
@@ -36,7 +43,7 @@ from bieff.train.evaluate.scores import (
     save_scores,
     scores_file,
 )
-from bieff.train.runs.run import commit, versions
+from bieff.train.runs.run import Run, commit, versions
 
 Watch = Callable[[int, int], None]
 """Called with (videos done, videos in all), as far as this process scores them."""
@@ -123,6 +130,21 @@ def evaluate(
         save_scores(table, file, key=key)
         partial.clear()
     return table
+
+
+def evaluate_run(
+    run: Run,
+    clip: Clip,
+    store: FeatureStore,
+    protocol: str,
+    *,
+    watch: Watch,
+    split: str | None = None,
+) -> ScoreTable:
+    """Scores of a run's last weights and of frozen CLIP beside them, kept with the run."""
+    ours = Trained(run, clip, store.class_names)
+    beside = Frozen(clip, store.class_names, num_frames=ours.about.frames)
+    return evaluate(store, [ours, beside], protocol, watch=watch, split=split, keep_in=run.path)
 
 
 def probabilities(
