@@ -16,6 +16,15 @@ MOST_POINTS = 400
 """Points of a line; more are averaged in groups."""
 
 
+CHARTS: Sequence[tuple[str, Mapping[str, str], bool]] = (
+    ("Training loss", {"loss": "loss"}, True),
+    ("Accuracy on val, percent", {"val_top1": "top-1", "val_top5": "top-5"}, False),
+    ("Learning rate", {"lr": "learning rate"}, True),
+    ("Learned weights alpha and beta", {"alpha": "alpha", "beta": "beta"}, False),
+)
+"""Title, number in metrics.jsonl -> its name in the chart, and whether the axis begins at 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A curve."""
@@ -51,25 +60,14 @@ class Chart:
 
 def charts(curves: Mapping[str, Series]) -> list[Chart]:
     """Loss, accuracy, learning rate, alpha and beta: those that were written down."""
-    gates = {
-        name: next((curves[key] for key in curves if key.rpartition(".")[2] == name), [])
-        for name in ("alpha", "beta")
-    }
-    wanted: list[tuple[str, dict[str, Series], bool]] = [
-        ("Training loss", {"loss": curves.get("loss", [])}, True),
-        (
-            "Accuracy on val, percent",
-            {"top-1": curves.get("val_top1", []), "top-5": curves.get("val_top5", [])},
-            False,
-        ),
-        ("Learning rate", {"learning rate": curves.get("lr", [])}, True),
-        ("Learned weights alpha and beta", gates, False),
-    ]
-    return [
-        _chart(title, {name: line for name, line in lines.items() if line}, from_zero=zero)
-        for title, lines, zero in wanted
-        if any(lines.values())
-    ]
+    # alpha and beta stand under the name of their module
+    by_name = {**{key.rpartition(".")[2]: line for key, line in curves.items()}, **curves}
+    drawn = []
+    for title, names, from_zero in CHARTS:
+        lines = {shown: by_name[name] for name, shown in names.items() if by_name.get(name)}
+        if lines:
+            drawn.append(_chart(title, lines, from_zero=from_zero))
+    return drawn
 
 
 def _chart(title: str, series: Mapping[str, Series], *, from_zero: bool) -> Chart:

@@ -14,8 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -213,25 +212,19 @@ def load_scores(file: Path, *, key: str | None = None) -> ScoreTable:
         opened = h5py.File(file, "r")
     except OSError as error:
         raise InputError(f"cannot read scores {str(file)!r}: {error}") from None
-    with opened, _damage(file):
-        if opened.attrs.get("format") != _FORMAT or opened.attrs["version"] != _VERSION:
-            raise InputError(
-                f"{file}: expected scores of version {_VERSION} from --save-scores, got "
-                f"{opened.attrs.get('format', 'another HDF5 file')}"
-            )
-        if key is not None and opened.attrs.get("key") != key:
-            raise InputError(f"{file} holds the scores of another evaluation")
-        return _read(opened)
-
-
-@contextmanager
-def _damage(file: Path) -> Iterator[None]:
-    """Turn what is missing in a file, or fails its checksum, into one sentence."""
     try:
-        yield
+        with opened:
+            if opened.attrs.get("format") != _FORMAT or opened.attrs["version"] != _VERSION:
+                raise InputError(
+                    f"{file}: expected scores of version {_VERSION} from --save-scores, got "
+                    f"{opened.attrs.get('format', 'another HDF5 file')}"
+                )
+            if key is not None and opened.attrs.get("key") != key:
+                raise InputError(f"{file} holds the scores of another evaluation")
+            return _read(opened)
     except InputError:
         raise
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:  # or a checksum is wrong
         raise InputError(f"scores {str(file)!r} are damaged: {error}") from None
 
 

@@ -31,7 +31,7 @@ from bieff.train import config as settings
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
 from bieff.train.evaluate.lists import test_lists
 from bieff.train.evaluate.results import Result, load_results
-from bieff.train.experiments.report import RowRuns, as_dict, as_markdown
+from bieff.train.experiments.report import PAPER, PAPER_HOURS, as_markdown, spread
 from bieff.train.experiments.rows import TITLES, Experiment, Row, experiments_of, rows_of
 from bieff.train.fit.loop import stop_requests
 from bieff.train.runs.checkpoint import StoppedError
@@ -417,11 +417,19 @@ def _base(base: TrainConfig) -> dict[str, Any]:
 
 def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
     """Write both reports of what there is by now."""
-    rows = [_row_runs(asked, row, failed) for row in rows_of(asked.tables)]
-    done = [name for row in rows for name in row.names if asked.is_done(name)]
-    beside = asked.figures(done[0]) if done else {}  # every run has the same of frozen CLIP
-    frozen = {store: of["frozen"] for store, of in beside.items()}
-    seeds = range(asked.base.seed, asked.base.seed + asked.seeds)
+    tables = [
+        {
+            "table": number,
+            "title": TITLES[number],
+            "rows": [_row(asked, row, failed) for row in rows_of([number])],
+        }
+        for number in asked.tables
+    ]
+    runs = (run.name for row in rows_of(asked.tables) for run in asked.experiments(row))
+    done = next((name for name in runs if asked.is_done(name)), None)
+    beside = (
+        {} if done is None else asked.figures(done)
+    )  # every run has the same of frozen CLIP
     state = {
         "store": str(asked.store.path.resolve()),
         "store_recipe_hash": asked.store.recipe_hash,
@@ -430,24 +438,54 @@ def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
         "seeds": asked.seeds,
         "numbers": list(asked.tables),
         "command": list(asked.command),
-        **as_dict(rows, frozen),
+        "paper_column": f"{PAPER}: another data set and another CLIP",
+        "paper_cost": PAPER_HOURS,
+        "deviation": "sample standard deviation over seeds",
+        "frozen": {name: of["frozen"].to_dict() for name, of in beside.items()},
+        "tables": tables,
     }
+    page = as_markdown(
+        state, list(asked.stores), None if done is None else open_run(asked.out / done).record
+    )
     write_atomically(asked.out / STATE, (json.dumps(state, indent=1) + "\n").encode())
-    write_atomically(asked.out / REPORT, as_markdown(rows, frozen, seeds).encode())
+    write_atomically(asked.out / REPORT, page.encode())
 
 
-def _row_runs(asked: Ablation, row: Row, failed: Mapping[str, str]) -> RowRuns:
+def _row(asked: Ablation, row: Row, failed: Mapping[str, str]) -> dict[str, Any]:
+    """A row, what there is of its runs, and why there are none, or fewer."""
     names = [run.name for run in asked.experiments(row)]
     done = [name for name in names if asked.is_done(name)]
     problems = [f"{name}: {failed[name]}" for name in names if name in failed]
+    values = {
+        "row": row.name,
+        "settings": dict(row.settings),
+        "runs": names,
+        "runs_done": len(done),
+        "problem": asked.cannot(row) or "; ".join(problems) or None,
+        "paper_top1": row.paper_top1,
+        "paper_top5": row.paper_top5,
+    }
+    if not done:
+        return values
+    records = [open_run(asked.out / name).record for name in done]
     figures = [asked.figures(name) for name in done]
-    return RowRuns(
-        row=row,
-        names=names,
-        records=[open_run(asked.out / name).record for name in done],
-        results={store: [of[store]["bieff"] for of in figures] for store in asked.stores},
-        problem=asked.cannot(row) or "; ".join(problems) or None,
-    )
+    results = {store: [of[store]["bieff"] for of in figures] for store in asked.stores}
+    return {
+        **values,
+        "results": {
+            store: {
+                "protocol": of_store[0].protocol,
+                "top1": spread([result.top1 for result in of_store]),
+                "top5": spread([result.top5 for result in of_store]),
+            }
+            for store, of_store in results.items()
+        },
+        "parameters": records[0]["parameters"],
+        "parameters_with_clip": records[0]["parameters_with_clip"],
+        "batch": records[0]["cost"]["batch"],
+        "seconds": spread([record["seconds"] for record in records]),
+        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+    }
 
 
 def _line(asked: Ablation, name: str) -> str:

@@ -24,7 +24,7 @@ from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig, load
 from bieff.train.evaluate.results import load_results
 from bieff.train.experiments.ablation import Ablation, ablate
-from bieff.train.experiments.report import Spread
+from bieff.train.experiments.report import spread, spread_text
 from bieff.train.experiments.rows import (
     ROWS,
     experiments_of,
@@ -204,9 +204,9 @@ def test_tables_as_they_are_typed():
 
 
 def test_the_deviation_is_that_of_a_sample():
-    assert Spread.of([1.0, 2.0, 4.5]).std == pytest.approx(1.8027756)
-    assert Spread.of([1.0, 2.0, 4.5]).text() == "2.50 ± 1.80"
-    assert Spread.of([1.0]).text() == "1.00"
+    assert spread([1.0, 2.0, 4.5])["std"] == pytest.approx(1.8027756)
+    assert spread_text(spread([1.0, 2.0, 4.5])) == "2.50 ± 1.80"
+    assert spread_text(spread([1.0])) == "1.00"
 
 
 # --- reports
