@@ -113,15 +113,9 @@ class Evaluation:
 def evaluate_closed(
     evaluation: Evaluation, *, run: Path | None, features: Path | None, protocol: str
 ) -> list[Result]:
-    """Evaluate a run on the store it was trained on, or another one.
+    """Evaluate a run, by default the newest, on its own store or another one.
 
     A run on few videos is evaluated on the whole test list of its split.
-
-    Args:
-        evaluation: How.
-        run: Its folder; None takes the newest finished one.
-        features: The store; None takes the run's own.
-        protocol: One of `PROTOCOLS`.
     """
     chosen = newest_run(RUNS) if run is None else open_run(run)
     path = features or Path(chosen.record["store"])
@@ -140,14 +134,9 @@ def evaluate_zero_shot(
     features: Path | None,
     protocol: str | None,
 ) -> list[Result]:
-    """Evaluate a run on a set that it was not trained on.
+    """Evaluate a run, by default the newest, on a set that it was not trained on.
 
-    Args:
-        evaluation: How.
-        name: Of the data set.
-        run: Its folder; None takes the newest finished one.
-        features: The set's store; None takes the one in features/.
-        protocol: One of `PROTOCOLS`; None takes the usual one of such a store.
+    The set's store is the one in features/, and the protocol the usual one of such a store.
     """
     chosen = newest_run(RUNS) if run is None else open_run(run)
     store = _open(features or FEATURES / name, chosen, name)

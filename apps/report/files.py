@@ -12,17 +12,12 @@ from typing import Any
 
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
+from bieff.train.evaluate.results import QUESTION
 from bieff.train.runs.metrics import METRICS
 from bieff.train.runs.run import RECORD, RESULTS, Run
 
 Series = list[tuple[float, float]]
 """Step and value, by step."""
-
-_SAME = (
-    *("protocol", "dataset", "model", "weights", "mix", "template", "names_hash"),
-    *("frames", "clips", "crops", "store"),
-)
-"""Fields by which two records are of one measurement; the later file wins."""
 
 
 def read_curves(folder: Path) -> dict[str, Series]:
@@ -54,8 +49,8 @@ def read_results(run: Run) -> list[dict[str, Any]]:
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
         for record in _records(file):
             if file.name == RESULTS or record.get("run") in (None, run.id):
-                key = json.dumps([record.get(name) for name in _SAME], default=str)
-                found[key] = record
+                asked = {name: record.get(name) for name in QUESTION} | {"run": None}
+                found[json.dumps(asked)] = record  # of the same question the later file's
     order = {"bieff": 0, "frozen": 2}  # a mix between them
 
     def place(record: Mapping[str, Any]) -> tuple[Any, ...]:

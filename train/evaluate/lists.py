@@ -118,9 +118,7 @@ def test_lists(partition: Partition) -> dict[str, Bool[np.ndarray, " N"]]:
 def split_lists(store: FeatureStore, split: str | None) -> tuple[Listed, Listed]:
     """The list to train on and the list to test on, of an official split or `train` and `val`.
 
-    Args:
-        store: With either.
-        split: None takes the first where there are splits.
+    Where there are splits, None takes the first.
 
     Raises:
         ConfigError: If the store has no such split.

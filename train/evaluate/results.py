@@ -14,6 +14,12 @@ from bieff.features.files import waiting_for, write_atomically
 from bieff.train.evaluate.lists import EvalList
 from bieff.train.evaluate.scores import About, Scores, ScoreTable
 
+QUESTION = (
+    *("protocol", "dataset", "model", "run", "weights", "mix"),
+    *("template", "names_hash", "frames", "clips", "crops", "store"),
+)
+"""Fields of a result that say what was asked; the others are the answer."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListFigures:
@@ -133,10 +139,7 @@ class Result:
     @property
     def question(self) -> tuple[Any, ...]:
         """What was asked; two results of one question are the same, measured again."""
-        return (
-            *(self.protocol, self.dataset, self.model, self.run, self.weights, self.mix),
-            *(self.template, self.names_hash, self.frames, self.clips, self.crops, self.store),
-        )
+        return tuple(getattr(self, name) for name in QUESTION)
 
 
 def save_results(path: Path, results: Sequence[Result]) -> None:

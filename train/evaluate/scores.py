@@ -25,13 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import ConfigError, InputError, StoreError
-from bieff.features.files import (
-    PARTIAL,
-    disk_errors,
-    require_space,
-    sync,
-    write_atomically,
-)
+from bieff.features.files import PARTIAL, disk_errors, write_atomically
 from bieff.train.evaluate.lists import EvalList
 
 Scores = Sequence[Float64[np.ndarray, "_ _"]]
@@ -167,18 +161,14 @@ def save_scores(table: ScoreTable, file: Path, *, key: str | None = None) -> Non
     Raises:
         StoreError: If the disk is full or refuses.
     """
-    needed = sum(values.nbytes for scores in table.scores for values in scores)
-    partial = file.with_name(file.name + PARTIAL)
+    content = io.BytesIO()  # on a full disk the HDF5 library would end the whole process
+    with h5py.File(content, "w") as out:
+        if key is not None:
+            out.attrs["key"] = key
+        _write(table, out)
     with disk_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        # on a full disk the HDF5 library ends the whole process
-        require_space(file, 2**20 + 2 * needed)
-        with h5py.File(partial, "w") as out:
-            if key is not None:
-                out.attrs["key"] = key
-            _write(table, out)
-        sync(partial)
-        partial.replace(file)
+        write_atomically(file, content.getvalue())
 
 
 def require_place(file: Path) -> None:

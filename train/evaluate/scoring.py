@@ -222,10 +222,7 @@ class Scoring:
         """Softmax scores of each model for each question, averaged over views, in float64.
 
         Of several processes each scores its share of the batches, and all get all scores.
-
-        Args:
-            watch: Called after every batch.
-            partial: Where scores are kept until all are there; these are not scored again.
+        What `partial` holds is not scored again.
         """
         group = current()
         done = {} if partial is None else partial.read()
