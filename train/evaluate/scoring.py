@@ -244,9 +244,10 @@ class Scoring:
         """All batches and their rows; frozen CLIP's come first, as they take the least time."""
         models = range(len(self.classifiers))
         for model in sorted(models, key=lambda m: self.classifiers[m].about.run is not None):
+            size = self.sizes[model]
             for number, question in enumerate(self.questions):
-                for start in range(0, len(question.rows), self.sizes[model]):
-                    yield (model, number, start), question.rows[start:][: self.sizes[model]]
+                for start in range(0, len(question.rows), size):
+                    yield (model, number, start), question.rows[start : start + size]
 
     def key(self, head: Head, partition: Partition) -> str:
         """A hash of everything that the bits of a score depend on."""

@@ -80,9 +80,9 @@ class Ablation:
 
     def cannot(self, row: Row) -> str | None:
         """Why the store does not serve a row, if it does not."""
+        wanted = row.config(self.base).frames or int(self.store.recipe["frames"])
         for name, store in self.stores.items():
             frames = int(store.recipe["frames"])
-            wanted = row.config(self.base).frames or int(self.store.recipe["frames"])
             if frames % wanted:
                 which = "the store" if store is self.store else name
                 return f"needs {wanted} frames, {which} has {frames}"
@@ -184,7 +184,7 @@ def make_run(
             while process.poll() is None:
                 if is_stopping():
                     process.terminate()
-                share = _share_trained(folder) if what == "training" else 1.0  # it is short
+                share = _share_trained(folder) if what == "training" else 1.0
                 watch.update(run.name, what, share)
                 yield
         finally:
