@@ -427,9 +427,9 @@ def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
     ]
     runs = (run.name for row in rows_of(asked.tables) for run in asked.experiments(row))
     done = next((name for name in runs if asked.is_done(name)), None)
-    beside = (
-        {} if done is None else asked.figures(done)
-    )  # every run has the same of frozen CLIP
+    # frozen CLIP's figures stand beside those of every run
+    beside = {} if done is None else asked.figures(done)
+    record = None if done is None else open_run(asked.out / done).record
     state = {
         "store": str(asked.store.path.resolve()),
         "store_recipe_hash": asked.store.recipe_hash,
@@ -444,9 +444,7 @@ def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
         "frozen": {name: of["frozen"].to_dict() for name, of in beside.items()},
         "tables": tables,
     }
-    page = as_markdown(
-        state, list(asked.stores), None if done is None else open_run(asked.out / done).record
-    )
+    page = as_markdown(state, list(asked.stores), record)
     write_atomically(asked.out / STATE, (json.dumps(state, indent=1) + "\n").encode())
     write_atomically(asked.out / REPORT, page.encode())
 
