@@ -15,9 +15,8 @@ from bieff.extract.shapes.clips import COMPANIONS, Edition, load_shapes
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
-from bieff.train.evaluate.classifier import Frozen, Trained
 from bieff.train.evaluate.results import Result, merge_results, results_of, save_results
-from bieff.train.evaluate.scoring import evaluate
+from bieff.train.evaluate.scoring import evaluate_run
 from bieff.train.fit.loop import train_or_go_on
 from bieff.train.runs.checkpoint import StoppedError
 from bieff.train.runs.run import RESULTS, Run
@@ -66,11 +65,8 @@ def demo(
     results = []
     for name, store in stores.items():
         protocol = "closed" if name == "shapes" else "splits3"
-        ours = Trained(run, clip, store.class_names)
-        beside = Frozen(clip, store.class_names, num_frames=FRAMES)
-        with videos_bar(f"evaluating {name}") as evaluated:
-            table = evaluate(store, [ours, beside], protocol, watch=evaluated, keep_in=run.path)
-        found = results_of(table)
+        with videos_bar(f"evaluating {name}") as watch:
+            found = results_of(evaluate_run(run, clip, store, protocol, watch=watch))
         # beside the run, as `bieff eval` and `bieff zeroshot` put them
         merge_results(run.path / RESULTS, found)
         results += found

@@ -1,5 +1,6 @@
 """What `bieff eval`, `zeroshot` and `scores` do, from options as a user types them."""
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,13 +63,17 @@ class Evaluation:
                 cannot be saved where they should.
             ConfigError: If the run was trained on videos that the protocol asks about.
         """
-        _require_finished(run)
+        if not run.record["finished"]:  # weights that change would leave figures of both
+            raise InputError(
+                f"run {run.path} is not finished; go on with "
+                f"`bieff train --resume --out {shlex.quote(str(run.path))}`"
+            )
         draw = FewShotDraw.of_run(run)
-        split = None if draw is None else draw.split
-        _require_unseen(run, draw, store, protocol)
-        known = run.path / RESULTS
-        if known.exists():
-            load_results(known)  # rather now than when hours of scoring are done
+        if draw is not None:
+            _require_unseen(run, draw, store, protocol)
+        results = run.path / RESULTS
+        if results.exists():
+            load_results(results)  # rather now than when hours of scoring are done
         if self.save_scores is not None:
             require_place(self.save_scores)
         with joined(pick_device(self.device)) as device:
@@ -80,11 +85,19 @@ class Evaluation:
                     classifiers,
                     protocol,
                     watch=watch,
-                    split=split,
+                    split=None if draw is None else draw.split,
                     batch_size=self.batch_size,
                     keep_in=run.path,
                 )
-            return self._write(run, table) if current().writes else []
+            if not current().writes:
+                return []
+        if self.mix is not None:
+            table = table.with_mix(self.mix)
+        found = results_of(table)
+        merge_results(results, found)
+        if self.save_scores is not None:
+            save_scores(table, self.save_scores)
+        return found
 
     def _classifiers(self, run: Run, store: FeatureStore, clip: Clip) -> list[Classifier]:
         names: Sequence[str] | Descriptions = store.class_names
@@ -96,28 +109,13 @@ class Evaluation:
         template = self.template or "one"
         return [ours, Frozen(clip, names, num_frames=ours.about.frames, template=template)]
 
-    def _write(self, run: Run, table: ScoreTable) -> list[Result]:
-        if self.mix is not None:
-            table = table.with_mix(self.mix)
-        results = results_of(table)
-        merge_results(run.path / RESULTS, results)
-        if self.save_scores is not None:
-            save_scores(table, self.save_scores)
-        return results
-
 
 def evaluate_closed(
     evaluation: Evaluation, *, run: Path | None, features: Path | None, protocol: str
 ) -> list[Result]:
-    """Evaluate a run on the store it was trained on, or another one.
+    """Evaluate a run, by default the newest, on its own store or another one.
 
     A run on few videos is evaluated on the whole test list of its split.
-
-    Args:
-        evaluation: How.
-        run: Its folder; None takes the newest finished one.
-        features: The store; None takes the run's own.
-        protocol: One of `PROTOCOLS`.
     """
     chosen = newest_run(RUNS) if run is None else open_run(run)
     path = features or Path(chosen.record["store"])
@@ -136,14 +134,9 @@ def evaluate_zero_shot(
     features: Path | None,
     protocol: str | None,
 ) -> list[Result]:
-    """Evaluate a run on a set that it was not trained on.
+    """Evaluate a run, by default the newest, on a set that it was not trained on.
 
-    Args:
-        evaluation: How.
-        name: Of the data set.
-        run: Its folder; None takes the newest finished one.
-        features: The set's store; None takes the one in features/.
-        protocol: One of `PROTOCOLS`; None takes the usual one of such a store.
+    The set's store is the one in features/, and the protocol the usual one of such a store.
     """
     chosen = newest_run(RUNS) if run is None else open_run(run)
     store = _open(features or FEATURES / name, chosen, name)
@@ -156,21 +149,9 @@ def read_scores(file: Path, *, mix: float | None = None) -> ScoreTable:
     return table if mix is None else table.with_mix(mix)
 
 
-def _require_finished(run: Run) -> None:
-    """Weights that change under a name would leave figures of both in results.json."""
-    if not run.record["finished"]:
-        raise InputError(
-            f"run {run.path} is not finished; go on with "
-            f"`bieff train --resume --out {shlex.quote(str(run.path))}`"
-        )
-
-
-def _require_unseen(
-    run: Run, draw: FewShotDraw | None, store: FeatureStore, protocol: str
-) -> None:
+def _require_unseen(run: Run, draw: FewShotDraw, store: FeatureStore, protocol: str) -> None:
     """A training video on a test list: other splits list it, and so do `full` and `half10`."""
-    is_own = run.record["data_set"] == str(store.recipe["data_set"])
-    if draw is None or draw.split is None or not is_own:
+    if draw.split is None or run.record["data_set"] != str(store.recipe["data_set"]):
         return
     partition, lists = lists_of(store, protocol, split=draw.split)
     trained_on = {id_ for ids in draw.videos.values() for id_ in ids}
@@ -186,25 +167,15 @@ def _require_unseen(
 
 def _open(path: Path, run: Run, name: str) -> FeatureStore:
     """Open a store, or say which command makes it."""
-    try:
+    with contextlib.suppress(StoreMissingError):
         return FeatureStore.open(path)
-    except StoreMissingError:
-        command = " ".join(_extract_command(path, run, name))
-        raise StoreMissingError(
-            f"no feature store at {path}; make it with `{command}`"
-        ) from None
-
-
-def _extract_command(path: Path, run: Run, name: str) -> Sequence[str]:
-    is_shapes = name.startswith("shapes")
-    command = ["bieff", "extract", "--dataset", name, "--frames", str(run.record["frames"])]
+    clip, is_shapes = run.clip_name, name.startswith("shapes")
+    command = f"bieff extract --dataset {name} --frames {run.record['frames']}"
     if not is_shapes and not (Path("data") / name).is_dir():
-        command += ["--videos", "DIR"]
+        command += " --videos DIR"
     if path != FEATURES / name:
-        command += ["--out", str(path)]
-    clip = run.clip_name
+        command += f" --out {path}"
     if clip != ClipName() and not (is_shapes and clip.model == TINYCLIP):
-        command += ["--model", clip.model]
-        if clip.pretrained is not None:
-            command += ["--pretrained", clip.pretrained]
-    return command
+        command += f" --model {clip.model}"
+        command += "" if clip.pretrained is None else f" --pretrained {clip.pretrained}"
+    raise StoreMissingError(f"no feature store at {path}; make it with `{command}`")

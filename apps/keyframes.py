@@ -112,8 +112,8 @@ def shown(
     found, frames = bars(prediction), []
     for index, when in enumerate(times(prediction)):
         seconds = None if prediction.seconds is None else float(prediction.seconds[index])
-        frame = {"when": when, "seconds": seconds}
-        frame["picture"] = _address(prediction.pictures[index], side)
+        picture = _address(prediction.pictures[index], side)
+        frame = {"when": when, "seconds": seconds, "picture": picture}
         if found is not None:
             frame |= {"height": float(found.heights[index]), "value": found.texts[index]}
         frames.append(frame)

@@ -15,7 +15,6 @@ import os
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -78,9 +77,8 @@ class Prediction:
         """Everything but the pictures, ready for JSON."""
         frames: dict[str, Any] | None = None
         if self.frame_numbers is not None:
-            frames = {"numbers": self.frame_numbers.tolist(), "seconds": None}
-            if self.seconds is not None:
-                frames["seconds"] = [round(second, 3) for second in self.seconds.tolist()]
+            seconds = None if self.seconds is None else self.seconds.round(3).tolist()
+            frames = {"numbers": self.frame_numbers.tolist(), "seconds": seconds}
             if (found := self.highlights) is not None:
                 frames[found.kind] = found.values.tolist()
                 frames["of"] = self.labels[found.category]
@@ -109,7 +107,7 @@ _HELD_BYTES = 512 * 2**20
 """Frames of later videos that may wait for an earlier one."""
 
 
-class Predictor:
+class Predictor(contextlib.AbstractContextManager["Predictor"]):
     """A CLIP, and the trained parts of a run or none; loaded once, asked often.
 
     Use as a context manager; its decoding processes are killed at the end.  One call of
@@ -195,15 +193,7 @@ class Predictor:
             return f"frozen CLIP {self.clip.name}"
         return f"run {self.run.id} on {self.clip.name}"
 
-    def __enter__(self) -> "Predictor":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -228,20 +218,19 @@ class Predictor:
             InputError: If there are no labels, or one is empty, double or too long.
         """
         names = self._names(labels)
-        return self._predict(list(videos), names, self._classifier(names))
-
-    def _classifier(self, names: tuple[str, ...]) -> Classifier:
+        classifier: Classifier
         if self.run is None:
-            return Frozen(self.clip, names, num_frames=self.num_frames)
-        return Trained(self.run, self.clip, names, model=self._model)
+            classifier = Frozen(self.clip, names, num_frames=self.num_frames)
+        else:
+            classifier = Trained(self.run, self.clip, names, model=self._model)
+        return self._predict(list(videos), names, classifier)
 
     def _predict(
         self, paths: list[Path], names: tuple[str, ...], classifier: Classifier
     ) -> Generator[Prediction, None, None]:
         if self._pool is None:
-            self._pool = DecodePool(
-                max(1, min(self._decoders, len(paths))), deadline=self._deadline
-            )
+            number = max(1, min(self._decoders, len(paths)))
+            self._pool = DecodePool(number, deadline=self._deadline)
         jobs = (Job(row=i, path=path, choose=self._plan) for i, path in enumerate(paths))
         outcomes: Any = self._pool.decode(jobs)
         with contextlib.closing(outcomes):

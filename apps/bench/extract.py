@@ -114,8 +114,8 @@ def num_cores() -> int:
 
 def measure_decoding(folder: Path, kinds: Sequence[ClipKind] = KINDS) -> list[DecodeCost]:
     """Decode clips of every kind with a decoder a core; the views are an evaluation's."""
-    _, chosen = views_for(0, ExtractConfig().clips, ExtractConfig().crops)
-    views, costs = tuple(chosen), []
+    views = tuple(views_for(0, ExtractConfig().clips, ExtractConfig().crops)[1])
+    costs = []
     with DecodePool(num_cores()) as pool:
         for kind in kinds:
             path = write_clip(kind, folder)

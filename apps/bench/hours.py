@@ -1,5 +1,7 @@
 """From rates to hours: what the data sets would take on the machine that was measured."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,55 +52,37 @@ def hours(
     evaluation: Sequence[EvalCost],
     overlaps: bool,
 ) -> list[Hours]:
-    """Of every data set at every number of frames.
-
-    Args:
-        decode: Of a clip of each data set.
-        tower: Of all of them.
-        steps: One for each number of frames.
-        evaluation: Of a view of each data set.
-        overlaps: Whether decoders and tower work at the same time.
-    """
+    """Of every data set at every number of frames; decoders and tower may overlap in time."""
+    config = TrainConfig()
     clips = {cost.kind: cost for cost in decode}
     views = {cost.data_set: cost.seconds for cost in evaluation}
     found = []
-    for name, (evaluated, trained) in SIZES.items():
-        seconds = evaluated * EVALUATION_VIEWS * views[name]
-        for step in steps:
-            decoding = encoding = 0.0
-            for num_views, videos in ((EVALUATION_VIEWS, evaluated), (TRAINING_VIEWS, trained)):
-                images = num_views * step.frames
-                decoding += videos * clips[name].seconds(images)
-                encoding += videos * images * (1 / tower.tower + 1 / tower.cut)
-            both = max(decoding, encoding) if overlaps else decoding + encoding
-            found.append(
-                Hours(
-                    data_set=name,
-                    frames=step.frames,
-                    decode=decoding / 3600,
-                    encode=encoding / 3600,
-                    extract=both / 3600,
-                    train=_training(trained, step, seconds) / 3600 if trained else None,
-                    evaluate=seconds / 3600,
-                )
+    for (name, (evaluated, trained)), step in itertools.product(SIZES.items(), steps):
+        decoding = encoding = 0.0
+        for num_views, videos in ((EVALUATION_VIEWS, evaluated), (TRAINING_VIEWS, trained)):
+            images = num_views * step.frames
+            decoding += videos * clips[name].seconds(images)
+            encoding += videos * images * (1 / tower.tower + 1 / tower.cut)
+        evaluating = evaluated * EVALUATION_VIEWS * views[name]
+        stepping = config.epochs * (trained // step.videos) * step.seconds
+        training = stepping + math.ceil(config.epochs / config.eval_every) * evaluating
+        both = max(decoding, encoding) if overlaps else decoding + encoding
+        found.append(
+            Hours(
+                data_set=name,
+                frames=step.frames,
+                decode=decoding / 3600,
+                encode=encoding / 3600,
+                extract=both / 3600,
+                train=training / 3600 if trained else None,
+                evaluate=evaluating / 3600,
             )
+        )
     return found
 
 
-def _training(videos: int, step: StepCost, evaluation: float) -> float:
-    config = TrainConfig()
-    steps = config.epochs * (videos // step.videos)
-    evaluations = -(-config.epochs // config.eval_every) if config.eval_every else 0
-    return steps * step.seconds + evaluations * evaluation
-
-
 def bottleneck(estimates: Sequence[Hours], shares: Mapping[str, float]) -> str:
-    """What takes most of Kinetics-400 at 32 frames, and how near its ceiling it is.
-
-    Args:
-        estimates: Of all data sets.
-        shares: By part of the work, what it reaches of its ceiling, 0 to 1.
-    """
+    """What takes most of Kinetics-400 at 32 frames, and the share of its ceiling."""
     largest = next(e for e in estimates if (e.data_set, e.frames) == ("k400", 32))
     parts = {
         "decoding": largest.decode,

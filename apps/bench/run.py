@@ -25,14 +25,13 @@ from bieff.apps.bench.train import (
     StepCost,
     StoreRate,
     TextCost,
-    first_names,
     make_store,
     measure_evaluation,
     measure_steps,
     measure_store,
     measure_text,
 )
-from bieff.clip import Clip, ClipName
+from bieff.clip import ClipName
 from bieff.train.config import TrainConfig
 from bieff.train.fit.step import prepare
 from bieff.train.runs.run import commit, versions
@@ -81,6 +80,14 @@ class Bench:
         """Ready for JSON."""
         return {"bench": "machine", **asdict(self)}
 
+    def heading(self) -> str:
+        """What was measured, where."""
+        revision = f"{self.commit} " if self.commit else ""
+        return (
+            f"{revision}bench {self.clip} on {self.device}, {self.cores} cores, "
+            f"torch {self.versions['torch']}; measured in {self.seconds:.0f} s"
+        )
+
     def tables(self) -> Iterator[tuple[str, Row, list[Row], list[str]]]:
         """Title, header and rows of what people read, and the lines below."""
         yield (
@@ -92,16 +99,15 @@ class Bench:
         yield (
             "ESTIMATE of the hours on this machine, not measured",
             ("data set", "frames", "decode", "encode", "extract", "train", "evaluate", "all"),
-            [_hours_row(hours) for hours in self.hours],
+            [
+                (
+                    *(row.data_set, str(row.frames)),
+                    *map(_short, (row.decode, row.encode, row.extract)),
+                    *map(_short, (row.train, row.evaluate, row.total)),
+                )
+                for row in self.hours
+            ],
             _closing_lines(self),
-        )
-
-    def heading(self) -> str:
-        """What was measured, where."""
-        revision = f"{self.commit} " if self.commit else ""
-        return (
-            f"{revision}bench {self.clip} on {self.device}, {self.cores} cores, "
-            f"torch {self.versions['torch']}; measured in {self.seconds:.0f} s"
         )
 
 
@@ -128,7 +134,7 @@ def bench(
     Args:
         model: As for `bieff extract`.
         pretrained: The same; random weights by default.
-        device: cpu, cuda, cuda:1; None takes a GPU if there is one.
+        device: None takes a GPU if there is one.
         say: Called with what is being measured.
 
     Raises:
@@ -141,18 +147,36 @@ def bench(
     name = clip_name(model, pretrained)
     say(f"loading {name} on {where}")
     clip = clips.load(name, device=where)
-    with tempfile.TemporaryDirectory(prefix="bieff-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bieff-bench-") as temporary:
+        folder = Path(temporary)
         say("ceilings")
         best = ceilings(where)
         say("decoding")
-        decode = measure_decoding(Path(folder))
+        decode = measure_decoding(folder)
         say("visual tower")
         tower = measure_tower(clip, where)
-        stage_two = _stage_two(clip, where, Path(folder), say)
-    steps, evaluation = stage_two["steps"], stage_two["evaluation"]
-    overlaps = where.type != "cpu"
+        say("store")
+        store = make_store(folder, clip)
+        few, many = (
+            prepare(store, clip, TrainConfig(frames=t)) for t in (min(FRAMES), max(FRAMES))
+        )
+        say("training step")
+        with few.batches, many.batches:
+            steps = measure_steps(few, many)
+            labels = few.batches.at(0)[0].labels.unique().tolist()
+        say("evaluation")
+        evaluation = measure_evaluation(few, clip)
+        say("text tower")
+        tokens = clip.tokenize([store.class_names[label] for label in labels])
+        size = steps[0].videos
+        text = measure_text(clip.model, tokens, batch_size=size, device=where)
+        rate = measure_store(store.partitions["train"], folder, batch_size=size)
     estimates = hours(
-        decode=decode, tower=tower, steps=steps, evaluation=evaluation, overlaps=overlaps
+        decode=decode,
+        tower=tower,
+        steps=steps,
+        evaluation=evaluation,
+        overlaps=where.type != "cpu",
     )
     shares = {  # of the ceilings, on Kinetics-400 at 32 frames
         "decoding": decode[0].ceiling / decode[0].many,
@@ -170,33 +194,14 @@ def bench(
         ceilings=best,
         decode=decode,
         tower=tower,
+        text=text,
+        steps=steps,
+        evaluation=evaluation,
+        store=rate,
         hours=estimates,
         bottleneck=bottleneck(estimates, shares),
         seconds=round(time.monotonic() - begin, 1),
-        **stage_two,
     )
-
-
-def _stage_two(clip: Clip, device: torch.device, folder: Path, say: Say) -> dict[str, Any]:
-    say("store")
-    store = make_store(folder, clip)
-    few, many = (
-        prepare(store, clip, TrainConfig(frames=frames)) for frames in (FRAMES[0], FRAMES[-1])
-    )
-    say("training step")
-    with few.batches, many.batches:
-        steps = measure_steps(few, many)
-        tokens = first_names(few, clip, store.class_names)
-    say("evaluation")
-    evaluation = measure_evaluation(few, clip)
-    say("text tower")
-    batch_size = steps[0].videos
-    return {
-        "store": measure_store(store.partitions["train"], folder, batch_size=batch_size),
-        "steps": steps,
-        "evaluation": evaluation,
-        "text": measure_text(clip.model, tokens, batch_size=batch_size, device=device),
-    }
 
 
 def _rates(bench: Bench) -> list[Row]:
@@ -241,11 +246,6 @@ def _ceiling_lines(bench: Bench) -> list[str]:
 
 def _giga(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB/s"
-
-
-def _hours_row(row: Hours) -> Row:
-    parts = (row.decode, row.encode, row.extract, row.train, row.evaluate, row.total)
-    return (row.data_set, str(row.frames), *map(_short, parts))
 
 
 def _short(value: float | None) -> str:

@@ -4,7 +4,7 @@ B videos, k names, M context tokens, Q rows of a video, W width of the tower, D 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,9 +90,9 @@ def make_store(folder: Path, clip: Clip) -> FeatureStore:
     """A finished store of random features under the class names of Kinetics-400."""
     names = [readable for _, readable in class_names("k400")]
     draw = np.random.default_rng(0)
+    labels = draw.integers(len(names), size=VIDEOS).tolist()
     videos = [
-        Video(id=str(row), path=f"{row}.mp4", label=label)
-        for row, label in enumerate(draw.integers(len(names), size=VIDEOS).tolist())
+        Video(id=str(row), path=f"{row}.mp4", label=label) for row, label in enumerate(labels)
     ]
     store = FeatureStore.create(
         folder / "store",
@@ -141,23 +141,14 @@ def measure_steps(few: Trainer, many: Trainer) -> list[StepCost]:
     interpolated, as the matrix products grow with the frames by a constant.
     """
     steps = [_stepping(few), _stepping(many)]
-    flops = [flops_of(step) for step in steps]  # also warms up
+    measured = [few.num_frames, many.num_frames]
+    flops = np.interp(FRAMES, measured, [flops_of(step) for step in steps])  # also warms up
     rounds = [[seconds(step) for step in steps] for _ in range(2)]
-    taken = [min(times) for times in zip(*rounds, strict=True)]
-
-    def between(frames: int, values: Sequence[float]) -> float:
-        share = (frames - few.num_frames) / (many.num_frames - few.num_frames)
-        return values[0] + share * (values[1] - values[0])
-
+    taken = np.interp(FRAMES, measured, np.min(rounds, axis=0))
     videos = min(few.config.batch_size, len(few.features))
     return [
-        StepCost(
-            frames=frames,
-            videos=videos,
-            seconds=between(frames, taken),
-            flops=between(frames, flops),
-        )
-        for frames in FRAMES
+        StepCost(frames=frames, videos=videos, seconds=float(times), flops=float(count))
+        for frames, times, count in zip(FRAMES, taken, flops, strict=True)
     ]
 
 
@@ -184,12 +175,6 @@ def measure_evaluation(trainer: Trainer, clip: Clip) -> list[EvalCost]:
     return found
 
 
-def first_names(trainer: Trainer, clip: Clip, names: Sequence[str]) -> Tensor:
-    """Tokens of the categories of the first batch."""
-    draw, _ = trainer.batches.at(0)
-    return clip.tokenize([names[label] for label in draw.labels.unique().tolist()])
-
-
 def measure_text(
     clip: nn.Module, tokens: Int[Tensor, "k length"], *, batch_size: int, device: torch.device
 ) -> TextCost:
@@ -212,14 +197,13 @@ def measure_text(
     def tree() -> None:
         learn(lambda: tower(context, video).classes)
 
-    num_videos, num_names = WHOLE.get(device.type, (1, 16))
-    num_videos, num_names = min(num_videos, batch_size), min(num_names, len(tokens))
-    some = tokens[:num_names].to(device)
+    most_videos, most_names = WHOLE.get(device.type, (1, 16))
+    some, names = video[:most_videos], tokens[:most_names].to(device)
 
     def whole() -> None:
-        learn(lambda: encode_in_full(clip, some, context, video[:num_videos], ends_only=True))
+        learn(lambda: encode_in_full(clip, names, context, some, ends_only=True))
 
-    share = batch_size * len(tokens) / (num_videos * num_names)
+    share = batch_size * len(tokens) / (len(some) * len(names))
     return TextCost(
         videos=batch_size,
         names=len(tokens),
@@ -251,13 +235,13 @@ def encode_in_full(
     tower: Any = getattr(clip, "text", clip)
     embedded = tower.token_embedding(tokens)[None]  # (1, k, length, W)
     num_videos = 1 if video is None else len(video)
-    parts = [embedded[:, :, :1]]
-    if context is not None:
-        parts.append(context.expand(1, len(tokens), -1, -1))
-    if video is not None:
-        parts.append(video[:, None].expand(-1, len(tokens), -1, -1))
-    parts.append(embedded[:, :, 1:])
-    prompts = torch.cat([part.expand(num_videos, -1, -1, -1) for part in parts], dim=2)
+    parts = [
+        embedded[:, :, :1],
+        *([] if context is None else [context[None, None]]),
+        *([] if video is None else [video[:, None]]),
+        embedded[:, :, 1:],
+    ]
+    prompts = torch.cat([part.expand(num_videos, len(tokens), -1, -1) for part in parts], dim=2)
     length = cut or tokens.shape[1]
     x = prompts[:, :, :length].flatten(0, 1) + tower.positional_embedding[:length]
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])

@@ -16,6 +16,15 @@ MOST_POINTS = 400
 """Points of a line; more are averaged in groups."""
 
 
+CHARTS: Sequence[tuple[str, Mapping[str, str], bool]] = (
+    ("Training loss", {"loss": "loss"}, True),
+    ("Accuracy on val, percent", {"val_top1": "top-1", "val_top5": "top-5"}, False),
+    ("Learning rate", {"lr": "learning rate"}, True),
+    ("Learned weights alpha and beta", {"alpha": "alpha", "beta": "beta"}, False),
+)
+"""Title, number in metrics.jsonl -> its name in the chart, and whether the axis begins at 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A curve."""
@@ -51,64 +60,45 @@ class Chart:
 
 def charts(curves: Mapping[str, Series]) -> list[Chart]:
     """Loss, accuracy, learning rate, alpha and beta: those that were written down."""
-    gates = {
-        name: next((curves[key] for key in curves if key.rpartition(".")[2] == name), [])
-        for name in ("alpha", "beta")
-    }
-    wanted: list[tuple[str, dict[str, Series], bool]] = [
-        ("Training loss", {"loss": curves.get("loss", [])}, True),
-        (
-            "Accuracy on val, percent",
-            {"top-1": curves.get("val_top1", []), "top-5": curves.get("val_top5", [])},
-            False,
-        ),
-        ("Learning rate", {"learning rate": curves.get("lr", [])}, True),
-        ("Learned weights alpha and beta", gates, False),
-    ]
-    return [
-        _chart(title, {name: line for name, line in lines.items() if line}, from_zero=zero)
-        for title, lines, zero in wanted
-        if any(lines.values())
-    ]
+    # alpha and beta stand under the name of their module
+    by_name = {**{key.rpartition(".")[2]: line for key, line in curves.items()}, **curves}
+    drawn = []
+    for title, names, from_zero in CHARTS:
+        lines = {shown: by_name[name] for name, shown in names.items() if by_name.get(name)}
+        if lines:
+            drawn.append(_chart(title, lines, from_zero=from_zero))
+    return drawn
 
 
 def _chart(title: str, series: Mapping[str, Series], *, from_zero: bool) -> Chart:
     thinned = {name: _thinned(line) for name, line in series.items()}
-    xs = np.concatenate([line[:, 0] for line in thinned.values()])
-    ys = np.concatenate([line[:, 1] for line in thinned.values()])
-    x_ticks = nice_ticks(min(0.0, float(xs.min())), float(xs.max()), 5)
-    y_ticks = nice_ticks(0.0 if from_zero else float(ys.min()), float(ys.max()), 5)
-    x_low, x_high = 0.0, max(float(xs.max()), 1.0)
-    y_low, y_high = y_ticks[0], max(y_ticks[-1], float(ys.max()))
+    points = np.concatenate(list(thinned.values()))
+    last_step, y_max = map(float, points.max(axis=0))
+    x_ticks = nice_ticks(0.0, last_step, 5)
+    y_ticks = nice_ticks(0.0 if from_zero else float(points[:, 1].min()), y_max, 5)
+    x_high, y_low, y_high = max(last_step, 1.0), y_ticks[0], max(y_ticks[-1], y_max)
 
-    def x_of(value: float) -> float:
-        return LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+    def x_of(step: float) -> float:
+        return LEFT + step / x_high * (WIDTH - LEFT - RIGHT)
 
     def y_of(value: float) -> float:
         share = (value - y_low) / ((y_high - y_low) or 1.0)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
-    lines = []
+    lines, said = [], []
     for name, line in thinned.items():
-        places = [(x_of(x), y_of(y)) for x, y in line.tolist()]
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        lines.append(Line(name, points, places[-1]))
+        places = [(x_of(step), y_of(value)) for step, value in line.tolist()]
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        lines.append(Line(name, drawn, places[-1]))
+        (_, first), (step, last) = series[name][0], series[name][-1]
+        said.append(f"{name} from {first:.4g} to {last:.4g} at step {step:,.0f}")
     return Chart(
         title=title,
-        summary=_summary(series),
+        summary="; ".join(said),
         lines=tuple(lines),
         x_ticks=tuple(Tick(x_of(x), f"{x:,.0f}") for x in x_ticks if x <= x_high),
         y_ticks=tuple(Tick(y_of(y), _short(y, y_ticks)) for y in y_ticks),
     )
-
-
-def _summary(series: Mapping[str, Series]) -> str:
-    """Where each curve begins and ends, in words."""
-    said = []
-    for name, line in series.items():
-        (_, first), (step, last) = line[0], line[-1]
-        said.append(f"{name} from {first:.4g} to {last:.4g} at step {step:,.0f}")
-    return "; ".join(said)
 
 
 def _thinned(line: Series) -> np.ndarray:

@@ -12,17 +12,12 @@ from typing import Any
 
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
+from bieff.train.evaluate.results import QUESTION
 from bieff.train.runs.metrics import METRICS
 from bieff.train.runs.run import RECORD, RESULTS, Run
 
 Series = list[tuple[float, float]]
 """Step and value, by step."""
-
-_SAME = (
-    *("protocol", "dataset", "model", "weights", "mix", "template", "names_hash"),
-    *("frames", "clips", "crops", "store"),
-)
-"""Fields by which two records are of one measurement; the later file wins."""
 
 
 def read_curves(folder: Path) -> dict[str, Series]:
@@ -54,17 +49,15 @@ def read_results(run: Run) -> list[dict[str, Any]]:
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
         for record in _records(file):
             if file.name == RESULTS or record.get("run") in (None, run.id):
-                key = json.dumps([record.get(name) for name in _SAME], default=str)
-                found[key] = record
-    order = {"bieff": 0, "mix": 1, "frozen": 2}
+                asked = {name: record.get(name) for name in QUESTION} | {"run": None}
+                found[json.dumps(asked)] = record  # of the same question the later file's
+    order = {"bieff": 0, "frozen": 2}  # a mix between them
 
     def place(record: Mapping[str, Any]) -> tuple[Any, ...]:
-        is_closed = record["protocol"] == "closed"
-        model = str(record["model"])
-        return (
-            *(not is_closed, str(record.get("dataset")), str(record["protocol"])),
-            *(order.get(model, 1), model, str(record.get("template"))),
-        )
+        names = ("dataset", "protocol", "model", "template")
+        dataset, protocol, model, template = (str(record.get(name)) for name in names)
+        rank = order.get(model, 1)
+        return protocol != "closed", dataset, protocol, rank, model, template
 
     return sorted(found.values(), key=place)
 
@@ -103,9 +96,10 @@ def commands(
         lines.append((f"git checkout {commit.removesuffix('+')}", f"the run's commit{changed}"))
     if store is not None:
         lines.append((_extract_line(store), "from the store's recipe"))
-    sittings = [run.record.get("command") or [], *_resumed(run.record)]
-    if sittings[0]:
-        lines += [(_typed(words), "as it was typed") for words in sittings if words]
+    if typed := run.record.get("command"):
+        later = [sitting.get("command") for sitting in run.record.get("resumed") or []]
+        sittings = [["bieff", *words[1:]] for words in (typed, *later) if words]
+        lines += [(shlex.join(words), "as it was typed") for words in sittings]
     else:
         lines.append((_train_line(run), "from the run's settings"))
     lines += [(line, "results") for line in _evaluations(run, results)]
@@ -133,25 +127,15 @@ def _evaluations(run: Run, results: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(lines)
 
 
-def _resumed(record: Mapping[str, Any]) -> list[list[str]]:
-    return [sitting.get("command") or [] for sitting in record.get("resumed") or []]
-
-
-def _typed(words: Sequence[str]) -> str:
-    """A command line as it was typed, under the name that everybody has it by."""
-    return shlex.join(["bieff", *words[1:]])
-
-
 def _extract_line(store: FeatureStore) -> str:
     recipe = store.recipe
-    views = {name: list(chosen) for name, chosen in recipe["views"].items()}
     words = ["bieff", "extract", "--dataset", str(recipe["data_set"])]
     words += ["--videos", store.root, "--out", str(store.path.resolve())]
     words += ["--frames", str(recipe["frames"])]
+    views = recipe["views"]
     if "train" in views:
         words += ["--train-views", str(len(views["train"]) - 1)]
-    others = [chosen for name, chosen in views.items() if name != "train"]
-    if others:
+    if others := [chosen for name, chosen in views.items() if name != "train"]:
         clips = max(view.get("clips", 1) for view in others[0])
         words += ["--clips", str(clips), "--crops", str(len(others[0]) // clips)]
     if recipe.get("patches"):

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from bieff.apps.predictor import Predictor
 from bieff.apps.progress import videos_bar
 from bieff.apps.report import files, tables
 from bieff.apps.report.charts import HEIGHT, WIDTH, charts
-from bieff.apps.report.tables import Cell, ClassFigures, ClosedSet
+from bieff.apps.report.tables import Cell
 from bieff.clip import pick_device
 from bieff.features.errors import BieffError, StoreMismatchError
 from bieff.features.files import write_atomically
 from bieff.features.store import FeatureStore
+from bieff.train.evaluate.results import results_of
+from bieff.train.evaluate.scores import ScoreTable
+from bieff.train.evaluate.scoring import evaluate_run
 from bieff.train.runs.run import Run, clip_of, newest_run, open_run
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -48,12 +51,12 @@ MODELS = {"bieff": "BiEfficient", "frozen": "frozen CLIP", "mix": "mix of both"}
 class Videos:
     """What only the model and its store can tell."""
 
-    classes: list[ClassFigures] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    cells: list[Cell] = field(default_factory=list)
-    confusions: list[Cell] = field(default_factory=list)
-    surest: list[dict[str, Any]] = field(default_factory=list)
-    furthest_off: list[dict[str, Any]] = field(default_factory=list)
+    classes: Sequence[dict[str, Any]] = ()
+    names: Sequence[str] = ()
+    cells: Sequence[Cell] = ()
+    confusions: Sequence[Cell] = ()
+    surest: Sequence[dict[str, Any]] = ()
+    furthest_off: Sequence[dict[str, Any]] = ()
     missing: str = ""
     """Why there is none of it."""
 
@@ -117,46 +120,42 @@ def _videos(run: Run, store: FeatureStore, device: torch.device) -> Videos:
     try:
         clip = clip_of(store, device=device)
         with videos_bar("evaluating") as watch:
-            found = tables.closed_set(run, clip, store, watch=watch)
-        table = tables.confusion(found)
+            found = evaluate_run(run, clip, store, "closed", watch=watch)
+        ours, frozen = results_of(found)
         with Predictor(clip, run=run) as predictor:
-            surest, furthest_off = (
-                _cards(predictor, store, found, choose(found, SHOWN).tolist())
-                for choose in (tables.surest, tables.furthest_off)
+            return Videos(
+                classes=tables.class_rows(ours, frozen),
+                names=found.class_names,
+                cells=tables.cells(ours),
+                confusions=tables.top_confusions(ours, 4 * SHOWN),
+                surest=_cards(predictor, store, found, are_right=True),
+                furthest_off=_cards(predictor, store, found, are_right=False),
             )
-        return Videos(
-            classes=tables.class_figures(found),
-            names=found.names,
-            cells=tables.cells(table),
-            confusions=tables.top_confusions(table, 4 * SHOWN),
-            surest=surest,
-            furthest_off=furthest_off,
-        )
     except BieffError as error:
         return Videos(missing=str(error))
 
 
 def _cards(
-    predictor: Predictor, store: FeatureStore, found: ClosedSet, chosen: Sequence[int]
+    predictor: Predictor, store: FeatureStore, found: ScoreTable, *, are_right: bool
 ) -> list[dict[str, Any]]:
     """Decode some videos again, where they still lie, and show what the model looked at."""
-    if not chosen:
-        return []
-    videos = store.partitions[tables.PARTITION].videos
-    listed = [videos[int(found.rows[i])] for i in chosen]
+    (ours,), names = found.scores[0], found.class_names
+    chosen = tables.examples(found, SHOWN, are_right=are_right).tolist()
+    rows = found.rows[found.usable][chosen].tolist()
+    listed = [store.partitions["val"].videos[row] for row in rows]
     paths = [Path(store.root) / video.path for video in listed]
-    by_path = {p.video: p for p in predictor.predict(paths, store.class_names)}
+    by_path = {p.video: p for p in predictor.predict(paths, names)}
     cards = []
     for i, video, path in zip(chosen, listed, paths, strict=True):
-        prediction, label = by_path[path], int(found.labels[i])
-        best = np.argsort(-found.ours[i], kind="stable")[:3].tolist()
+        prediction, label = by_path[path], int(found.labels[found.usable][i])
+        best = np.argsort(-ours[i], kind="stable")[:3].tolist()
         caption, frames = keyframes.shown(prediction, side=PICTURE_SIDE)
         cards.append(
             {
                 "path": video.path,
-                "truth": found.names[label],
-                "is_right": best[0] == label,
-                "ranking": [(found.names[k], float(found.ours[i, k])) for k in best],
+                "truth": names[label],
+                "is_right": are_right,
+                "ranking": [(names[k], float(ours[i, k])) for k in best],
                 "caption": caption,
                 "frames": frames,
                 "note": "" if frames else prediction.message,
@@ -203,42 +202,35 @@ def render(run: Run, store: FeatureStore | None, videos: Videos) -> str:
 
 def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Results as the table shows them, each with its distance to frozen CLIP."""
-    beside = {
-        (record.get("dataset"), record["protocol"]): float(record["top1"])
-        for record in sorted(results, key=lambda record: float(record["top1"]))
-        if record["model"] == "frozen"  # the best of several templates comes last
-    }
+    beside: dict[tuple[str, str], float] = {}  # the best of several templates
+    for record in results:
+        if record["model"] == "frozen":
+            asked = str(record.get("dataset")), str(record["protocol"])
+            beside[asked] = max(float(record["top1"]), beside.get(asked, 0.0))
     rows = []
     for record in results:
-        base = beside.get((record.get("dataset"), record["protocol"]))
-        is_frozen = record["model"] == "frozen"
+        top1, kind = float(record["top1"]), str(record["model"])
+        base = beside.get((str(record.get("dataset")), str(record["protocol"])))
+        model = MODELS.get(kind, kind)
+        if record.get("mix") is not None:
+            model += f", {record['mix']:g} ours"
+        if record.get("weights") == "best":
+            model += ", best weights"
+        views = [record.get(name) for name in ("frames", "clips", "crops")]
+        prompt = [record.get(name) for name in ("template", "names")]
         rows.append(
             {
                 **{name: record.get(name) for name in ("top1_std", "top5", "top1_all")},
                 "dataset": record.get("dataset", ""),
                 "protocol": record["protocol"],
-                "model": _who(record),
-                "is_ours": record["model"] == "bieff",
-                "template": ", ".join(
-                    str(record[name]) for name in ("template", "names") if record.get(name)
-                ),
-                "top1": float(record["top1"]),
-                "gain": None if base is None or is_frozen else float(record["top1"]) - base,
+                "model": model,
+                "is_ours": kind == "bieff",
+                "template": ", ".join(str(part) for part in prompt if part),
+                "top1": top1,
+                "gain": None if base is None or kind == "frozen" else top1 - base,
                 "evaluated": record.get("n_evaluated"),
                 "listed": record.get("n_listed"),
-                "views": " x ".join(
-                    str(record[name])
-                    for name in ("frames", "clips", "crops")
-                    if record.get(name) is not None
-                ),
+                "views": " x ".join(str(part) for part in views if part is not None),
             }
         )
     return rows
-
-
-def _who(record: Mapping[str, Any]) -> str:
-    """Which model, and what is not usual about it."""
-    name = MODELS.get(str(record["model"]), str(record["model"]))
-    if record.get("mix") is not None:
-        name += f", {record['mix']:g} ours"
-    return name + (", best weights" if record.get("weights") == "best" else "")

@@ -208,11 +208,7 @@ Classifier = Trained | Frozen
 
 
 def mean_softmax(views: Iterable[Float[Tensor, "B k"]]) -> Float64[Tensor, "B k"]:
-    """Softmax scores averaged over the views of some videos, in float64.
-
-    Args:
-        views: Logits of each view, one after the other.
-    """
+    """Softmax scores averaged over the views of some videos, in float64."""
     softmax = [logits.double().softmax(dim=-1) for logits in views]
     return reduce(torch.add, softmax) / len(softmax)
 
@@ -239,11 +235,6 @@ def class_embeddings(
     Of several templates or descriptions: the mean of the unit embeddings of every description
     in every template, brought to unit length again.
 
-    Args:
-        clip: Whose text tower is asked.
-        names: Of the classes, or descriptions of them.
-        template: By name, as a text with `{}` in it, or several.
-
     Raises:
         ConfigError: If there is no such template.
         InputError: If a text does not fit the tower.
@@ -251,11 +242,10 @@ def class_embeddings(
     described = _described(names)
     templates = template if isinstance(template, Templates) else find_templates(template)
     prompts = [templates.fill(text) for text in described.flat]
-    total: Tensor | None = None
-    for filled in zip(*prompts, strict=True):  # one template after the other
-        embedded = F.normalize(_embed(clip, filled), dim=-1)  # (texts, D)
-        total = embedded if total is None else total + embedded
-    assert total is not None
+    by_template = (
+        F.normalize(_embed(clip, filled), dim=-1) for filled in zip(*prompts, strict=True)
+    )
+    total = reduce(torch.add, by_template)  # (texts, D)
     classes = total.new_zeros(len(described.texts), total.shape[1])
     classes.index_add_(0, described.owners.to(total.device), total)
     return F.normalize(classes, dim=-1)
@@ -305,12 +295,8 @@ def class_logits(
     The model is asked about every description as about a category of its own, so that the
     words that weight the frames (Eq. 8) are those of the single description most like the
     video.  A class embedding is the mean of its descriptions' c_hat, each of unit length:
-    averaged in embedding space, after the Post-Prompt, for each video.
-
-    Args:
-        model: Which gave the scores.
-        scores: Over the descriptions.
-        owners: The class of each description, from 0; every class has one.
+    averaged in embedding space, after the Post-Prompt, for each video.  `owners` are the
+    class of each description, from 0; every class has one.
     """
     unit = F.normalize(scores.classes.float(), dim=-1)  # (B or 1, texts, D)
     classes = unit.new_zeros(len(unit), int(owners.max()) + 1, unit.shape[2])

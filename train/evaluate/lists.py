@@ -73,18 +73,25 @@ def lists_of(
     if protocol not in PROTOCOLS:
         raise ConfigError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if (name := PROTOCOLS[protocol]) is None:
-        whole = split_lists(store, split)[1]
+        partition, every = split_lists(store, split)[1]
+    elif name in store.partitions:
+        partition = store.partitions[name]
+        every = _every(store, partition)
     else:
-        partition = _partition(store, protocol, name)
-        whole = partition, _every(store, partition, name)
-    lists = _lists(store, protocol, whole, split)
+        fitting = [p for p, part in PROTOCOLS.items() if part in store.partitions]
+        hint = f", take --protocol {' or '.join(fitting)}" if fitting else ""
+        raise StoreError(
+            f"{store.path} has no {name!r} partition, it has {', '.join(store.partitions)}; "
+            f"{protocol} is not for it{hint}"
+        )
+    lists = _lists(store, protocol, partition, every, split)
     for chosen in lists:
         if not len(chosen.rows):
             raise StoreError(
                 f"{store.path}: {protocol} asks about {chosen.name!r}, of which the store "
                 "lists no labelled video; extract the whole set, or choose another protocol"
             )
-    return whole[0], lists
+    return partition, lists
 
 
 def default_protocol(store: FeatureStore) -> str:
@@ -98,20 +105,20 @@ def default_protocol(store: FeatureStore) -> str:
 
 def test_lists(partition: Partition) -> dict[str, Bool[np.ndarray, " N"]]:
     """Name of each official split -> True where the video is in its test list."""
-    videos = partition.videos
-    names = sorted({name for video in videos for name in video.splits})
-    lists = {
-        name: np.array([video.splits.get(name) == "test" for video in videos]) for name in names
+    tests = [
+        {name for name, role in video.splits.items() if role == "test"}
+        for video in partition.videos
+    ]
+    return {
+        name: np.array([name in names for names in tests])
+        for name in sorted(set().union(*tests))
     }
-    return {name: listed for name, listed in lists.items() if listed.any()}
 
 
 def split_lists(store: FeatureStore, split: str | None) -> tuple[Listed, Listed]:
     """The list to train on and the list to test on, of an official split or `train` and `val`.
 
-    Args:
-        store: With either.
-        split: None takes the first where there are splits.
+    Where there are splits, None takes the first.
 
     Raises:
         ConfigError: If the store has no such split.
@@ -128,12 +135,11 @@ def split_lists(store: FeatureStore, split: str | None) -> tuple[Listed, Listed]
                 f"{store.path} has no official splits, it has train and val; leave --split out"
             )
         train, test = (store.partitions[name] for name in ("train", "val"))
-        return (train, _every(store, train, "train")), (test, _every(store, test, "val"))
+        return (train, _every(store, train)), (test, _every(store, test))
     whole = store.partitions["all"]
-    every = _every(store, whole, "all")
-    roles = np.array(
-        [whole.videos[row].splits.get(split or "1") for row in every.rows.tolist()]
-    )
+    every = _every(store, whole)
+    videos = (whole.videos[row] for row in every.rows.tolist())
+    roles = np.array([video.splits.get(split or "1") for video in videos])
     train_rows, test_rows = (every.rows[roles == role] for role in ("train", "test"))
     if not len(train_rows) or not len(test_rows):
         known = {name for video in whole.videos for name in video.splits}
@@ -175,23 +181,35 @@ def half_of(num_classes: int, draw: int) -> Int[np.ndarray, " k"]:
 
 
 def _lists(
-    store: FeatureStore, protocol: str, whole: Listed, split: str | None
+    store: FeatureStore, protocol: str, partition: Partition, every: EvalList, split: str | None
 ) -> list[EvalList]:
     """The lists of a protocol, out of all labelled videos of its partition or test list."""
-    partition, every = whole
     match protocol:
         case "closed" | "full" | "fewshot":
             return [every]
         case "splits3":
+            if not (lists := test_lists(partition)):
+                raise StoreError(
+                    f"{store.path} lists no test splits; evaluate all of its videos with "
+                    "--protocol full"
+                )
             return [
                 EvalList(name, every.rows[is_on[every.rows]], every.classes)
-                for name, is_on in _some_test_lists(store, partition).items()
+                for name, is_on in lists.items()
             ]
         case "half10":
             number = len(store.class_names)
             subsets = {f"draw {draw}": half_of(number, draw) for draw in range(NUM_DRAWS)}
         case "k600":
-            subsets = _official_subsets(store)
+            if not store.class_subsets:
+                raise StoreError(
+                    f"{store.path} names no subsets of its classes; they come with `bieff "
+                    "extract --dataset k600`, which brings a finished store up to date at once"
+                )
+            subsets = {
+                f"split {name}": np.sort(np.array(labels, np.int64))
+                for name, labels in store.class_subsets.items()
+            }
         case _:
             half = protocol.removeprefix("base2novel-")
             subsets = {half: halves(store, split)[half]}
@@ -202,40 +220,7 @@ def _lists(
     ]
 
 
-def _some_test_lists(store: FeatureStore, partition: Partition) -> dict[str, np.ndarray]:
-    lists = test_lists(partition)
-    if not lists:
-        raise StoreError(
-            f"{store.path} lists no test splits; evaluate all of its videos with "
-            "--protocol full"
-        )
-    return lists
-
-
-def _official_subsets(store: FeatureStore) -> dict[str, np.ndarray]:
-    if not store.class_subsets:
-        raise StoreError(
-            f"{store.path} names no subsets of its classes; they come with "
-            "`bieff extract --dataset k600`, which brings a finished store up to date at once"
-        )
-    return {
-        f"split {name}": np.sort(np.array(labels, np.int64))
-        for name, labels in store.class_subsets.items()
-    }
-
-
-def _every(store: FeatureStore, partition: Partition, name: str) -> EvalList:
+def _every(store: FeatureStore, partition: Partition) -> EvalList:
     """All labelled videos, and all classes."""
     classes = np.arange(len(store.class_names), dtype=np.int64)
-    return EvalList(name, np.flatnonzero(partition.labels != UNLABELLED), classes)
-
-
-def _partition(store: FeatureStore, protocol: str, name: str) -> Partition:
-    if name not in store.partitions:
-        fitting = [p for p, part in PROTOCOLS.items() if part in store.partitions]
-        hint = f", take --protocol {' or '.join(fitting)}" if fitting else ""
-        raise StoreError(
-            f"{store.path} has no {name!r} partition, it has {', '.join(store.partitions)}; "
-            f"{protocol} is not for it{hint}"
-        )
-    return store.partitions[name]
+    return EvalList(partition.name, np.flatnonzero(partition.labels != UNLABELLED), classes)

@@ -1,7 +1,6 @@
 """Results: what was measured, on what, under which protocol; counted from scores."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,12 @@ from bieff.features.errors import InputError
 from bieff.features.files import waiting_for, write_atomically
 from bieff.train.evaluate.lists import EvalList
 from bieff.train.evaluate.scores import About, Scores, ScoreTable
+
+QUESTION = (
+    *("protocol", "dataset", "model", "run", "weights", "mix"),
+    *("template", "names_hash", "frames", "clips", "crops", "store"),
+)
+"""Fields of a result that say what was asked; the others are the answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,10 +139,7 @@ class Result:
     @property
     def question(self) -> tuple[Any, ...]:
         """What was asked; two results of one question are the same, measured again."""
-        return (
-            *(self.protocol, self.dataset, self.model, self.run, self.weights, self.mix),
-            *(self.template, self.names_hash, self.frames, self.clips, self.crops, self.store),
-        )
+        return tuple(getattr(self, name) for name in QUESTION)
 
 
 def save_results(path: Path, results: Sequence[Result]) -> None:
@@ -192,12 +194,18 @@ def results_of(table: ScoreTable) -> list[Result]:
 
 
 def _result(table: ScoreTable, about: About, scores: Scores) -> Result:
-    counted = [_count(table, chosen, scores) for chosen in table.lists]
-    lists = [figures for figures, _, _ in counted]
-    listed = Counter(label for _, labels, _ in counted for label in labels)
-    pairs = Counter(pair for _, _, answers in counted for pair in answers)
+    number = len(table.class_names)
+    listed = np.zeros(number, np.int64)
+    answers = np.zeros((number, number), np.int64)  # true class x predicted class
+    lists = []
+    for chosen in table.lists:
+        figures, labels, pairs = _count(table, chosen, scores)
+        lists.append(figures)
+        np.add.at(listed, labels, 1)
+        np.add.at(answers, pairs, 1)
+    counts = (listed, answers.sum(axis=1), answers.diagonal())
+    mistakes = [(a, b, int(answers[a, b])) for a, b in np.argwhere(answers).tolist() if a != b]
     top1, top1_all = ([getattr(part, name) for part in lists] for name in ("top1", "top1_all"))
-    n_listed, n_evaluated = listed.total(), pairs.total()
     several = len(lists) > 1
     return Result(
         **asdict(table.head),
@@ -207,19 +215,24 @@ def _result(table: ScoreTable, about: About, scores: Scores) -> Result:
         top1_all=float(np.mean(top1_all)),
         top1_all_std=float(np.std(top1_all)) if several else None,
         top5=float(np.mean([part.top5 for part in lists])),
-        n_evaluated=n_evaluated,
-        n_listed=n_listed,
-        n_undecodable=n_listed - n_evaluated,
+        n_evaluated=int(answers.sum()),
+        n_listed=int(listed.sum()),
+        n_undecodable=int(listed.sum() - answers.sum()),
         lists=tuple(lists),
-        classes=_classes(table.class_names, listed, pairs),
-        confusions=_confusions(pairs),
+        classes=tuple(
+            ClassFigures(name=name, n_listed=n_listed, n_evaluated=n_evaluated, n_right=n_right)
+            for name, n_listed, n_evaluated, n_right in zip(
+                table.class_names, *(count.tolist() for count in counts), strict=True
+            )
+        ),
+        confusions=tuple(sorted(mistakes, key=lambda mistake: -mistake[2])),
     )
 
 
 def _count(
     table: ScoreTable, chosen: EvalList, scores: Scores
-) -> tuple[ListFigures, list[int], list[tuple[int, int]]]:
-    """The figures of one list, its labels, and (label, predicted) of the evaluated videos."""
+) -> tuple[ListFigures, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The figures of one list, its labels, and (labels, predictions) of what has scores."""
     at = np.searchsorted(table.rows, chosen.rows)
     labels, usable = table.labels[at], table.usable[at]
     question, values = next(
@@ -229,37 +242,14 @@ def _count(
     )
     values = values[np.searchsorted(question.rows, chosen.rows[usable])]
     true = np.searchsorted(chosen.classes, labels[usable])
-    first, fifth = (hits(values, true, top) for top in (1, 5))
-    predicted = chosen.classes[values.argmax(axis=1)]  # a tie goes to the smaller label
+    first, fifth = (int(hits(values, true, top).sum()) for top in (1, 5))
     figures = ListFigures(
         name=chosen.name,
         n_classes=len(chosen.classes),
         n_listed=len(labels),
         n_evaluated=len(true),
-        n_top1=int(first.sum()),
-        n_top5=int(fifth.sum()),
+        n_top1=first,
+        n_top5=fifth,
     )
-    answers = list(zip(labels[usable].tolist(), predicted.tolist(), strict=True))
-    return figures, labels.tolist(), answers
-
-
-def _classes(
-    names: Sequence[str], listed: Counter[int], pairs: Counter[tuple[int, int]]
-) -> tuple[ClassFigures, ...]:
-    evaluated: Counter[int] = Counter()
-    for (label, _), count in pairs.items():
-        evaluated[label] += count
-    return tuple(
-        ClassFigures(
-            name=name,
-            n_listed=listed[label],
-            n_evaluated=evaluated[label],
-            n_right=pairs[label, label],
-        )
-        for label, name in enumerate(names)
-    )
-
-
-def _confusions(pairs: Counter[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
-    wrong = [(a, b, count) for (a, b), count in pairs.items() if a != b]
-    return tuple(sorted(wrong, key=lambda pair: (-pair[2], pair[0], pair[1])))
+    predicted = chosen.classes[values.argmax(axis=1)]  # a tie goes to the smaller label
+    return figures, labels, (labels[usable], predicted)

@@ -14,8 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,13 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import ConfigError, InputError, StoreError
-from bieff.features.files import (
-    PARTIAL,
-    disk_errors,
-    require_space,
-    sync,
-    write_atomically,
-)
+from bieff.features.files import PARTIAL, disk_errors, write_atomically
 from bieff.train.evaluate.lists import EvalList
 
 Scores = Sequence[Float64[np.ndarray, "_ _"]]
@@ -168,18 +161,14 @@ def save_scores(table: ScoreTable, file: Path, *, key: str | None = None) -> Non
     Raises:
         StoreError: If the disk is full or refuses.
     """
-    needed = sum(values.nbytes for scores in table.scores for values in scores)
-    partial = file.with_name(file.name + PARTIAL)
+    content = io.BytesIO()  # on a full disk the HDF5 library would end the whole process
+    with h5py.File(content, "w") as out:
+        if key is not None:
+            out.attrs["key"] = key
+        _write(table, out)
     with disk_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        # on a full disk the HDF5 library ends the whole process
-        require_space(file, 2**20 + 2 * needed)
-        with h5py.File(partial, "w") as out:
-            if key is not None:
-                out.attrs["key"] = key
-            _write(table, out)
-        sync(partial)
-        partial.replace(file)
+        write_atomically(file, content.getvalue())
 
 
 def require_place(file: Path) -> None:
@@ -213,25 +202,19 @@ def load_scores(file: Path, *, key: str | None = None) -> ScoreTable:
         opened = h5py.File(file, "r")
     except OSError as error:
         raise InputError(f"cannot read scores {str(file)!r}: {error}") from None
-    with opened, _damage(file):
-        if opened.attrs.get("format") != _FORMAT or opened.attrs["version"] != _VERSION:
-            raise InputError(
-                f"{file}: expected scores of version {_VERSION} from --save-scores, got "
-                f"{opened.attrs.get('format', 'another HDF5 file')}"
-            )
-        if key is not None and opened.attrs.get("key") != key:
-            raise InputError(f"{file} holds the scores of another evaluation")
-        return _read(opened)
-
-
-@contextmanager
-def _damage(file: Path) -> Iterator[None]:
-    """Turn what is missing in a file, or fails its checksum, into one sentence."""
     try:
-        yield
+        with opened:
+            if opened.attrs.get("format") != _FORMAT or opened.attrs["version"] != _VERSION:
+                raise InputError(
+                    f"{file}: expected scores of version {_VERSION} from --save-scores, got "
+                    f"{opened.attrs.get('format', 'another HDF5 file')}"
+                )
+            if key is not None and opened.attrs.get("key") != key:
+                raise InputError(f"{file} holds the scores of another evaluation")
+            return _read(opened)
     except InputError:
         raise
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:  # or a checksum is wrong
         raise InputError(f"scores {str(file)!r} are damaged: {error}") from None
 
 

@@ -9,7 +9,7 @@ B videos, K classes, t frames.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +18,18 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from bieff.clip import Clip
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore, Partition
 from bieff.train.data import Features, frame_groups, load_features
 from bieff.train.distributed import Group, current, device_name
-from bieff.train.evaluate.classifier import LARGEST_BATCH, Classifier, mean_softmax
+from bieff.train.evaluate.classifier import (
+    LARGEST_BATCH,
+    Classifier,
+    Frozen,
+    Trained,
+    mean_softmax,
+)
 from bieff.train.evaluate.lists import EvalList, lists_of
 from bieff.train.evaluate.scores import (
     SECONDS,
@@ -36,7 +43,7 @@ from bieff.train.evaluate.scores import (
     save_scores,
     scores_file,
 )
-from bieff.train.runs.run import commit, versions
+from bieff.train.runs.run import Run, commit, versions
 
 Watch = Callable[[int, int], None]
 """Called with (videos done, videos in all), as far as this process scores them."""
@@ -82,7 +89,8 @@ def evaluate(
         device=classifiers[0].device,
         wants_patches=any(classifier.wants_patches for classifier in classifiers),
     )
-    clips, crops = _views(store, partition.name)
+    views = store.recipe["views"][partition.name]
+    clips = max(view.get("clips", 1) for view in views)
     scoring = Scoring(
         features=features,
         classifiers=classifiers,
@@ -91,12 +99,13 @@ def evaluate(
         clips=clips,
         num_classes=len(store.class_names),
     )
+    name, limit = str(store.recipe["data_set"]), store.recipe.get("limit")
     head = Head(
         protocol=protocol,
-        dataset=_name(store),
+        dataset=name if limit is None else f"{name}-first-{limit}",
         store=store.recipe_hash,
         clips=clips,
-        crops=crops,
+        crops=len(views) // clips,
     )
     models = tuple(classifier.about for classifier in classifiers)
     partial = None
@@ -122,6 +131,21 @@ def evaluate(
         save_scores(table, file, key=key)
         partial.clear()
     return table
+
+
+def evaluate_run(
+    run: Run,
+    clip: Clip,
+    store: FeatureStore,
+    protocol: str,
+    *,
+    watch: Watch,
+    split: str | None = None,
+) -> ScoreTable:
+    """Scores of a run's last weights and of frozen CLIP beside them, kept with the run."""
+    ours = Trained(run, clip, store.class_names)
+    beside = Frozen(clip, store.class_names, num_frames=ours.about.frames)
+    return evaluate(store, [ours, beside], protocol, watch=watch, split=split, keep_in=run.path)
 
 
 def probabilities(
@@ -197,17 +221,14 @@ class Scoring:
         """Softmax scores of each model for each question, averaged over views, in float64.
 
         Of several processes each scores its share of the batches, and all get all scores.
-
-        Args:
-            watch: Called after every batch.
-            partial: Where scores are kept until all are there; these are not scored again.
+        What `partial` holds is not scored again.
         """
         group = current()
         done = {} if partial is None else partial.read()
         group.wait()  # all have looked before anybody writes
-        left = [batch for batch in self.batches() if batch not in done]
-        mine = left[group.rank :: group.size]
-        num_done = sum(len(values) for values in done.values())
+        left = [(batch, rows) for batch, rows in self.batches() if batch not in done]
+        mine = dict(left[group.rank :: group.size])
+        num_done = sum(map(len, done.values()))
         new = self._score(mine, watch, partial, before=num_done // group.size)
         whole = [
             [np.full((len(q.rows), len(q.classes)), np.nan) for q in self.questions]
@@ -218,24 +239,20 @@ class Scoring:
                 whole[model][question][start : start + len(values)] = values
         return list(whole)
 
-    def batches(self) -> list[Batch]:
-        """All batches; frozen CLIP's come first, as they take the least time."""
+    def batches(self) -> Iterator[tuple[Batch, Int[np.ndarray, " B"]]]:
+        """All batches and their rows; frozen CLIP's come first, as they take the least time."""
         models = range(len(self.classifiers))
-        return [
-            (model, number, start)
-            for model in sorted(models, key=lambda m: self.classifiers[m].about.run is not None)
-            for number, question in enumerate(self.questions)
-            for start in range(0, len(question.rows), self.sizes[model])
-        ]
+        for model in sorted(models, key=lambda m: self.classifiers[m].about.run is not None):
+            size = self.sizes[model]
+            for number, question in enumerate(self.questions):
+                for start in range(0, len(question.rows), size):
+                    yield (model, number, start), question.rows[start : start + size]
 
     def key(self, head: Head, partition: Partition) -> str:
         """A hash of everything that the bits of a score depend on."""
         depends = [
             [head.protocol, head.dataset, head.store, _contents(partition)],
-            [
-                [question.rows.tolist(), question.classes.tolist()]
-                for question in self.questions
-            ],
+            [[asked.rows.tolist(), asked.classes.tolist()] for asked in self.questions],
             [classifier.fingerprint() for classifier in self.classifiers],
             list(self.sizes),
             [device_name(self.features.device), commit(), versions()],
@@ -244,7 +261,7 @@ class Scoring:
 
     def _score(
         self,
-        batches: Sequence[Batch],
+        batches: Mapping[Batch, Int[np.ndarray, " B"]],
         watch: Watch,
         partial: PartialScores | None,
         *,
@@ -254,11 +271,11 @@ class Scoring:
         scored: dict[Batch, np.ndarray] = {}
         unkept: dict[Batch, np.ndarray] = {}
         written, num_done = time.monotonic(), before
-        total = before + sum(len(self._rows(batch)) for batch in batches)
+        total = before + sum(map(len, batches.values()))
         watch(num_done, total)
         try:
-            for batch in batches:
-                scored[batch] = unkept[batch] = self._scores(batch)
+            for batch, rows in batches.items():
+                scored[batch] = unkept[batch] = self._scores(batch, rows)
                 num_done += len(scored[batch])
                 watch(num_done, total)
                 if partial is not None and time.monotonic() - written >= SECONDS:
@@ -269,11 +286,9 @@ class Scoring:
                 partial.write(unkept)
         return scored
 
-    def _scores(self, batch: Batch) -> Float64[np.ndarray, "B k"]:
-        classifier, question = self.classifiers[batch[0]], self.questions[batch[1]]
-        every = len(question.classes) == self.num_classes
-        classes = None if every else torch.from_numpy(question.classes)
-        rows = self._rows(batch)
+    def _scores(self, batch: Batch, rows: Int[np.ndarray, " B"]) -> np.ndarray:
+        classifier, asked = self.classifiers[batch[0]], self.questions[batch[1]].classes
+        classes = None if len(asked) == self.num_classes else torch.from_numpy(asked)
         (scores,) = probabilities(
             self.features,
             lambda frames, patches: classifier.logits(frames, patches, classes),
@@ -283,10 +298,6 @@ class Scoring:
             videos=torch.from_numpy(np.searchsorted(self.features.rows, rows)),
         )
         return scores
-
-    def _rows(self, batch: Batch) -> Int[np.ndarray, " B"]:
-        model, question, start = batch
-        return self.questions[question].rows[start : start + self.sizes[model]]
 
 
 def _known(file: Path, key: str, group: Group) -> ScoreTable | None:
@@ -304,19 +315,6 @@ def agreed_sizes(
     """The same batches in all processes, also where one of them has less memory free."""
     own = [batch_size or classifier.batch_size for classifier in classifiers]
     return [min(sizes) for sizes in zip(*group.collect(own), strict=True)]
-
-
-def _views(store: FeatureStore, partition: str) -> tuple[int, int]:
-    """Temporal clips and crops among the partition's views."""
-    views = store.recipe["views"][partition]
-    clips = max(view.get("clips", 1) for view in views)
-    return clips, len(views) // clips
-
-
-def _name(store: FeatureStore) -> str:
-    """The data set, and that it is not the whole of it."""
-    name, limit = str(store.recipe["data_set"]), store.recipe.get("limit")
-    return name if limit is None else f"{name}-first-{limit}"
 
 
 def _contents(partition: Partition) -> str:

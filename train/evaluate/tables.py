@@ -6,7 +6,7 @@ from itertools import groupby
 
 from bieff.features.errors import InputError
 from bieff.train.evaluate.lists import BASE, FEW_SHOT, NOVEL
-from bieff.train.evaluate.results import ListFigures, Result
+from bieff.train.evaluate.results import Result
 from bieff.train.evaluate.scores import ScoreTable
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -56,10 +56,10 @@ def class_table(result: Result) -> Table:
     """A row a class that was asked about, the worst first."""
     asked = [part for part in result.classes if part.n_listed]
     asked.sort(key=lambda part: (part.top1 is None, part.top1, part.name))
-    worst = {}
-    for label, predicted, count in reversed(result.confusions):
-        worst[label] = f"{result.classes[predicted].name} ({count:,})"
-    labels = {part.name: label for label, part in enumerate(result.classes)}
+    worst = {
+        result.classes[label].name: f"{result.classes[predicted].name} ({count:,})"
+        for label, predicted, count in reversed(result.confusions)
+    }
     header = ("class", "top-1", "right", "evaluated", "listed", "most often taken for")
     return header, [
         (
@@ -68,7 +68,7 @@ def class_table(result: Result) -> Table:
             f"{part.n_right:,}",
             f"{part.n_evaluated:,}",
             f"{part.n_listed:,}",
-            worst.get(labels[part.name], ""),
+            worst.get(part.name, ""),
         )
         for part in asked
     ]
@@ -113,10 +113,8 @@ def video_table(table: ScoreTable, video: str) -> Table:
 
 def paper_lines(results: Sequence[Result]) -> list[str]:
     """One line for each protocol and data set, which can be pasted into a paper."""
-    lines = []
-    for _, group in groupby(results, key=lambda r: (r.dataset, r.protocol)):
-        lines.append(_paper_line(list(group)))
-    return lines
+    groups = groupby(results, key=lambda result: (result.dataset, result.protocol))
+    return [_paper_line(list(group)) for _, group in groups]
 
 
 def _paper_line(results: list[Result]) -> str:
@@ -135,31 +133,21 @@ def _paper_line(results: list[Result]) -> str:
 
 
 def _figures(result: Result) -> str:
-    text = (
-        f"{_model(result)} [{_prompt(result)}] {_percent(result.top1, result.top1_std)} top-1"
-    )
+    of_run = "" if result.run is None else f"run {result.run}, {result.weights} weights, "
+    top1 = f"{_percent(result.top1, result.top1_std)} top-1"
     if result.n_undecodable:
-        text += f" ({_percent(result.top1_all, result.top1_all_std)} of all listed)"
-    return f"{text}, {result.top5:.2f} top-5"
-
-
-def _prompt(result: Result) -> str:
-    if result.run is None:
-        return result.template
-    return f"run {result.run}, {result.weights} weights, {result.template}"
+        top1 += f" ({_percent(result.top1_all, result.top1_all_std)} of all listed)"
+    return f"{_model(result)} [{of_run}{result.template}] {top1}, {result.top5:.2f} top-5"
 
 
 def _lists(result: Result) -> str:
     """How many lists of how many classes, and what the deviation is of."""
     what = WHAT.get(result.protocol, "lists")
-    count, classes = len(result.lists), _classes(result.lists)
+    count = len(result.lists)
+    classes = " or ".join(map(str, sorted({part.n_classes for part in result.lists})))
     if count < 2:
         return f"{what}, {classes} classes"
     return f"{count} {what}, {classes} classes each, mean ± population std"
-
-
-def _classes(lists: Sequence[ListFigures]) -> str:
-    return " or ".join(str(n) for n in sorted({part.n_classes for part in lists}))
 
 
 def _model(result: Result) -> str:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -31,15 +31,8 @@ from bieff.train import config as settings
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
 from bieff.train.evaluate.lists import test_lists
 from bieff.train.evaluate.results import Result, load_results
-from bieff.train.experiments.report import RowRuns, as_dict, as_markdown
-from bieff.train.experiments.rows import (
-    TITLES,
-    Experiment,
-    Row,
-    distinct,
-    experiments_of,
-    rows_of,
-)
+from bieff.train.experiments.report import PAPER, PAPER_HOURS, as_markdown, spread
+from bieff.train.experiments.rows import TITLES, Experiment, Row, experiments_of, rows_of
 from bieff.train.fit.loop import stop_requests
 from bieff.train.runs.checkpoint import StoppedError
 from bieff.train.runs.metrics import METRICS
@@ -85,14 +78,9 @@ class Ablation:
         """By name of their folders, the closed set's first."""
         return {store.path.resolve().name: store for store in (self.store, *self.zero_shot)}
 
-    @property
-    def frames(self) -> int:
-        """T of the store."""
-        return int(self.store.recipe["frames"])
-
     def cannot(self, row: Row) -> str | None:
         """Why the store does not serve a row, if it does not."""
-        wanted = row.config(self.base).frames or self.frames
+        wanted = row.config(self.base).frames or int(self.store.recipe["frames"])
         for name, store in self.stores.items():
             frames = int(store.recipe["frames"])
             if frames % wanted:
@@ -104,7 +92,7 @@ class Ablation:
         """The runs of a row; none where the store does not serve it."""
         if self.cannot(row):
             return []
-        return experiments_of(row, self.base, self.seeds, self.frames)
+        return experiments_of(row, self.base, self.seeds, int(self.store.recipe["frames"]))
 
     def figures(self, name: str) -> dict[str, dict[str, Result]]:
         """Results of a run's last weights and of frozen CLIP, by store as it is by now."""
@@ -123,21 +111,23 @@ class Ablation:
             for place, store in self.stores.items()
         }
 
-    def commands(self, experiment: Experiment) -> Iterator[tuple[str, list[str]]]:
+    def is_done(self, name: str) -> bool:
+        """Whether a run is finished and evaluated on every store."""
+        return self._is_trained(name) and not self._left(name)
+
+    def commands(self, run: Experiment) -> Iterator[tuple[str, list[str]]]:
         """What is to be typed for a run, each as soon as the one before is done, and why."""
-        folder = self.out / experiment.name
+        folder = self.out / run.name
         where = [] if self.device is None else ["--device", self.device]
-        is_begun = (folder / RECORD).is_file()
-        if not is_begun and folder.is_dir():
-            shutil.rmtree(folder)  # left by a process that died before there was a run
-        if not is_begun or not open_run(folder).record["finished"]:
-            file = write_settings(experiment, self.out)
+        if not self._is_trained(run.name):
+            resume = ["--resume"] if (folder / RECORD).is_file() else []
+            if not resume and folder.is_dir():
+                shutil.rmtree(folder)  # left by a process that died before there was a run
+            file = self.out / f"{run.name}.toml"
+            write_atomically(file, run.toml().encode())
             words = ["train", "--features", str(self.store.path), "--out", str(folder)]
-            resume = ["--resume"] if is_begun else []
             yield "training", [*words, "--config", str(file), *resume, *where]
-        for name, store in self.stores.items():
-            if {"bieff", "frozen"} <= self.figures(experiment.name)[name].keys():
-                continue
+        for store in self._left(run.name):
             data_set = str(store.recipe["data_set"])
             words = ["zeroshot", data_set, "--run", str(folder)]
             if store is self.store:
@@ -145,104 +135,67 @@ class Ablation:
             asked = ["--features", str(store.path), "--protocol", self._protocol(store)]
             yield f"evaluating {data_set}", [*words, *asked, *where]
 
-    def is_done(self, experiment: Experiment) -> bool:
-        """Whether a run is finished and evaluated on every store."""
-        folder = self.out / experiment.name
-        if not (folder / RECORD).is_file() or not open_run(folder).record["finished"]:
-            return False
-        return next(self.commands(experiment), None) is None
+    def _is_trained(self, name: str) -> bool:
+        folder = self.out / name
+        return (folder / RECORD).is_file() and bool(open_run(folder).record["finished"])
+
+    def _left(self, name: str) -> list[FeatureStore]:
+        """The stores that a run is not evaluated on."""
+        figures = self.figures(name)
+        return [
+            store
+            for place, store in self.stores.items()
+            if not {"bieff", "frozen"} <= figures[place].keys()
+        ]
 
     def _protocol(self, store: FeatureStore) -> str:
         return "closed" if store is self.store else "splits3"
 
 
-def write_settings(experiment: Experiment, out: Path) -> Path:
-    """A file for `bieff train --config`."""
-    lines = [
-        f"{name} = {json.dumps('none' if value is None else value)}\n"
-        for name, value in experiment.config.to_dict().items()
-    ]
-    file = out / f"{experiment.name}.toml"
-    write_atomically(file, "".join(lines).encode())
-    return file
-
-
 # --- processes
 
 
-class RunProcess:
-    """A run that is being made, one command after the other.
+def make_run(
+    asked: Ablation,
+    run: Experiment,
+    *,
+    threads: int | None,
+    is_stopping: Callable[[], bool],
+    watch: Watch,
+) -> Generator[None, None, str | None]:
+    """Type a run's commands, one after the other; yields while one is at work.
 
-    Args:
-        asked: The ablation that it is of.
-        experiment: Which run.
-        threads: Of torch; None: its own choice.
+    Returns why the run is not whole, or None.  Closed early, it ends the process at once.
     """
-
-    def __init__(self, asked: Ablation, experiment: Experiment, threads: int | None) -> None:
-        self.name = experiment.name
-        self.problem: str | None = "stopped"
-        """Why the run is not whole; None at its end."""
-
-        self._folder = asked.out / experiment.name
-        self._log = Path(f"{self._folder}.log")
-        self._threads = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-        self._commands = asked.commands(experiment)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._next()
-
-    def goes_on(self, *, is_stopping: bool) -> bool:
-        """Whether it is still at work; begins its next command if one has ended."""
-        if self._process is None:
-            return False
-        code = self._process.poll()
-        if code is None:
-            if is_stopping:
-                self._process.terminate()
-            return True
-        if code:
-            self.problem = self._why(code)
-            return False
-        return not is_stopping and self._next()
-
-    def progress(self) -> tuple[str, float]:
-        """What it does, and how much of that is done; evaluating is short."""
-        share = _share_trained(self._folder) if self._what == "training" else 1.0
-        return self._what, share
-
-    def kill(self) -> None:
-        """End it at once."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def _next(self) -> bool:
-        """Begin the next command; false: there is none."""
-        self._what, words = next(self._commands, ("", []))
-        if not words:
-            self._process = self.problem = None
-            self._log.unlink(missing_ok=True)
-            return False
-        with self._log.open("wb") as printed:
-            self._process = subprocess.Popen(
+    folder = asked.out / run.name
+    log = Path(f"{folder}.log")
+    for what, words in asked.commands(run):
+        with log.open("wb") as printed:
+            process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "bieff.cli", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=printed,
                 process_group=0,  # Ctrl-C in a terminal reaches the parent alone
                 preexec_fn=_stop_with_parent,
-                env={**os.environ, **self._threads},
+                env=os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
             )
-        return True
-
-    def _why(self, code: int) -> str:
-        """The sentence that the command ended with, or where its last words are."""
-        _, error, sentence = self._log.read_text(errors="replace").rpartition("\nError: ")
-        if code == 1 and error:
-            self._log.unlink()
-            return sentence.strip()
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"its process ended with {how}; {self._log} has what it printed"
+        try:
+            while process.poll() is None:
+                if is_stopping():
+                    process.terminate()
+                share = _share_trained(folder) if what == "training" else 1.0
+                watch.update(run.name, what, share)
+                yield
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            return _why(process.returncode, log)
+        if is_stopping():
+            return "stopped"
+    log.unlink(missing_ok=True)
+    return None
 
 
 _LIBRARY = ctypes.CDLL(None)
@@ -264,50 +217,58 @@ def _share_trained(folder: Path) -> float:
         return 0.0  # it has not begun
 
 
+def _why(code: int, log: Path) -> str:
+    """The sentence that a command ended with, or where its last words are."""
+    _, error, sentence = log.read_text(errors="replace").rpartition("\nError: ")
+    if code == 1 and error:
+        log.unlink()
+        return sentence.strip()
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"its process ended with {how}; {log} has what it printed"
+
+
 def run_all(
     asked: Ablation,
-    experiments: Sequence[Experiment],
+    runs: Sequence[Experiment],
     *,
     jobs: int,
     watch: Watch,
     ended: Callable[[str, str | None], None],
 ) -> None:
-    """Make the runs in processes, some at a time.
+    """Make the runs in processes, some at a time; several have one thread each.
 
-    Args:
-        asked: The ablation that they are of.
-        experiments: In order.
-        jobs: Runs at a time; several have one thread each.
-        watch: Hears how far each is.
-        ended: Called with each run that has ended, and why it failed if it did.
+    Calls `ended` with each run that has ended, and why it failed if it did.
 
     Raises:
         StoppedError: If it was asked to stop; all runs have saved by then.
     """
-    waiting, done = deque(experiments), 0
-    running: list[RunProcess] = []
+    waiting, done = deque(runs), 0
+    working: dict[str, Generator[None, None, str | None]] = {}
+    threads = 1 if jobs > 1 else None
     with stop_requests() as is_stopping:
         try:
-            while running or (waiting and not is_stopping()):
-                while waiting and len(running) < jobs and not is_stopping():
-                    threads = 1 if jobs > 1 else None
-                    running.append(RunProcess(asked, waiting.popleft(), threads))
+            while working or (waiting and not is_stopping()):
+                while waiting and len(working) < jobs and not is_stopping():
+                    run = waiting.popleft()
+                    working[run.name] = make_run(
+                        asked, run, threads=threads, is_stopping=is_stopping, watch=watch
+                    )
+                for name, work in list(working.items()):
+                    try:
+                        next(work)
+                    except StopIteration as end:
+                        del working[name]
+                        if end.value is None or not is_stopping():
+                            done += 1
+                            ended(name, end.value)
                 time.sleep(_SECONDS)
-                for process in list(running):
-                    if process.goes_on(is_stopping=is_stopping()):
-                        watch.update(process.name, *process.progress())
-                        continue
-                    running.remove(process)
-                    if process.problem is None or not is_stopping():
-                        done += 1
-                        ended(process.name, process.problem)
         finally:
-            for process in running:
-                process.kill()
-    if done < len(experiments):
+            for work in working.values():
+                work.close()
+    if done < len(runs):
         raise StoppedError(
-            f"stopped and saved, {done} of the {len(experiments)} runs left were made; the "
-            "same command again goes on"
+            f"stopped and saved, {done} of the {len(runs)} runs left were made; the same "
+            "command again goes on"
         )
 
 
@@ -368,8 +329,8 @@ def ablate(
         _require_sets(asked)
         failed: dict[str, str] = {}
         _report(asked, failed)
-        runs = list(distinct(run for row in rows_of(tables) for run in asked.experiments(row)))
-        left = [run for run in runs if not asked.is_done(run)]
+        runs = dict.fromkeys(run for row in rows_of(tables) for run in asked.experiments(row))
+        left = [run for run in runs if not asked.is_done(run.name)]
         watch.begin(len(runs), len(runs) - len(left))
 
         def ended(name: str, problem: str | None) -> None:
@@ -456,9 +417,19 @@ def _base(base: TrainConfig) -> dict[str, Any]:
 
 def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
     """Write both reports of what there is by now."""
-    rows = [_row_runs(asked, row, failed) for row in rows_of(asked.tables)]
-    frozen = _frozen(asked)
-    seeds = range(asked.base.seed, asked.base.seed + asked.seeds)
+    tables = [
+        {
+            "table": number,
+            "title": TITLES[number],
+            "rows": [_row(asked, row, failed) for row in rows_of([number])],
+        }
+        for number in asked.tables
+    ]
+    runs = (run.name for row in rows_of(asked.tables) for run in asked.experiments(row))
+    done = next((name for name in runs if asked.is_done(name)), None)
+    # frozen CLIP's figures stand beside those of every run
+    beside = {} if done is None else asked.figures(done)
+    record = None if done is None else open_run(asked.out / done).record
     state = {
         "store": str(asked.store.path.resolve()),
         "store_recipe_hash": asked.store.recipe_hash,
@@ -467,33 +438,52 @@ def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
         "seeds": asked.seeds,
         "numbers": list(asked.tables),
         "command": list(asked.command),
-        **as_dict(rows, frozen),
+        "paper_column": f"{PAPER}: another data set and another CLIP",
+        "paper_cost": PAPER_HOURS,
+        "deviation": "sample standard deviation over seeds",
+        "frozen": {name: of["frozen"].to_dict() for name, of in beside.items()},
+        "tables": tables,
     }
+    page = as_markdown(state, list(asked.stores), record)
     write_atomically(asked.out / STATE, (json.dumps(state, indent=1) + "\n").encode())
-    write_atomically(asked.out / REPORT, as_markdown(rows, frozen, seeds).encode())
+    write_atomically(asked.out / REPORT, page.encode())
 
 
-def _row_runs(asked: Ablation, row: Row, failed: Mapping[str, str]) -> RowRuns:
-    runs = asked.experiments(row)
-    done = [run.name for run in runs if asked.is_done(run)]
-    problems = [f"{run.name}: {failed[run.name]}" for run in runs if run.name in failed]
+def _row(asked: Ablation, row: Row, failed: Mapping[str, str]) -> dict[str, Any]:
+    """A row, what there is of its runs, and why there are none, or fewer."""
+    names = [run.name for run in asked.experiments(row)]
+    done = [name for name in names if asked.is_done(name)]
+    problems = [f"{name}: {failed[name]}" for name in names if name in failed]
+    values = {
+        "row": row.name,
+        "settings": dict(row.settings),
+        "runs": names,
+        "runs_done": len(done),
+        "problem": asked.cannot(row) or "; ".join(problems) or None,
+        "paper_top1": row.paper_top1,
+        "paper_top5": row.paper_top5,
+    }
+    if not done:
+        return values
+    records = [open_run(asked.out / name).record for name in done]
     figures = [asked.figures(name) for name in done]
-    return RowRuns(
-        row=row,
-        names=[run.name for run in runs],
-        records=[open_run(asked.out / name).record for name in done],
-        results={name: [of_run[name]["bieff"] for of_run in figures] for name in asked.stores},
-        problem=asked.cannot(row) or "; ".join(problems) or None,
-    )
-
-
-def _frozen(asked: Ablation) -> dict[str, Result]:
-    """Figures of frozen CLIP on each store, which every run has beside its own."""
-    for row in rows_of(asked.tables):
-        for run in asked.experiments(row):
-            if asked.is_done(run):
-                return {name: of["frozen"] for name, of in asked.figures(run.name).items()}
-    return {}
+    results = {store: [of[store]["bieff"] for of in figures] for store in asked.stores}
+    return {
+        **values,
+        "results": {
+            store: {
+                "protocol": of_store[0].protocol,
+                "top1": spread([result.top1 for result in of_store]),
+                "top5": spread([result.top5 for result in of_store]),
+            }
+            for store, of_store in results.items()
+        },
+        "parameters": records[0]["parameters"],
+        "parameters_with_clip": records[0]["parameters_with_clip"],
+        "batch": records[0]["cost"]["batch"],
+        "seconds": spread([record["seconds"] for record in records]),
+        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+    }
 
 
 def _line(asked: Ablation, name: str) -> str:

@@ -17,18 +17,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bieff.clip import Clip, pick_device
+from bieff.clip import pick_device
 from bieff.features.errors import ConfigError
 from bieff.features.files import write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
-from bieff.train.evaluate.classifier import Frozen, Trained
 from bieff.train.evaluate.lists import BASE, NOVEL, halves
 from bieff.train.evaluate.results import Result, merge_results, results_of
-from bieff.train.evaluate.scoring import Watch, evaluate
+from bieff.train.evaluate.scoring import evaluate_run
 from bieff.train.fit.few_shot import draw_shots
 from bieff.train.fit.loop import train_or_go_on
-from bieff.train.runs.run import RESULTS, Run, clip_of
+from bieff.train.runs.run import RESULTS, clip_of
 
 PROTOCOL = "base2novel"
 HALVES = {"base": BASE, "novel": NOVEL}
@@ -53,20 +52,15 @@ class Figures:
     @classmethod
     def of(cls, model: str, base: Sequence[float], novel: Sequence[float]) -> "Figures":
         """Of the accuracies of each draw."""
-        means = statistics.fmean(base), statistics.fmean(novel)
+        of_base, of_novel = statistics.fmean(base), statistics.fmean(novel)
         return cls(
             model=model,
-            base=means[0],
+            base=of_base,
             base_std=statistics.pstdev(base),
-            novel=means[1],
+            novel=of_novel,
             novel_std=statistics.pstdev(novel),
-            harmonic=harmonic_mean(*means),
+            harmonic=2 * of_base * of_novel / ((of_base + of_novel) or 1.0),
         )
-
-
-def harmonic_mean(base: float, novel: float) -> float:
-    """2 / (1 / base + 1 / novel); 0 where one is 0."""
-    return 0.0 if min(base, novel) == 0 else 2 * base * novel / (base + novel)
 
 
 def base2novel(
@@ -126,47 +120,27 @@ def base2novel(
             )
         for half, protocol in HALVES.items():
             with videos_bar(f"{run.id}, evaluating {half}") as watch:
-                found[half].append(_evaluate(run, clip, store, protocol, split, watch))
+                table = evaluate_run(run, clip, store, protocol, watch=watch, split=split)
+            found[half].append(results_of(table))
+            merge_results(run.path / RESULTS, found[half][-1])
     figures = [
         Figures.of(ours.model, *([draw[i].top1 for draw in found[half]] for half in HALVES))
         for i, ours in enumerate(found["base"][0])
     ]
     names = {half: [store.class_names[i] for i in chosen] for half, chosen in classes.items()}
-    _save(out, figures, found, shots=shots, split=split, classes=names)
-    return figures
-
-
-def _evaluate(
-    run: Run, clip: Clip, store: FeatureStore, protocol: str, split: str | None, watch: Watch
-) -> list[Result]:
-    """The figures of a run on one half; its scores are kept beside it."""
-    ours = Trained(run, clip, store.class_names)
-    beside = Frozen(clip, store.class_names, num_frames=ours.about.frames)
-    table = evaluate(
-        store, [ours, beside], protocol, watch=watch, split=split, keep_in=run.path
-    )
-    results = results_of(table)
-    merge_results(run.path / RESULTS, results)
-    return results
-
-
-def _save(
-    out: Path,
-    figures: Sequence[Figures],
-    found: dict[str, list[list[Result]]],
-    **asked: Any,
-) -> None:
     record = {
         "protocol": PROTOCOL,
-        **asked,
-        "draws": len(found["base"]),
+        "shots": shots,
+        "split": split,
+        "classes": names,
+        "draws": draws,
         "harmonic": "of the means over draws",
         "deviation": "population standard deviation over draws",
         "figures": [asdict(line) for line in figures],
         "results": {
-            half: [[result.to_dict() for result in draw] for draw in draws]
-            for half, draws in found.items()
+            half: [[result.to_dict() for result in draw] for draw in results]
+            for half, results in found.items()
         },
     }
-    text = json.dumps(record, indent=1) + "\n"
-    write_atomically(out / f"{PROTOCOL}.json", text.encode())
+    write_atomically(out / f"{PROTOCOL}.json", (json.dumps(record, indent=1) + "\n").encode())
+    return figures

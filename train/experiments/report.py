@@ -1,212 +1,120 @@
-"""The tables of an ablation, for people and for programs."""
+"""The tables of an ablation, for people: a page out of what ablation.json holds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-from bieff.train.evaluate.results import Result
-from bieff.train.experiments.rows import TITLES, Row
 
 PAPER = "Kinetics-400, ViT-B/16, 8 frames but where a row says otherwise, 3 clips x 1 crop"
 PAPER_HOURS = "152 RTX 3090 hours of training at 16 frames (Table 3)"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowRuns:
-    """A row and what there is of its runs."""
-
-    row: Row
-    names: Sequence[str]
-    """Of all its runs, done or not."""
-
-    records: Sequence[Mapping[str, Any]]
-    """run.json of those that are done."""
-
-    results: Mapping[str, Sequence[Result]]
-    """Figures of those that are done, by store; the closed set's first."""
-
-    problem: str | None = None
-    """Why it has none, or fewer."""
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation (n - 1) over seeds, of at least one value."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "values": values}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
-    """Mean and sample standard deviation (n - 1) over seeds."""
-
-    mean: float
-    std: float | None
-    values: Sequence[float]
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of at least one value."""
-        std = statistics.stdev(values) if len(values) > 1 else None
-        return cls(mean=statistics.fmean(values), std=std, values=list(values))
-
-    def text(self) -> str:
-        """Two places each."""
-        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"mean": self.mean, "std": self.std, "values": list(self.values)}
-
-
-def as_dict(rows: Sequence[RowRuns], frozen: Mapping[str, Result]) -> dict[str, Any]:
-    """Tables of rows, ready for JSON; `frozen` are the figures of CLIP as it is, by store."""
-    tables: dict[int, dict[str, Any]] = {}
-    for runs in rows:
-        number = runs.row.table
-        title = {"table": number, "title": TITLES[number], "rows": []}
-        tables.setdefault(number, title)["rows"].append(_row_dict(runs))
-    return {
-        "paper_column": f"{PAPER}: another data set and another CLIP",
-        "paper_cost": PAPER_HOURS,
-        "deviation": "sample standard deviation over seeds",
-        "frozen": {name: result.to_dict() for name, result in frozen.items()},
-        "tables": list(tables.values()),
-    }
-
-
-def _row_dict(runs: RowRuns) -> dict[str, Any]:
-    row = runs.row
-    values: dict[str, Any] = {
-        "row": row.name,
-        "settings": dict(row.settings),
-        "runs": list(runs.names),
-        "runs_done": len(runs.records),
-        "problem": runs.problem,
-        "paper_top1": row.paper_top1,
-        "paper_top5": row.paper_top5,
-    }
-    if not runs.records:
-        return values
-    values["results"] = {
-        name: {
-            "protocol": results[0].protocol,
-            "top1": Spread.of([result.top1 for result in results]).as_dict(),
-            "top5": Spread.of([result.top5 for result in results]).as_dict(),
-        }
-        for name, results in runs.results.items()
-    }
-    first = runs.records[0]
-    return {
-        **values,
-        "parameters": first["parameters"],
-        "parameters_with_clip": first["parameters_with_clip"],
-        "batch": first["cost"]["batch"],
-        "seconds": Spread.of([record["seconds"] for record in runs.records]).as_dict(),
-        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in runs.records),
-    }
+def spread_text(figures: Mapping[str, Any]) -> str:
+    """Two places each."""
+    std = figures["std"]
+    return f"{figures['mean']:.2f}" + ("" if std is None else f" ± {std:.2f}")
 
 
 def as_markdown(
-    rows: Sequence[RowRuns], frozen: Mapping[str, Result], seeds: Sequence[int]
+    state: Mapping[str, Any], stores: Sequence[str], record: Mapping[str, Any] | None
 ) -> str:
-    """The tables as a page that says what the figures are."""
-    done = [record for runs in rows for record in runs.records]
+    """The tables as a page that says what the figures are.
+
+    Args:
+        state: What ablation.json holds.
+        stores: Names of the stores, the closed set's first.
+        record: run.json of a run that is done, if one is.
+    """
     lines = ["# Ablation", ""]
-    if done:
-        lines += [*_preface(done[0], rows, frozen, seeds), ""]
-    for number in dict.fromkeys(runs.row.table for runs in rows):
-        table = f"Table {number}" if number else "Ours"
-        lines += [f"## {table}: {TITLES[number]}", ""]
-        lines += [*_table([runs for runs in rows if runs.row.table == number]), ""]
-    problems = dict.fromkeys(
-        f"- table {runs.row.table}, {runs.row.name}: {runs.problem}"
-        for runs in rows
-        if runs.problem
-    )
+    if record is not None:
+        lines += [*_preface(state, record), ""]
+    problems: dict[str, None] = {}
+    for table in state["tables"]:
+        number, rows = table["table"], table["rows"]
+        lines += [f"## {f'Table {number}' if number else 'Ours'}: {table['title']}", ""]
+        lines += [*_table(rows, stores), ""]
+        problems |= {
+            f"- table {number}, {row['row']}: {row['problem']}": None
+            for row in rows
+            if row["problem"]
+        }
     if problems:
         lines += ["## Not there", "", *problems, ""]
     return "\n".join(lines)
 
 
-def _preface(
-    record: Mapping[str, Any],
-    rows: Sequence[RowRuns],
-    frozen: Mapping[str, Result],
-    seeds: Sequence[int],
-) -> list[str]:
-    name = next(iter(frozen))
-    result, clip, config = frozen[name], record["clip"]["name"], record["config"]
+def _preface(state: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    frozen, clip, config = state["frozen"], record["clip"]["name"], record["config"]
+    closed = next(iter(frozen.values()))
     model = "/".join(part for part in (clip["model"], clip["pretrained"]) if part)
-    one = record["cost"]["stage_one"]
-    seconds = sum(part["seconds"].get("total", 0.0) for part in one.values())
+    one = record["cost"]["stage_one"].values()
+    seconds = sum(part["seconds"].get("total", 0.0) for part in one)
+    parameters = record["parameters_with_clip"] - record["parameters"]["total"]
+    seeds = range(state["base"]["seed"], state["base"]["seed"] + state["seeds"])
     asides = ", ".join(
-        f"{store} {figures.top1:.2f} ({figures.protocol})" for store, figures in frozen.items()
+        f"{store} {figures['top1']:.2f} ({figures['protocol']})"
+        for store, figures in frozen.items()
     )
     return [
-        f"Ours: `{result.dataset}`, {record['videos']:,} training and {result.n_evaluated:,} "
-        f"test videos, {len(record['class_names'])} classes, {model}, {result.frames} frames "
-        f"but where a row says otherwise, {result.clips} clips x {result.crops} crops, "
-        f"{config['epochs']} epochs, batch {config['batch_size']}, seeds "
-        f"{', '.join(map(str, seeds))}; the weights after the last step, none chosen on the "
-        "test videos. Percent, mean ± sample standard deviation over the seeds.",
+        f"Ours: `{closed['dataset']}`, {record['videos']:,} training and "
+        f"{closed['n_evaluated']:,} test videos, {len(record['class_names'])} classes, "
+        f"{model}, {closed['frames']} frames but where a row says otherwise, "
+        f"{closed['clips']} clips x {closed['crops']} crops, {config['epochs']} epochs, "
+        f"batch {config['batch_size']}, seeds {', '.join(map(str, seeds))}; the weights after "
+        "the last step, none chosen on the test videos. Percent, mean ± sample standard "
+        "deviation over the seeds.",
         "",
         f"Paper: {PAPER}. **Another data set and another CLIP**: the order of rows may be "
         "compared, figures may not.",
         "",
-        f"Frozen CLIP on the same stores (prompt {result.template!r}), top-1: {asides}.",
+        f"Frozen CLIP on the same stores (prompt {closed['template']!r}), top-1: {asides}.",
         "",
         f"Cost: seconds are the wall clock of a run with its evaluations while training, on "
         f"{record['device']}, {record['threads']} threads, torch "
         f"{record['versions']['torch']}, commit {record['commit']}; runs side by side slow "
         "each other. Memory is the worst moment of the process, or of the device. FLOPs are "
         "those of a training video, forward and backward, matrix products only. Stage one, "
-        f"once for all rows: {seconds:,.0f} s for "
-        f"{sum(part['videos'] for part in one.values()):,} videos. The paper: {PAPER_HOURS}. "
-        f"Frozen CLIP has {_millions(_frozen_parameters(rows))} parameters, both towers and "
-        "the token table.",
+        f"once for all rows: {seconds:,.0f} s for {sum(part['videos'] for part in one):,} "
+        f"videos. The paper: {PAPER_HOURS}. Frozen CLIP has {parameters / 1e6:.2f} M "
+        "parameters, both towers and the token table.",
     ]
 
 
-def _frozen_parameters(rows: Sequence[RowRuns]) -> int:
-    record = next(record for runs in rows for record in runs.records)
-    return int(record["parameters_with_clip"]) - int(record["parameters"]["total"])
-
-
-def _table(rows: Sequence[RowRuns]) -> list[str]:
-    closed, *others = rows[0].results
+def _table(rows: Sequence[Mapping[str, Any]], stores: Sequence[str]) -> list[str]:
+    closed, *others = stores
     header = [
         *("", f"{closed} top-1", "top-5", *(f"{name} top-1" for name in others)),
         *("tunable", "seconds", "memory", "text rows", "GFLOPs"),
         *("paper, K400 top-1", "paper, K400 top-5"),
     ]
     lines = [header, ["---"] * len(header)]
-    for runs in rows:
-        row = runs.row
-        paper = [
-            "" if figure is None else f"{figure:.1f}"
-            for figure in (row.paper_top1, row.paper_top5)
-        ]
-        blank = [""] * (len(header) - 1 - len(paper))
-        lines.append([_name(runs), *(_cells(runs) if runs.records else blank), *paper])
+    for row in rows:
+        done, wanted, name = row["runs_done"], len(row["runs"]), row["row"]
+        paper = [row["paper_top1"], row["paper_top5"]]
+        lines.append(
+            [
+                name if done == wanted else f"{name} ({done} of {wanted} runs)",
+                *(_cells(row, closed, others) if done else [""] * (len(header) - 3)),
+                *("" if top is None else f"{top:.1f}" for top in paper),
+            ]
+        )
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
-def _name(runs: RowRuns) -> str:
-    done, wanted = len(runs.records), len(runs.names)
-    return runs.row.name if done == wanted else f"{runs.row.name} ({done} of {wanted} runs)"
-
-
-def _cells(runs: RowRuns) -> list[str]:
-    closed, *others = runs.results.values()
-    first = runs.records[0]
-    batch = first["cost"]["batch"]
+def _cells(row: Mapping[str, Any], closed: str, others: Sequence[str]) -> list[str]:
+    results, batch = row["results"], row["batch"]
     return [
-        Spread.of([result.top1 for result in closed]).text(),
-        Spread.of([result.top5 for result in closed]).text(),
-        *(Spread.of([result.top1 for result in results]).text() for results in others),
-        _millions(first["parameters"]["total"]),
-        f"{statistics.fmean(record['seconds'] for record in runs.records):,.0f}",
-        f"{max(record['peak_memory_bytes'] for record in runs.records) / 1e9:.2f} GB",
+        *(spread_text(results[closed][top]) for top in ("top1", "top5")),
+        *(spread_text(results[name]["top1"]) for name in others),
+        f"{row['parameters']['total'] / 1e6:.2f} M",
+        # the seconds of a table's rows are compared, so their spread is in the JSON alone
+        f"{row['seconds']['mean']:,.0f}",
+        f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
         f"{batch['text_rows'] / batch['videos']:.1f}",
         f"{batch['flops_a_video']['total'] / 1e9:.3g}",
-        # the seconds of a table's rows are compared, so their spread is in the JSON alone
     ]
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f} M"

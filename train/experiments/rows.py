@@ -4,8 +4,9 @@ Every setting that a table varies is said in every row, so that a base with othe
 not change what a row is.
 """
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,6 +123,11 @@ class Experiment:
 
     config: TrainConfig
 
+    def toml(self) -> str:
+        """Its settings, for `bieff train --config`."""
+        values = self.config.to_dict().items()
+        return "".join(f"{k} = {json.dumps('none' if v is None else v)}\n" for k, v in values)
+
 
 def parse_tables(text: str) -> list[int]:
     """The tables of "4,5,6", in that order.
@@ -129,14 +135,11 @@ def parse_tables(text: str) -> list[int]:
     Raises:
         ConfigError: If one is no table of the paper's ablations.
     """
-    known = ", ".join(map(str, TITLES))
-    tables: list[int] = []
-    for part in text.split(","):
-        if not part.strip().isdecimal() or int(part) not in TITLES:
-            raise ConfigError(f"tables: expected some of {known}, got {part.strip()!r}")
-        if int(part) not in tables:
-            tables.append(int(part))
-    return tables
+    known = {str(number): number for number in TITLES}
+    parts = [part.strip() for part in text.split(",")]
+    if wrong := [part for part in parts if part not in known]:
+        raise ConfigError(f"tables: expected some of {', '.join(known)}, got {wrong[0]!r}")
+    return list(dict.fromkeys(known[part] for part in parts))
 
 
 def rows_of(tables: Iterable[int]) -> list[Row]:
@@ -148,35 +151,19 @@ def experiments_of(row: Row, base: TrainConfig, seeds: int, frames: int) -> list
     """The runs of a row, one a seed from the base's on; rows of one config share them.
 
     A folder is named by the first row of all tables that asks for it, so that it does not
-    depend on which tables were chosen.
-
-    Args:
-        row: Of a table.
-        base: What rows do not set.
-        seeds: How many.
-        frames: What a config without a number of frames means: those of the store.
+    depend on which tables were chosen.  A config without a number of frames means `frames`,
+    those of the store.
     """
-    wanted = _resolved(row.config(base), frames)
-    first = next(other for other in ROWS if _resolved(other.config(base), frames) == wanted)
-    name = f"table-{first.table}-{_slug(first.name)}"
+
+    def resolved(row: Row) -> TrainConfig:
+        config = row.config(base)
+        return replace(config, frames=config.frames or frames)
+
+    wanted = resolved(row)
+    first = next(other for other in ROWS if resolved(other) == wanted)
+    slug = re.sub(r"[^a-z0-9.]+", "-", first.name.lower()).strip("-")
+    name = f"table-{first.table}-{slug}"
     return [
         Experiment(f"{name}-seed-{seed}", replace(wanted, seed=seed))
         for seed in range(base.seed, base.seed + seeds)
     ]
-
-
-def distinct(experiments: Iterable[Experiment]) -> Iterator[Experiment]:
-    """Each once, in order."""
-    seen = set()
-    for experiment in experiments:
-        if experiment.name not in seen:
-            seen.add(experiment.name)
-            yield experiment
-
-
-def _resolved(config: TrainConfig, frames: int) -> TrainConfig:
-    return replace(config, frames=config.frames or frames)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

@@ -111,7 +111,7 @@ class FewShotOptions:
                     "--split and --draw need --shots, the number of videos a class"
                 )
             return draw_shots(store, shots=self.shots, split=self.split, seed=self.seed or 0)
-        if any(option is not None for option in (self.shots, self.split, self.seed)):
+        if (self.shots, self.split, self.seed) != (None, None, None):
             raise ConfigError("--same-shots brings its shots, split and draw; leave these out")
         shots = FewShotDraw.of_run(open_run(self.same_as))
         if shots is None:
@@ -154,16 +154,11 @@ def draw_shots(
     labels = partition.labels[rows]
     videos: dict[str, list[str]] = {}
     for label in range(len(store.class_names)) if classes is None else classes:
-        own = rows[labels == label]
+        own, name = rows[labels == label], store.class_names[label]
         if not len(own):
-            raise StoreError(
-                f"{store.path}: class {store.class_names[label]!r} has no usable video to "
-                "train on"
-            )
+            raise StoreError(f"{store.path}: class {name!r} has no usable video to train on")
         chosen = np.random.default_rng([seed, label]).permutation(own)[:shots]
-        videos[store.class_names[label]] = [
-            partition.videos[row].id for row in np.sort(chosen).tolist()
-        ]
+        videos[name] = [partition.videos[row].id for row in np.sort(chosen).tolist()]
     return FewShotDraw(
         store=store.recipe_hash,
         split=(split or "1") if partition.name == "all" else None,

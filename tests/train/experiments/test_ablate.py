@@ -24,10 +24,9 @@ from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig, load
 from bieff.train.evaluate.results import load_results
 from bieff.train.experiments.ablation import Ablation, ablate
-from bieff.train.experiments.report import Spread
+from bieff.train.experiments.report import spread, spread_text
 from bieff.train.experiments.rows import (
     ROWS,
-    distinct,
     experiments_of,
     parse_tables,
     rows_of,
@@ -99,7 +98,7 @@ def make_here(stores, out, tables, seeds=2):
         out=out,
         device="cpu",
     )
-    runs = list(distinct(run for row in rows_of(tables) for run in asked.experiments(row)))
+    runs = dict.fromkeys(run for row in rows_of(tables) for run in asked.experiments(row))
     for run in runs:
         for _, words in asked.commands(run):
             done = CliRunner().invoke(main, words, catch_exceptions=False)
@@ -183,7 +182,7 @@ def test_each_distinct_configuration_is_run_once():
         run for row in rows_of(range(4, 11)) for run in experiments_of(row, TrainConfig(), 3, 8)
     ]
     assert len(runs) == 3 * 24
-    once = list(distinct(runs))
+    once = list(dict.fromkeys(runs))
     assert len(once) == 3 * 18
     configs = {json.dumps(run.config.to_dict()): run.name for run in runs}
     assert len(configs) == 3 * 18
@@ -205,9 +204,9 @@ def test_tables_as_they_are_typed():
 
 
 def test_the_deviation_is_that_of_a_sample():
-    assert Spread.of([1.0, 2.0, 4.5]).std == pytest.approx(1.8027756)
-    assert Spread.of([1.0, 2.0, 4.5]).text() == "2.50 ± 1.80"
-    assert Spread.of([1.0]).text() == "1.00"
+    assert spread([1.0, 2.0, 4.5])["std"] == pytest.approx(1.8027756)
+    assert spread_text(spread([1.0, 2.0, 4.5])) == "2.50 ± 1.80"
+    assert spread_text(spread([1.0])) == "1.00"
 
 
 # --- reports

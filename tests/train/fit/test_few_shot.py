@@ -24,7 +24,7 @@ from bieff.train.config import load
 from bieff.train.evaluate.classifier import Trained
 from bieff.train.evaluate.lists import halves, split_lists
 from bieff.train.evaluate.results import load_results
-from bieff.train.experiments.base_to_novel import Figures, base2novel, harmonic_mean
+from bieff.train.experiments.base_to_novel import Figures, base2novel
 from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions, draw_shots
 from bieff.train.fit.loop import train
 from bieff.train.fit.step import prepare
@@ -290,8 +290,8 @@ def test_videos_without_a_label_are_in_neither_half(parts, tmp_path):
 
 
 def test_the_harmonic_mean_by_hand():
-    assert harmonic_mean(60.0, 30.0) == pytest.approx(40.0)
-    assert harmonic_mean(0.0, 30.0) == 0.0
+    assert Figures.of("bieff", [60.0], [30.0]).harmonic == pytest.approx(40.0)
+    assert Figures.of("bieff", [0.0], [30.0]).harmonic == 0.0
     figures = Figures.of("bieff", [50.0, 70.0], [20.0, 40.0])
     assert (figures.base, figures.base_std, figures.novel) == (60.0, 10.0, 30.0)
     assert figures.harmonic == pytest.approx(40.0)
