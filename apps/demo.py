@@ -95,7 +95,6 @@ def _train(store: FeatureStore, clip: Clip, config: TrainConfig, out: Path) -> R
 
 
 def _require_own(out: Path) -> None:
-    """Refuse a folder that holds something else than a demo."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, expected a folder; name another with --out")
     own = {"data", "features", "runs", RESULTS}

@@ -166,7 +166,6 @@ def _require_unseen(run: Run, draw: FewShotDraw, store: FeatureStore, protocol: 
 
 
 def _open(path: Path, run: Run, name: str) -> FeatureStore:
-    """Open a store, or say which command makes it."""
     with contextlib.suppress(StoreMissingError):
         return FeatureStore.open(path)
     clip, is_shapes = run.clip_name, name.startswith("shapes")

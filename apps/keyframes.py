@@ -176,7 +176,6 @@ def _draw_one(
 
 
 def _bar(pen: ImageDraw.ImageDraw, x: int, top: int, height: float) -> None:
-    """A bar from the middle line, up or down, and the line itself."""
     middle, longest = top + BAR // 2, BAR // 2 - 4
     end = middle - round(longest * height)
     box = (x + TILE // 4, min(middle, end), x + 3 * TILE // 4, max(middle, end))
@@ -198,7 +197,6 @@ def _text(
     room: int,
     colour: str = INK,
 ) -> None:
-    """A line of text, shortened where it does not fit."""
     font = ImageFont.load_default(size)
     text = " ".join(text.split())
     if pen.textlength(text, font) > room:

@@ -162,7 +162,6 @@ def _require_room(keyframes: Path, count: int) -> None:
 
 
 def _strip_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A file name for each video's strip; numbered where two videos are called the same."""
     names: dict[str, Path] = {}
     for path in paths:
         ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))

@@ -121,7 +121,6 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Take the address before anything slow is done."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

@@ -83,7 +83,6 @@ def train_run(
 def _plan(
     store: FeatureStore, clip: Clip, config: settings.TrainConfig, shots: FewShotDraw | None
 ) -> str:
-    """A dry run, for people."""
     trainer = prepare(store, clip, config, shots=shots)
     with trainer.batches:
         return (
@@ -95,7 +94,6 @@ def _plan(
 
 
 def _summary(run: Run, clip: Clip) -> str:
-    """A finished run, for people."""
     record = run.record
     lines = [
         f"trained {record['steps']:,} steps on {record['videos']:,} videos in "

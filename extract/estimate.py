@@ -74,7 +74,6 @@ def _size(num_bytes: int) -> str:
 
 
 def _trial(planned: StorePlan, name: str, extractor: ShardExtractor) -> tuple[int, float]:
-    """Videos that were timed, and the seconds they took."""
     plan = planned.partitions[name]
     there = [video for video in plan.videos if video.size]
     count = min(WARM_UP + TIMED, len(there))

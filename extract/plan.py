@@ -96,7 +96,6 @@ def plan(
 def _recipe(
     data: DataSet, config: ExtractConfig, clip: Clip, views: Mapping[str, list[View]]
 ) -> dict[str, Any]:
-    """Everything the numbers of a store depend on."""
     preprocessing = clip.preprocessing
     recipe = {
         "data_set": data.name,

@@ -407,7 +407,6 @@ def frame_groups(num_stored: int, num_frames: int) -> int:
 
 
 def _generator(seed: int, what: Literal["epoch", "step"], number: int) -> torch.Generator:
-    """A stream of its own for each epoch and each step."""
     salt = {"epoch": 0, "step": 1}[what]
     mixed = np.random.SeedSequence([seed, salt, number]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0] >> 1))

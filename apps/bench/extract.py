@@ -135,7 +135,6 @@ def measure_decoding(folder: Path, kinds: Sequence[ClipKind] = KINDS) -> list[De
 
 
 def _pooled(pool: DecodePool, path: Path, choose: ViewPlan) -> float:
-    """Seconds a clip, once all decoders are at work."""
     jobs: Iterator[Job] = (Job(row=i, path=path, choose=choose) for i in itertools.count())
     outcomes: Any = pool.decode(jobs)
     with contextlib.closing(outcomes):
@@ -204,7 +203,6 @@ def _pictures(kind: ClipKind) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
 
 
 def _texture(height: int, width: int, generator: torch.Generator) -> np.ndarray:
-    """Noise at several scales, int16 (height, width, 3)."""
     total = torch.full((1, 3, height, width), 128.0)
     for cells, strength in ((3, 160), (9, 80), (27, 40), (81, 20)):
         coarse = torch.rand(1, 3, cells, cells, generator=generator) - 0.5

@@ -230,7 +230,6 @@ def _rate(what: str, rate: float, ceiling: float, unit: str) -> Row:
 
 
 def _ceiling_lines(bench: Bench) -> list[str]:
-    """The ceilings, and the text tower beside the usual way."""
     best, text = bench.ceilings, bench.text
     upload = "" if best.upload_bytes is None else f", to the device {_giga(best.upload_bytes)}"
     return [
@@ -257,7 +256,6 @@ def _short(value: float | None) -> str:
 
 
 def _closing_lines(bench: Bench) -> list[str]:
-    """The paper's figure, the bottleneck and the assumptions."""
     ours = next(h for h in bench.hours if (h.data_set, h.frames) == ("k400", 16))
     return [
         f"beside it: the paper trained on k400 at 16 frames in {PAPER_GPU_HOURS} hours of an "

@@ -102,7 +102,6 @@ def _chart(title: str, series: Mapping[str, Series], *, from_zero: bool) -> Char
 
 
 def _thinned(line: Series) -> np.ndarray:
-    """The line, or means of neighbours where it has too many points."""
     points = np.array(line, dtype=np.float64)
     if len(points) <= MOST_POINTS:
         return points
@@ -121,7 +120,6 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _short(value: float, ticks: Sequence[float]) -> str:
-    """A tick's number, as short as tells it from its neighbours."""
     if value == 0:
         return "0"
     if max(map(abs, ticks)) < 1e-2:

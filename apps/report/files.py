@@ -108,7 +108,6 @@ def commands(
 
 
 def _evaluations(run: Run, results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A command for each question that was asked of the run's model."""
     lines: dict[str, None] = {}
     for record in results:
         if record["model"] == "frozen":

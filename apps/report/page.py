@@ -100,7 +100,6 @@ def report(
 
 
 def _store(run: Run, features: Path | None) -> tuple[FeatureStore | None, str]:
-    """The run's store, or why there is none; one that was named must be the right one."""
     try:
         store = FeatureStore.open(features or Path(run.record["store"]))
         if store.recipe_hash != run.record["store_recipe_hash"]:
@@ -116,7 +115,6 @@ def _store(run: Run, features: Path | None) -> tuple[FeatureStore | None, str]:
 
 
 def _videos(run: Run, store: FeatureStore, device: torch.device) -> Videos:
-    """Evaluate the closed set; a run or store that cannot be says why on the page."""
     try:
         clip = clip_of(store, device=device)
         with videos_bar("evaluating") as watch:
@@ -201,7 +199,6 @@ def render(run: Run, store: FeatureStore | None, videos: Videos) -> str:
 
 
 def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Results as the table shows them, each with its distance to frozen CLIP."""
     beside: dict[tuple[str, str], float] = {}  # the best of several templates
     for record in results:
         if record["model"] == "frozen":

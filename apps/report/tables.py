@@ -107,7 +107,6 @@ def cost(run: Run, store: FeatureStore | None) -> list[tuple[str, str]]:
 
 
 def _stage_one(store: FeatureStore) -> str:
-    """Seconds of all shards, as their markers say."""
     parts = stage_one(store).values()
     busy, waiting = (
         sum(float(part["seconds"].get(name, 0)) for part in parts)

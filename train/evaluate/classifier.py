@@ -131,7 +131,6 @@ class Trained:
     def _ask(
         self, frames: Tensor, patches: Tensor | None, classes: Tensor | None
     ) -> tuple[Float[Tensor, "B k"], Scores]:
-        """Logits of the classes, and what the model says of their texts."""
         texts = owners = None
         if classes is not None or not self._described.are_single:
             texts, owners = texts_of(self._described, classes)
@@ -253,7 +252,6 @@ def class_embeddings(
 
 @torch.no_grad()
 def _embed(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts D"]:
-    """CLIP's own embeddings; rows that texts share are computed once, and padding never."""
     order = sorted(range(len(texts)), key=lambda index: texts[index])  # neighbours share rows
     parts = []
     for start in range(0, len(texts), CHUNK):

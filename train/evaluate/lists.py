@@ -183,7 +183,6 @@ def half_of(num_classes: int, draw: int) -> Int[np.ndarray, " k"]:
 def _lists(
     store: FeatureStore, protocol: str, partition: Partition, every: EvalList, split: str | None
 ) -> list[EvalList]:
-    """The lists of a protocol, out of all labelled videos of its partition or test list."""
     match protocol:
         case "closed" | "full" | "fewshot":
             return [every]
@@ -221,6 +220,5 @@ def _lists(
 
 
 def _every(store: FeatureStore, partition: Partition) -> EvalList:
-    """All labelled videos, and all classes."""
     classes = np.arange(len(store.class_names), dtype=np.int64)
     return EvalList(partition.name, np.flatnonzero(partition.labels != UNLABELLED), classes)

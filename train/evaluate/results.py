@@ -232,7 +232,6 @@ def _result(table: ScoreTable, about: About, scores: Scores) -> Result:
 def _count(
     table: ScoreTable, chosen: EvalList, scores: Scores
 ) -> tuple[ListFigures, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """The figures of one list, its labels, and (labels, predictions) of what has scores."""
     at = np.searchsorted(table.rows, chosen.rows)
     labels, usable = table.labels[at], table.usable[at]
     question, values = next(

@@ -180,7 +180,6 @@ def probabilities(
 def _views_of(
     features: Features, part: Int[Tensor, " B"], logits: Logits, num_frames: int, clips: int
 ) -> Iterator[Tensor]:
-    """Logits of some videos, view by view."""
     _, num_views, num_stored, _ = features.embeddings.shape
     for view in range(num_views):
         clip = view * clips // num_views
@@ -267,7 +266,6 @@ class Scoring:
         *,
         before: int,
     ) -> dict[Batch, Float64[np.ndarray, "_ _"]]:
-        """Score some batches, and keep them every few seconds, whatever ends it."""
         scored: dict[Batch, np.ndarray] = {}
         unkept: dict[Batch, np.ndarray] = {}
         written, num_done = time.monotonic(), before
@@ -301,7 +299,6 @@ class Scoring:
 
 
 def _known(file: Path, key: str, group: Group) -> ScoreTable | None:
-    """The scores in the file, if all processes find those of this very evaluation there."""
     try:
         known = load_scores(file, key=key)
     except InputError:

@@ -141,7 +141,6 @@ def _figures(result: Result) -> str:
 
 
 def _lists(result: Result) -> str:
-    """How many lists of how many classes, and what the deviation is of."""
     what = WHAT.get(result.protocol, "lists")
     count = len(result.lists)
     classes = " or ".join(map(str, sorted({part.n_classes for part in result.lists})))

@@ -140,7 +140,6 @@ class Ablation:
         return (folder / RECORD).is_file() and bool(open_run(folder).record["finished"])
 
     def _left(self, name: str) -> list[FeatureStore]:
-        """The stores that a run is not evaluated on."""
         figures = self.figures(name)
         return [
             store
@@ -208,7 +207,6 @@ def _stop_with_parent() -> None:
 
 
 def _share_trained(folder: Path) -> float:
-    """How much of a run is trained, by the last line of its metrics."""
     try:
         steps = int(open_run(folder).record["steps"])
         last = json.loads((folder / METRICS).read_text().rsplit("\n", 2)[-2])
@@ -218,7 +216,6 @@ def _share_trained(folder: Path) -> float:
 
 
 def _why(code: int, log: Path) -> str:
-    """The sentence that a command ended with, or where its last words are."""
     _, error, sentence = log.read_text(errors="replace").rpartition("\nError: ")
     if code == 1 and error:
         log.unlink()
@@ -411,12 +408,10 @@ def _require_sets(asked: Ablation) -> None:
 
 
 def _base(base: TrainConfig) -> dict[str, Any]:
-    """The settings that numbers depend on."""
     return {name: value for name, value in base.to_dict().items() if name not in CHANGE_NOTHING}
 
 
 def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
-    """Write both reports of what there is by now."""
     tables = [
         {
             "table": number,
@@ -450,7 +445,6 @@ def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
 
 
 def _row(asked: Ablation, row: Row, failed: Mapping[str, str]) -> dict[str, Any]:
-    """A row, what there is of its runs, and why there are none, or fewer."""
     names = [run.name for run in asked.experiments(row)]
     done = [name for name in names if asked.is_done(name)]
     problems = [f"{name}: {failed[name]}" for name in names if name in failed]

@@ -141,7 +141,6 @@ class TrainingLoop:
             self._finish()
 
     def _open_files(self) -> AbstractContextManager[Any]:
-        """The run's files, where this process writes them."""
         if not self.trainer.group.writes:
             return nullcontext()
         write_record(self.out, self.record)
@@ -157,7 +156,6 @@ class TrainingLoop:
 
     @property
     def _num_averaged(self) -> int:
-        """Epochs in the average."""
         config = self.trainer.config
         epochs = self.progress.step // self.trainer.epoch_steps
         return max(0, epochs - (config.epochs - config.average_epochs))
@@ -192,7 +190,6 @@ class TrainingLoop:
         )
 
     def _log(self) -> None:
-        """Write down the loss, the learning rate, and the method's learned numbers."""
         if self.metrics is None:
             return
         figures = {"loss": self.loss, "lr": float(self.trainer.optimizer.param_groups[0]["lr"])}
@@ -202,7 +199,6 @@ class TrainingLoop:
         self.metrics.add(self.progress.step - 1, figures)
 
     def _evaluate(self) -> None:
-        """Evaluate what would be kept now, and keep it if it is the best."""
         assert self.validation is not None
         figures = self.validation.accuracies(replace(self.trainer, model=self.kept))
         if self.metrics is None:
@@ -215,7 +211,6 @@ class TrainingLoop:
             save_weights(self.out / BEST, weights_of(self.kept))
 
     def _save(self) -> None:
-        """Write what the run can go on from."""
         self._read_losses(late=0)
         self.saved_at = time.monotonic()
         if self.metrics is None:

@@ -69,7 +69,6 @@ def make_record(
 
 
 def _circumstances(trainer: Trainer) -> dict[str, Any]:
-    """Machine and software of this process."""
     return {
         "device": device_name(trainer.device),
         "precision": str(trainer.precision).removeprefix("torch."),

@@ -91,7 +91,6 @@ def frozen_distance(
 def _cross_entropy(
     logits: Float[Tensor, "R C"], positives: Bool[Tensor, "R C"], *, normalise: bool
 ) -> Float[Tensor, ""]:
-    """Mean over rows of the cross-entropy to the row's positives."""
     target = positives.to(logits.dtype)
     if normalise:
         target = target / target.sum(dim=1, keepdim=True)

@@ -247,7 +247,6 @@ class BiEfficient(nn.Module):
     def _visual_context(
         self, frames: Tensor, temporal: Tensor, patches: Tensor | None
     ) -> Float[Tensor, "B C D"]:
-        """The v of Eq. 2 and 3."""
         if self.patch_context is not None:
             if patches is None:
                 raise ValueError("prompts_see='patches': expected patches, got none")

@@ -146,7 +146,6 @@ def require_finite(weights: Mapping[str, Tensor], when: str) -> None:
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the parameters in the order that the optimiser counts them."""
     by_identity = {id(parameter): name for name, parameter in model.named_parameters()}
     return [by_identity[id(p)] for group in optimizer.param_groups for p in group["params"]]
 

@@ -262,7 +262,6 @@ class Prompted:
 
 
 def _pool(tower: Any) -> tuple[str, int]:
-    """Pooling of the tower, and its end token; CLIP and CustomTextCLIP name them otherwise."""
     if hasattr(tower, "text_pool_type"):
         return tower.text_pool_type, tower.text_eos_id
     return tower.pool_type, tower.eos_id

@@ -179,7 +179,6 @@ class Names:
         )
 
     def _divide(self, categories: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
-        """Order the names so that those which begin alike are neighbours, and cut."""
         num_groups = math.ceil((int(lengths.sum()) + len(lengths)) / GROUP_ROWS)
         order = torch.arange(len(categories))
         if num_groups > 1:
