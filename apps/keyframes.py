@@ -16,6 +16,7 @@ from jaxtyping import Float64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from bieff.apps.predictor import Prediction
+from bieff.apps.terminal import clean
 from bieff.features.errors import BieffError
 
 COLUMNS = 8
@@ -200,7 +201,7 @@ def _text(
 ) -> None:
     """A line of text, shortened where it does not fit."""
     font = ImageFont.load_default(size)
-    text = " ".join(text.split())
+    text = clean(" ".join(text.split()))
     if pen.textlength(text, font) > room:
         while text and pen.textlength(text + "…", font) > room:
             text = text[:-1]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bieff.apps import keyframes as strips
 from bieff.apps.predictor import Prediction, Predictor
+from bieff.apps.terminal import clean
 from bieff.clip import ClipName
 from bieff.extract.datasets.files import scan
 from bieff.features.class_names import read_class_names, readable
@@ -89,9 +90,8 @@ def named_clip(model: str | None, pretrained: str | None) -> ClipName | None:
 def sentence(prediction: Prediction) -> str:
     """What is wrong with a video, in one line."""
     what = "not used" if prediction.scores is None else "damaged"
-    if str(prediction.video) in prediction.message:
-        return f"{what}: {prediction.message}"
-    return f"{prediction.video}: {what}: {prediction.message}"
+    of = "" if str(prediction.video) in prediction.message else f"{prediction.video}: "
+    return clean(f"{of}{what}: {prediction.message}")
 
 
 def find_videos(paths: Sequence[Path]) -> list[Path]:

@@ -8,18 +8,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TaskProgressColumn,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from bieff.apps.terminal import Console, TextColumn
 from bieff.extract.tasks import Done, Task, Update
 from bieff.features.errors import InputError
 from bieff.features.schema import Status
