@@ -124,18 +124,22 @@ def serve(
 def _ended_in_order() -> Iterator[None]:
     """Being told to end leaves the block as an exception does, so that no upload stays."""
 
-    def end(number: int, _: object) -> None:
-        sys.exit(128 + number)
+    def end(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is signal.SIG_DFL:
-            signal.signal(number, end)
+    handlers = {
+        signal.SIGTERM: end,
+        signal.SIGHUP: lambda *_: signal.raise_signal(signal.SIGTERM),
+    }
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        if before[number] is signal.SIG_DFL:
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def make_server(app: Starlette, connection: type[Connection] = Connection) -> uvicorn.Server:
