@@ -11,6 +11,7 @@ process where that is told to end.
 import asyncio
 import contextlib
 import ipaddress
+import math
 import re
 import secrets
 import signal
@@ -97,9 +98,10 @@ def serve(
     Raises:
         BieffError: If an option, the run or the CLIP is not as it must be.
     """
-    if max_upload < 1 or not deadline > 0:
+    if max_upload < 1 or not 0 < deadline < math.inf:
         raise ConfigError(
-            f"expected --max-upload and --deadline above 0, got {max_upload} and {deadline}"
+            f"expected --max-upload and --deadline above 0 and finite, got {max_upload} and "
+            f"{deadline}"
         )
     clip = named_clip(model, pretrained)
     limits = Limits(num_bytes=max_upload * 10**6, seconds=deadline)
