@@ -19,7 +19,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,8 @@ def serve(
         )
     clip = named_clip(model, pretrained)
     limits = Limits(num_bytes=max_upload * 10**6, seconds=deadline)
+    _end_in_order()
     with (
-        _ended_in_order(),
         _listening(host, port) as listener,
         Predictor.load(
             run=run, clip=clip, device=device, frames=frames, deadline=deadline
@@ -122,26 +122,15 @@ def serve(
             server.run(sockets=[listener])
 
 
-@contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Being told to end leaves the block as an exception does, so that no upload stays."""
+def _end_in_order() -> None:
+    """From now on this process ends as an exception does, so that no upload stays."""
 
     def end(*_: object) -> None:
         sys.exit(128 + signal.SIGTERM)
 
-    handlers = {
-        signal.SIGTERM: end,
-        signal.SIGHUP: lambda *_: signal.raise_signal(signal.SIGTERM),
-    }
-    before = {number: signal.getsignal(number) for number in handlers}
-    for number, handler in handlers.items():
-        if before[number] is signal.SIG_DFL:
-            signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+    signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal closed; not with nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 def make_server(app: Starlette, connection: type[Connection] = Connection) -> uvicorn.Server:
@@ -276,15 +265,15 @@ class _Site:
         address = "" if request.client is None else request.client.host
         try:
             origin, host = request.headers.get("origin"), request.headers.get("host")
-            is_foreign = origin is not None and urlsplit(origin).netloc != host
-            if is_foreign or not self._is_own_name(request):
+            own = (None, f"http://{host}", f"https://{host}")
+            if origin not in own or not self._is_own_name(request):
                 raise _RefusedError(403, "this address answers its own page only")
             self._admit(address)
             self._inside[address] += 1
             try:
                 return JSONResponse(await self._answer(request, address))
             finally:
-                self._inside[address] -= 1
+                self._inside -= Counter([address])
         except _RefusedError as error:
             # what is still coming in is not wanted: the connection ends with the answer
             headers = {"Connection": "close"}

@@ -264,8 +264,9 @@ def test_too_many_at_a_time_are_sent_away(site, clip):
 
 
 def test_other_sites_cannot_ask(site, clip):
-    status, found = site.predict(clip.read_bytes(), Origin="https://evil.example")
-    assert (status, found["error"]) == (403, "this address answers its own page only")
+    for origin in ("https://evil.example", "null", "http://[", f"http://localhost:{site.port}"):
+        status, found = site.predict(clip.read_bytes(), Origin=origin)
+        assert (status, found["error"]) == (403, "this address answers its own page only")
     assert site.predict(clip.read_bytes(), Origin=f"http://127.0.0.1:{site.port}")[0] == 200
 
 
