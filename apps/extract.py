@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bieff.extract.run import InProcess, Runner, Summary, extract, plan
 from bieff.extract.shapes.sets import COMPANIONS
 from bieff.extract.tasks import status_lines
 from bieff.features.errors import ConfigError, InputError
+from bieff.features.settings import with_settings
 from bieff.features.store import FeatureStore
 
 FEATURES = Path("features")
@@ -165,7 +166,7 @@ class Machine:
 def make_config(settings: Mapping[str, Any], overrides: Sequence[str]) -> ExtractConfig:
     """The settings that were given, over the defaults; `--set` over both."""
     given = {name: value for name, value in settings.items() if value is not None}
-    return replace(ExtractConfig(), **given).with_settings(overrides)
+    return with_settings(ExtractConfig(), given, overrides)
 
 
 def dry_run(sources: Sources, machine: Machine, config: ExtractConfig, say: Say) -> None:

@@ -1,4 +1,4 @@
-"""Random batches of 32 videos: the store's map, a plain np.memmap of the same bytes, zarr.
+"""Random batches of 32 videos: a np.memmap a shard, one of all the same bytes, zarr.
 
     python tests/bench_store.py [--videos N] [--folder DIR]
 
@@ -50,7 +50,7 @@ def fill(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[Partition
 
 
 def measure(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[float, float]:
-    """Speed of the map as a multiple of np.memmap's and of zarr's."""
+    """Speed of the store's maps as a multiple of one large map's and of zarr's."""
     partition, raw = fill(folder, num, shape)
     array = zarr.open_array(partition.path / "embeddings", mode="r")
     rng = np.random.default_rng(1)
@@ -59,8 +59,8 @@ def measure(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[float,
         assert partition.read(rows).tobytes() == raw[rows].tobytes()
     assert array.oindex[batches[0]].tobytes() == raw[batches[0]].tobytes()
     ways = {
-        "map": (partition.read, batches),
-        "np.memmap": (raw.__getitem__, batches),
+        "shards": (partition.read, batches),
+        "one map": (raw.__getitem__, batches),
         "zarr": (array.oindex.__getitem__, batches[:2]),
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
@@ -68,15 +68,15 @@ def measure(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[float,
         for way, (read, some) in ways.items():
             taken = once(lambda read=read, some=some: [read(rows) for rows in some])
             times[way].append(taken / sum(map(len, some)))
-    ratios = [b / a for a, b in zip(times["map"], times["np.memmap"], strict=True)]
+    ratios = [b / a for a, b in zip(times["shards"], times["one map"], strict=True)]
     mapped, plain, fancy = (statistics.median(values) for values in times.values())
     print(
         f"{commit()} store (V, T, D)={shape} N={num} batch={BATCH} float16"
         f" | {platform.machine()} numpy {np.__version__} zarr {zarr.__version__}"
         f" | median {1 / mapped:,.0f}, {1 / plain:,.0f}, {1 / fancy:,.0f} videos/s"
         f" ({', '.join(ways)})"
-        f" | map/memmap {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-        f" | map/zarr {fancy / mapped:.0f}"
+        f" | shards/one {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+        f" | shards/zarr {fancy / mapped:.0f}"
     )
     return statistics.median(ratios), fancy / mapped
 
