@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -133,12 +133,20 @@ _asking = _group(
 )
 """What answers about a video: a run, or a CLIP."""
 
-_looking = _group(
-    _flag("--per-class", "Print the accuracy of each class."),
-    _option(
-        "--confusions", "Print the N most frequent mistakes.", click.IntRange(1), metavar="N"
-    ),
-)
+
+def _looking(command: Callable[..., Any]) -> Any:
+    """Options of what is printed of the results that a command returns."""
+
+    @wraps(command)
+    def show(per_class: bool, confusions: int | None, **options: Any) -> None:
+        _print_results(command(**options), per_class=per_class, confusions=confusions)
+
+    text = "Print the N most frequent mistakes."
+    return _group(
+        _flag("--per-class", "Print the accuracy of each class."),
+        _option("--confusions", text, click.IntRange(1), metavar="N"),
+    )(show)
+
 
 _evaluating = _group(
     _flag("--best", "The best checkpoint on `val`, not the last."),
@@ -424,14 +432,7 @@ def train(
 @_features("Store to evaluate on.  [default: the run's own]")
 @_protocol("", default="closed", show_default=True)
 @_evaluating
-def evaluate(
-    run: Path | None,
-    features: Path | None,
-    protocol: str,
-    per_class: bool,
-    confusions: int | None,
-    **options: Any,
-) -> None:
+def evaluate(run: Path | None, features: Path | None, protocol: str, **options: Any) -> Any:
     """Evaluate RUN (default: the newest in runs/) on the closed set it was trained on.
 
     The figures go to results.json in the run too; one that was stopped goes on when it is
@@ -442,8 +443,7 @@ def evaluate(
     from bieff.apps.evaluate import Evaluation, evaluate_closed
 
     evaluation = Evaluation(**options)
-    results = evaluate_closed(evaluation, run=run, features=features, protocol=protocol)
-    _print_results(results, per_class=per_class, confusions=confusions)
+    return evaluate_closed(evaluation, run=run, features=features, protocol=protocol)
 
 
 @main.command()
@@ -453,14 +453,8 @@ def evaluate(
 @_protocol("[default: splits3; k600 for its zero-shot classes; full without official splits]")
 @_evaluating
 def zeroshot(
-    name: str,
-    run: Path | None,
-    features: Path | None,
-    protocol: str | None,
-    per_class: bool,
-    confusions: int | None,
-    **options: Any,
-) -> None:
+    name: str, run: Path | None, features: Path | None, protocol: str | None, **options: Any
+) -> Any:
     """Evaluate a run on a data set whose classes it has never seen, beside frozen CLIP.
 
     The figures go to results.json in the run too; one that was stopped goes on when it is
@@ -471,10 +465,9 @@ def zeroshot(
     from bieff.apps.evaluate import Evaluation, evaluate_zero_shot
 
     evaluation = Evaluation(**options)
-    results = evaluate_zero_shot(
+    return evaluate_zero_shot(
         evaluation, name=name, run=run, features=features, protocol=protocol
     )
-    _print_results(results, per_class=per_class, confusions=confusions)
 
 
 @main.command()
@@ -482,9 +475,7 @@ def zeroshot(
 @_mix("Combine ours and frozen CLIP anew.")
 @_option("--video", "Print what is said of one video.", metavar="ID")
 @_looking
-def scores(
-    file: Path, mix: float | None, video: str | None, per_class: bool, confusions: int | None
-) -> None:
+def scores(file: Path, mix: float | None, video: str | None) -> Any:
     """Look at the scores in FILE again, which --save-scores wrote; needs no model.
 
     Example: bieff scores scores.h5 --confusions 20
@@ -494,10 +485,10 @@ def scores(
     from bieff.train.evaluate.tables import video_table
 
     table = read_scores(file, mix=mix)
-    if video is not None:
-        _print_table(*video_table(table, video))
-        return
-    _print_results(results_of(table), per_class=per_class, confusions=confusions)
+    if video is None:
+        return results_of(table)
+    _print_table(*video_table(table, video))
+    return []
 
 
 @main.command()
