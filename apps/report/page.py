@@ -22,7 +22,7 @@ from bieff.apps.predictor import Predictor
 from bieff.apps.progress import videos_bar
 from bieff.apps.report import files, tables
 from bieff.apps.report.charts import HEIGHT, WIDTH, charts
-from bieff.apps.report.tables import Cell, ClassFigures, ClosedSet
+from bieff.apps.report.tables import Cell, ClosedSet
 from bieff.clip import pick_device
 from bieff.features.errors import BieffError, StoreMismatchError
 from bieff.features.files import write_atomically
@@ -48,7 +48,7 @@ MODELS = {"bieff": "BiEfficient", "frozen": "frozen CLIP", "mix": "mix of both"}
 class Videos:
     """What only the model and its store can tell."""
 
-    classes: list[ClassFigures] = field(default_factory=list)
+    classes: list[dict[str, Any]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     confusions: list[Cell] = field(default_factory=list)
@@ -118,17 +118,16 @@ def _videos(run: Run, store: FeatureStore, device: torch.device) -> Videos:
         clip = clip_of(store, device=device)
         with videos_bar("evaluating") as watch:
             found = tables.closed_set(run, clip, store, watch=watch)
-        table = tables.confusion(found)
         with Predictor(clip, run=run) as predictor:
             surest, furthest_off = (
                 _cards(predictor, store, found, choose(found, SHOWN).tolist())
                 for choose in (tables.surest, tables.furthest_off)
             )
         return Videos(
-            classes=tables.class_figures(found),
+            classes=tables.class_rows(found.ours, found.frozen),
             names=found.names,
-            cells=tables.cells(table),
-            confusions=tables.top_confusions(table, 4 * SHOWN),
+            cells=tables.cells(found.ours),
+            confusions=tables.top_confusions(found.ours, 4 * SHOWN),
             surest=surest,
             furthest_off=furthest_off,
         )
@@ -149,14 +148,14 @@ def _cards(
     cards = []
     for i, video, path in zip(chosen, listed, paths, strict=True):
         prediction, label = by_path[path], int(found.labels[i])
-        best = np.argsort(-found.ours[i], kind="stable")[:3].tolist()
+        best = np.argsort(-found.scores[i], kind="stable")[:3].tolist()
         caption, frames = keyframes.shown(prediction, side=PICTURE_SIDE)
         cards.append(
             {
                 "path": video.path,
                 "truth": found.names[label],
                 "is_right": best[0] == label,
-                "ranking": [(found.names[k], float(found.ours[i, k])) for k in best],
+                "ranking": [(found.names[k], float(found.scores[i, k])) for k in best],
                 "caption": caption,
                 "frames": frames,
                 "note": "" if frames else prediction.message,

@@ -5,6 +5,7 @@ n evaluated videos, K categories.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -12,6 +13,8 @@ from jaxtyping import Float64, Int64
 from bieff.clip import Clip
 from bieff.features.store import FeatureStore
 from bieff.train.evaluate.classifier import Frozen, Trained
+from bieff.train.evaluate.results import Result, results_of
+from bieff.train.evaluate.scores import ScoreTable
 from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.cost import stage_one
 from bieff.train.runs.run import Run
@@ -21,29 +24,32 @@ PARTITION = "val"
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClosedSet:
-    """Scores of all videos of the partition that are usable."""
+    """What was found on all videos of the partition that are usable."""
 
     names: list[str]
     rows: Int64[np.ndarray, " n"]
     """Row in the store of each video."""
 
     labels: Int64[np.ndarray, " n"]
-    ours: Float64[np.ndarray, "n K"]
-    frozen: Float64[np.ndarray, "n K"]
+    scores: Float64[np.ndarray, "n K"]
+    """Of the run's model."""
 
+    ours: Result
+    frozen: Result
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassFigures:
-    """One class; accuracies in percent."""
-
-    name: str
-    videos: int
-    ours: float
-    frozen: float
-    taken_for: str | None
-    """The class that its videos are most often taken for; None where all are right."""
-
-    times: int
+    @classmethod
+    def of(cls, table: ScoreTable) -> "ClosedSet":
+        """The scores of a run and of frozen CLIP, in this order, of the protocol `closed`."""
+        (scores,), _ = table.scores
+        ours, frozen = results_of(table)
+        return cls(
+            names=list(table.class_names),
+            rows=table.rows[table.usable].astype(np.int64),
+            labels=table.labels[table.usable].astype(np.int64),
+            scores=scores,
+            ours=ours,
+            frozen=frozen,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,77 +66,53 @@ class Cell:
 def closed_set(
     run: Run, clip: Clip, store: FeatureStore, *, watch: Callable[[int, int], None]
 ) -> ClosedSet:
-    """Scores of all videos of `val`, of the run's model and of frozen CLIP, as of `bieff eval`.
-
-    Those that it left beside the run are read; else they are made, and left there.
+    """Score all videos of `val` as `bieff eval` does, or read what it left beside the run.
 
     Raises:
         StoreError: If the store has no such partition, or is not finished.
     """
     ours = Trained(run, clip, store.class_names)
     beside = Frozen(clip, store.class_names, num_frames=ours.about.frames)
-    table = evaluate(store, [ours, beside], "closed", watch=watch, keep_in=run.path)
-    (scores,), (scores_beside,) = table.scores
-    return ClosedSet(
-        names=list(store.class_names),
-        rows=table.rows[table.usable].astype(np.int64),
-        labels=table.labels[table.usable].astype(np.int64),
-        ours=scores,
-        frozen=scores_beside,
+    return ClosedSet.of(
+        evaluate(store, [ours, beside], "closed", watch=watch, keep_in=run.path)
     )
 
 
-def class_figures(found: ClosedSet) -> list[ClassFigures]:
-    """Accuracy of every class that has videos, the worst first."""
-    table = confusion(found)
-    right = found.frozen.argmax(axis=1) == found.labels
-    figures = []
-    for label, name in enumerate(found.names):
-        of_class = found.labels == label
-        if not of_class.any():
-            continue
-        wrong = table[label].copy()
-        wrong[label] = 0
-        times = int(wrong.max())
-        figures.append(
-            ClassFigures(
-                name=name,
-                videos=int(of_class.sum()),
-                ours=100 * float(table[label, label] / of_class.sum()),
-                frozen=100 * float(right[of_class].mean()),
-                taken_for=found.names[int(wrong.argmax())] if times else None,
-                times=times,
-            )
-        )
-    return sorted(figures, key=lambda figure: (figure.ours, figure.name))
+def class_rows(ours: Result, frozen: Result) -> list[dict[str, Any]]:
+    """Accuracy in percent of every class that has videos, the worst first.
+
+    `taken_for` is the class that its videos are most often taken for, so many `times`.
+    """
+    wrong = {true: (said, count) for true, said, count in reversed(ours.confusions)}
+    rows = []
+    for label, (mine, other) in enumerate(zip(ours.classes, frozen.classes, strict=True)):
+        said, times = wrong.get(label, (None, 0))
+        row = {"name": mine.name, "videos": mine.n_evaluated, "times": times}
+        row |= {"ours": mine.top1, "frozen": other.top1}
+        rows.append(row | {"taken_for": None if said is None else ours.classes[said].name})
+    rows = [row for row in rows if row["videos"]]
+    return sorted(rows, key=lambda row: (row["ours"], row["name"]))
 
 
-def confusion(found: ClosedSet) -> Int64[np.ndarray, "K K"]:
-    """How many videos of each true class (row) were taken for each class (column)."""
-    table = np.zeros((len(found.names), len(found.names)), np.int64)
-    np.add.at(table, (found.labels, found.ours.argmax(axis=1)), 1)
-    return table
-
-
-def cells(table: Int64[np.ndarray, "K K"]) -> list[Cell]:
+def cells(result: Result) -> list[Cell]:
     """What of the confusion matrix is not zero, row by row."""
-    places, sums = np.argwhere(table), table.sum(axis=1)
+    right = [(i, i, part.n_right) for i, part in enumerate(result.classes) if part.n_right]
     return [
-        Cell(true=i, said=j, count=int(table[i, j]), share=float(table[i, j] / sums[i]))
-        for i, j in places.tolist()
+        Cell(true=i, said=j, count=count, share=count / result.classes[i].n_evaluated)
+        for i, j, count in sorted([*right, *result.confusions])
     ]
 
 
-def top_confusions(table: Int64[np.ndarray, "K K"], count: int) -> list[Cell]:
+def top_confusions(result: Result, count: int) -> list[Cell]:
     """The cells beside the diagonal with the most videos."""
-    wrong = [cell for cell in cells(table) if cell.true != cell.said]
+    wrong = [cell for cell in cells(result) if cell.true != cell.said]
     return sorted(wrong, key=lambda cell: (-cell.count, -cell.share))[:count]
 
 
 def surest(found: ClosedSet, count: int) -> Int64[np.ndarray, " c"]:
     """Videos named rightly, the highest scores first, one of each class."""
     truth = _truth(found)
-    right = found.ours.argmax(axis=1) == found.labels
+    right = found.scores.argmax(axis=1) == found.labels
     order = np.argsort(-truth, kind="stable")
     return _one_a_class(order[right[order]], found.labels, count)
 
@@ -138,14 +120,14 @@ def surest(found: ClosedSet, count: int) -> Int64[np.ndarray, " c"]:
 def furthest_off(found: ClosedSet, count: int) -> Int64[np.ndarray, " c"]:
     """Videos named wrongly, the lowest scores of their class first, one of each class."""
     truth = _truth(found)
-    wrong = found.ours.argmax(axis=1) != found.labels
+    wrong = found.scores.argmax(axis=1) != found.labels
     order = np.argsort(truth, kind="stable")
     return _one_a_class(order[wrong[order]], found.labels, count)
 
 
 def _truth(found: ClosedSet) -> Float64[np.ndarray, " n"]:
     """Score of each video's own class."""
-    scores: Float64[np.ndarray, " n"] = found.ours[np.arange(len(found.labels)), found.labels]
+    scores: Float64[np.ndarray, " n"] = found.scores[np.arange(len(found.labels)), found.labels]
     return scores
 
 

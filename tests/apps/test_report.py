@@ -17,8 +17,7 @@ from bieff.apps.report.page import TEMPLATES
 from bieff.apps.report.tables import (
     ClosedSet,
     cells,
-    class_figures,
-    confusion,
+    class_rows,
     cost,
     furthest_off,
     surest,
@@ -26,6 +25,8 @@ from bieff.apps.report.tables import (
 )
 from bieff.cli import main
 from bieff.features.store import FeatureStore
+from bieff.train.evaluate.lists import EvalList
+from bieff.train.evaluate.scores import About, Head, ScoreTable
 from bieff.train.runs.run import open_run
 
 HOSTILE = "<script>alert(1)</script>"
@@ -116,46 +117,63 @@ class Page(HTMLParser):
 
 
 def brute_force(seed=3, n=97, k=5):
+    """A closed set, and the scores of both models."""
     generator = np.random.default_rng(seed)
     ours, frozen = generator.dirichlet(np.ones(k), n), generator.dirichlet(np.ones(k), n)
-    labels = generator.integers(0, k - 1, n)  # the last class has no video
-    names = [f"class {i}" for i in range(k)]
-    return ClosedSet(names=names, rows=np.arange(n), labels=labels, ours=ours, frozen=frozen)
-
-
-def test_class_figures_by_counting():
-    found = brute_force()
-    figures = {figure.name: figure for figure in class_figures(found)}
-    assert set(figures) == {f"class {i}" for i in range(4)}
-    for label in range(4):
-        rows = [i for i in range(97) if found.labels[i] == label]
-        said = [max(range(5), key=lambda k, i=i: found.ours[i, k]) for i in rows]
-        counts = {k: said.count(k) for k in range(5) if k != label}
-        figure = figures[f"class {label}"]
-        assert figure.videos == len(rows)
-        assert figure.ours == pytest.approx(100 * said.count(label) / len(rows))
-        assert figure.times == max(counts.values())
-        assert counts[found.names.index(figure.taken_for)] == figure.times
-    assert [f.ours for f in class_figures(found)] == sorted(
-        f.ours for f in class_figures(found)
+    kind = {"frames": 1, "template": "", "names": None, "names_hash": None, "weights": None}
+    table = ScoreTable(
+        head=Head(protocol="closed", dataset="made", store="", clips=1, crops=1),
+        class_names=tuple(f"class {i}" for i in range(k)),
+        lists=(EvalList("val", np.arange(n), np.arange(k)),),
+        rows=np.arange(n),
+        ids=tuple(map(str, range(n))),
+        labels=generator.integers(0, k - 1, n),  # the last class has no video
+        usable=np.ones(n, bool),
+        models=(About(model="bieff", run="r", **kind), About(model="frozen", run=None, **kind)),
+        scores=([ours], [frozen]),
     )
+    return ClosedSet.of(table), ours, frozen
+
+
+def test_class_rows_by_counting():
+    found, ours, frozen = brute_force()
+    rows = {row["name"]: row for row in class_rows(found.ours, found.frozen)}
+    assert set(rows) == {f"class {i}" for i in range(4)}
+    for label in range(4):
+        videos = [i for i in range(97) if found.labels[i] == label]
+        said, beside = (
+            [max(range(5), key=lambda k, i=i: scores[i, k]) for i in videos]
+            for scores in (ours, frozen)
+        )
+        counts = {k: said.count(k) for k in range(5) if k != label}
+        row = rows[f"class {label}"]
+        assert row["videos"] == len(videos)
+        assert row["ours"] == pytest.approx(100 * said.count(label) / len(videos))
+        assert row["frozen"] == pytest.approx(100 * beside.count(label) / len(videos))
+        assert row["times"] == max(counts.values())
+        assert counts[found.names.index(row["taken_for"])] == row["times"]
+    accuracies = [row["ours"] for row in class_rows(found.ours, found.frozen)]
+    assert accuracies == sorted(accuracies)
 
 
 def test_the_matrix_and_its_largest_cells():
-    found = brute_force()
-    table = confusion(found)
-    assert table.sum() == 97
-    assert table.sum(axis=1).tolist() == np.bincount(found.labels, minlength=5).tolist()
-    assert sum(cell.count for cell in cells(table)) == 97
-    top = top_confusions(table, 3)
+    found, ours, _ = brute_force()
+    table = np.zeros((5, 5), int)
+    np.add.at(table, (found.labels, ours.argmax(axis=1)), 1)
+    shown = cells(found.ours)
+    assert [(c.true, c.said, c.count) for c in shown] == [
+        (i, j, table[i, j]) for i, j in np.argwhere(table).tolist()
+    ]
+    assert all(c.share == pytest.approx(c.count / table[c.true].sum()) for c in shown)
+    top = top_confusions(found.ours, 3)
     off = table - np.diag(np.diag(table))
     assert [cell.count for cell in top] == sorted(off.ravel(), reverse=True)[:3]
 
 
 def test_surest_and_furthest_off():
-    found = brute_force()
-    truth = found.ours[np.arange(97), found.labels]
-    right = found.ours.argmax(axis=1) == found.labels
+    found, ours, _ = brute_force()
+    truth = ours[np.arange(97), found.labels]
+    right = ours.argmax(axis=1) == found.labels
     best, worst = surest(found, 3), furthest_off(found, 3)
     assert right[best].all()
     assert not right[worst].any()
