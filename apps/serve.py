@@ -35,7 +35,7 @@ from starlette.routing import Route
 
 from bieff.apps.connections import Connection
 from bieff.apps.keyframes import shown
-from bieff.apps.predict import named_clip
+from bieff.apps.predict import open_predictor
 from bieff.apps.predictor import Prediction, Predictor
 from bieff.extract.datasets.files import VIDEO_SUFFIXES
 from bieff.features.class_names import readable
@@ -70,30 +70,22 @@ class Limits:
 
 def serve(
     *,
-    run: Path | None,
-    model: str | None,
-    pretrained: str | None,
-    frames: int | None,
-    device: str | None,
     host: str,
     port: int,
     max_upload: int,
     deadline: float,
     say: Callable[[str], None],
+    **who: Any,
 ) -> None:
     """Answer until Ctrl-C.
 
     Args:
-        run: Folder of a run; None asks frozen CLIP.
-        model: As for `bieff predict`.
-        pretrained: The same.
-        frames: The same.
-        device: The same.
         host: Address to listen at.
         port: 0 takes a free one.
         max_upload: Megabytes.
         deadline: Seconds that an upload may take, and as many for the decoding.
         say: Takes a line for people.
+        who: Answers: as for `open_predictor`.
 
     Raises:
         BieffError: If an option, the run or the CLIP is not as it must be.
@@ -103,14 +95,11 @@ def serve(
             f"expected --max-upload and --deadline above 0 and finite, got {max_upload} and "
             f"{deadline}"
         )
-    clip = named_clip(model, pretrained)
     limits = Limits(num_bytes=max_upload * 10**6, seconds=deadline)
     _end_in_order()
     with (
         _listening(host, port) as listener,
-        Predictor.load(
-            run=run, clip=clip, device=device, frames=frames, deadline=deadline
-        ) as predictor,
+        open_predictor(deadline=deadline, **who) as predictor,
     ):
         server = make_server(make_app(predictor, limits, names=_names(host)))
         say(f"{predictor.name}, {predictor.num_frames} frames")
