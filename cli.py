@@ -4,13 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bieff.apps.terminal import any_encoding, clean, echo
 from bieff.apps.terminal import print_table as _print_table
 from bieff.features.errors import BieffError, InputError
 
@@ -25,15 +26,29 @@ class _Group(click.Group):
     """Turns a BieffError into `Error: ...` and exit code 1; a bug keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        any_encoding()
+        typed = list(ctx.args)
         try:
             return super().invoke(ctx)
         except BieffError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(clean(error, lines=True)) from error
+        except (click.NoSuchOption, click.BadParameter) as error:
+            said = clean(error.format_message(), lines=True)
+            dashed = _dashed(typed) if isinstance(error, click.NoSuchOption) else ""
+            raise click.UsageError(said + dashed, error.ctx) from error
         except KeyboardInterrupt:
             then = "go on" if ctx.invoked_subcommand in RESUMED else "begin anew"
             raise click.ClickException(
                 f"interrupted; run the same command again to {then}"
             ) from None
+
+
+def _dashed(arguments: Sequence[str]) -> str:
+    """What to write for a file whose name begins as an option does."""
+    for name in arguments:
+        if name.startswith("-") and Path(name).suffix and "=" not in name:
+            return f" If {clean(name)} is a file, write ./{clean(name)}"
+    return ""
 
 
 class _Place(click.Path):
@@ -62,7 +77,7 @@ def _given(names: str, text: str, default: Any, **more: Any) -> _Decorator:
     return _option(names, text, default=default, show_default=True, **more)
 
 
-_note = partial(click.echo, err=True)
+_note = partial(echo, err=True)
 _flag = partial(_option, is_flag=True)
 _many = partial(_option, multiple=True)
 
@@ -118,12 +133,20 @@ _asking = _group(
 )
 """What answers about a video: a run, or a CLIP."""
 
-_looking = _group(
-    _flag("--per-class", "Print the accuracy of each class."),
-    _option(
-        "--confusions", "Print the N most frequent mistakes.", click.IntRange(1), metavar="N"
-    ),
-)
+
+def _looking(command: Callable[..., Any]) -> Any:
+    """Options of what is printed of the results that a command returns."""
+
+    @wraps(command)
+    def show(per_class: bool, confusions: int | None, **options: Any) -> None:
+        _print_results(command(**options), per_class=per_class, confusions=confusions)
+
+    text = "Print the N most frequent mistakes."
+    return _group(
+        _flag("--per-class", "Print the accuracy of each class."),
+        _option("--confusions", text, click.IntRange(1), metavar="N"),
+    )(show)
+
 
 _evaluating = _group(
     _flag("--best", "The best checkpoint on `val`, not the last."),
@@ -169,7 +192,7 @@ def demo(out: Path, seed: int) -> None:
 
     done = run_demo(out, seed=seed)
     _print_results(done.results)
-    click.echo(f"results: {done.out / 'results.json'}")
+    echo(f"results: {done.out / 'results.json'}")
 
 
 @main.command()
@@ -277,17 +300,17 @@ def extract(
         limit=options["limit"],
     )
     if check:
-        if not command.check_all(data, click.echo):
+        if not command.check_all(data, echo):
             raise click.exceptions.Exit(1)
         return
     if status:
-        command.say_status(data, click.echo)
+        command.say_status(data, echo)
         return
     model = command.ModelOptions(**pick("model", "pretrained", "device", "scheduler"))
     settings = pick("frames", "train_views", "clips", "crops", "context", "limit")
     config = command.make_config(settings, overrides)
     if dry_run:
-        command.dry_run(data, model, config, click.echo)
+        command.dry_run(data, model, config, echo)
         return
     summaries = command.extract_all(
         data,
@@ -298,7 +321,7 @@ def extract(
         say=_note,
     )
     for summary in summaries:
-        click.echo(summary.text())
+        echo(summary.text())
     for summary in summaries:
         summary.require_usable()
     if not all(summary.is_whole for summary in summaries):
@@ -320,7 +343,7 @@ def info(path: Path, with_statistics: bool) -> None:
     """
     from bieff.apps.store import say_info
 
-    say_info(path, click.echo, with_statistics=with_statistics)
+    say_info(path, echo, with_statistics=with_statistics)
 
 
 @store.command()
@@ -335,7 +358,7 @@ def verify(path: Path, drop: bool) -> None:
     """
     from bieff.apps.store import verify_store
 
-    if not verify_store(path, click.echo, drop=drop):
+    if not verify_store(path, echo, drop=drop):
         raise click.exceptions.Exit(1)
 
 
@@ -349,7 +372,7 @@ def export_(path: Path, to: Path | None) -> None:
     """
     from bieff.apps.store import export_store
 
-    export_store(path, to, click.echo)
+    export_store(path, to, echo)
 
 
 @store.command(name="import")
@@ -362,7 +385,7 @@ def import_(file: Path, to: Path | None) -> None:
     """
     from bieff.apps.store import import_store
 
-    import_store(file, to, click.echo)
+    import_store(file, to, echo)
 
 
 @main.command()
@@ -401,7 +424,7 @@ def train(
     if any(option is not None for option in (shots, split, draw, same_shots)):
         few = FewShotOptions(shots=shots, split=split, seed=draw, same_as=same_shots)
     if said := train_run(**options, few=few, command=sys.argv):
-        click.echo(said)
+        echo(said)
 
 
 @main.command(name="eval")
@@ -409,14 +432,7 @@ def train(
 @_features("Store to evaluate on.  [default: the run's own]")
 @_protocol("", default="closed", show_default=True)
 @_evaluating
-def evaluate(
-    run: Path | None,
-    features: Path | None,
-    protocol: str,
-    per_class: bool,
-    confusions: int | None,
-    **options: Any,
-) -> None:
+def evaluate(run: Path | None, features: Path | None, protocol: str, **options: Any) -> Any:
     """Evaluate RUN (default: the newest in runs/) on the closed set it was trained on.
 
     The figures go to results.json in the run too; one that was stopped goes on when it is
@@ -427,8 +443,7 @@ def evaluate(
     from bieff.apps.evaluate import Evaluation, evaluate_closed
 
     evaluation = Evaluation(**options)
-    results = evaluate_closed(evaluation, run=run, features=features, protocol=protocol)
-    _print_results(results, per_class=per_class, confusions=confusions)
+    return evaluate_closed(evaluation, run=run, features=features, protocol=protocol)
 
 
 @main.command()
@@ -438,14 +453,8 @@ def evaluate(
 @_protocol("[default: splits3; k600 for its zero-shot classes; full without official splits]")
 @_evaluating
 def zeroshot(
-    name: str,
-    run: Path | None,
-    features: Path | None,
-    protocol: str | None,
-    per_class: bool,
-    confusions: int | None,
-    **options: Any,
-) -> None:
+    name: str, run: Path | None, features: Path | None, protocol: str | None, **options: Any
+) -> Any:
     """Evaluate a run on a data set whose classes it has never seen, beside frozen CLIP.
 
     The figures go to results.json in the run too; one that was stopped goes on when it is
@@ -456,10 +465,9 @@ def zeroshot(
     from bieff.apps.evaluate import Evaluation, evaluate_zero_shot
 
     evaluation = Evaluation(**options)
-    results = evaluate_zero_shot(
+    return evaluate_zero_shot(
         evaluation, name=name, run=run, features=features, protocol=protocol
     )
-    _print_results(results, per_class=per_class, confusions=confusions)
 
 
 @main.command()
@@ -467,9 +475,7 @@ def zeroshot(
 @_mix("Combine ours and frozen CLIP anew.")
 @_option("--video", "Print what is said of one video.", metavar="ID")
 @_looking
-def scores(
-    file: Path, mix: float | None, video: str | None, per_class: bool, confusions: int | None
-) -> None:
+def scores(file: Path, mix: float | None, video: str | None) -> Any:
     """Look at the scores in FILE again, which --save-scores wrote; needs no model.
 
     Example: bieff scores scores.h5 --confusions 20
@@ -479,10 +485,10 @@ def scores(
     from bieff.train.evaluate.tables import video_table
 
     table = read_scores(file, mix=mix)
-    if video is not None:
-        _print_table(*video_table(table, video))
-        return
-    _print_results(results_of(table), per_class=per_class, confusions=confusions)
+    if video is None:
+        return results_of(table)
+    _print_table(*video_table(table, video))
+    return []
 
 
 @main.command()
@@ -519,9 +525,9 @@ def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> 
         if as_json:
             click.echo(json.dumps(found.to_dict()))
         elif found.scores is not None:
-            click.echo(found.video)
+            echo(clean(found.video))
             for name, score in found.ranking(top):
-                click.echo(f"  {score:6.1%}  {name}")
+                echo(f"  {score:6.1%}  {clean(name)}")
     if not all_whole:
         raise click.exceptions.Exit(NOT_WHOLE)
 
@@ -545,7 +551,7 @@ def report(without_videos: bool, **options: Any) -> None:
     """
     from bieff.apps.report.page import report as write_report
 
-    click.echo(f"report: {write_report(**options, with_videos=not without_videos)}")
+    echo(f"report: {write_report(**options, with_videos=not without_videos)}")
 
 
 @main.command()
@@ -561,7 +567,7 @@ def serve(**options: Any) -> None:
     """
     from bieff.apps.serve import serve as answer
 
-    answer(**options, say=click.echo)
+    answer(**options, say=echo)
 
 
 @main.command()
@@ -584,11 +590,11 @@ def bench(model: str | None, pretrained: str | None, device: str | None, as_json
     if as_json:
         click.echo(json.dumps(done.to_dict()))
         return
-    click.echo(done.heading())
+    echo(done.heading())
     for title, header, rows, lines in done.tables():
-        click.echo(f"\n{title}")
+        echo(f"\n{title}")
         _print_table(header, rows)
-        click.echo("\n".join(lines))
+        echo("\n".join(lines))
 
 
 @main.command()
@@ -630,10 +636,10 @@ def ablate(tables: str, zeroshot: str, **options: Any) -> None:
             watch=watch,
             command=sys.argv,
         )
-    click.echo(report.read_text())
-    click.echo(f"written to {report} and {report.with_suffix('.json')}")
+    echo(report.read_text())
+    echo(f"written to {report} and {report.with_suffix('.json')}")
     if failed:
-        click.echo(f"{len(failed)} runs failed: {', '.join(failed)}", err=True)
+        echo(f"{len(failed)} runs failed: {', '.join(failed)}", err=True)
         raise click.exceptions.Exit(1)
 
 
@@ -684,13 +690,13 @@ def _print_results(
     for result in results:
         title = f"{result.dataset}, {result.protocol}, {result.model}"
         if per_class:
-            click.echo(title)
+            echo(title)
             _print_table(*class_table(result))
         if confusions:
-            click.echo(f"{title}: most frequent mistakes")
+            echo(f"{title}: most frequent mistakes")
             _print_table(*confusion_table(result, confusions))
     for line in paper_lines(results):
-        click.echo(line)
+        echo(line)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jaxtyping import Float64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from bieff.apps.predictor import Prediction
+from bieff.apps.terminal import clean
 from bieff.features.errors import BieffError
 
 COLUMNS = 8
@@ -198,7 +199,7 @@ def _text(
     colour: str = INK,
 ) -> None:
     font = ImageFont.load_default(size)
-    text = " ".join(text.split())
+    text = clean(" ".join(text.split()))
     if pen.textlength(text, font) > room:
         while text and pen.textlength(text + "…", font) > room:
             text = text[:-1]

@@ -4,9 +4,11 @@ import contextlib
 import itertools
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bieff.apps import keyframes as strips
 from bieff.apps.predictor import Prediction, Predictor
+from bieff.apps.terminal import clean
 from bieff.clip import ClipName
 from bieff.extract.datasets.files import scan
 from bieff.features.class_names import read_class_names, readable
@@ -25,26 +27,18 @@ def predict_videos(
     videos: Sequence[Path],
     *,
     labels: Sequence[str],
-    run: Path | None,
-    model: str | None,
-    pretrained: str | None,
-    frames: int | None,
-    device: str | None,
     keyframes: Path | None,
     say: Say,
+    **who: Any,
 ) -> Generator[Prediction, None, None]:
     """Score the labels in every video; draws the strips when all are done.
 
     Args:
         videos: Files and folders.
         labels: Names with commas between them, and files of names; none takes the run's.
-        run: Folder of a run; None asks frozen CLIP.
-        model: As for `bieff extract`; with a run, only where its weights lie by now.
-        pretrained: The same.
-        frames: T; None takes the run's, or 8 without one.
-        device: None takes the best there is.
         keyframes: A PNG file for all strips, or a folder for one file a video.
         say: Takes a sentence for people.
+        who: Answers: as for `open_predictor`.
 
     Raises:
         BieffError: If an option, the run or the CLIP is not as it must be.
@@ -53,11 +47,10 @@ def predict_videos(
     names = parse_labels(labels) if labels else None
     if keyframes is not None:
         _require_room(keyframes, len(paths))
-    clip = named_clip(model, pretrained)
     strip_names = _strip_names(paths)
     drawn: list[Prediction] = []
     with (
-        Predictor.load(run=run, clip=clip, device=device, frames=frames) as predictor,
+        open_predictor(**who) as predictor,
         contextlib.closing(predictor.predict(paths, names)) as found,
     ):
         say(f"{predictor.name}, {predictor.num_frames} frames")
@@ -75,23 +68,25 @@ def predict_videos(
         strips.save(keyframes, drawn)
 
 
-def named_clip(model: str | None, pretrained: str | None) -> ClipName | None:
-    """The CLIP of --model and --pretrained; None where neither is given.
+def open_predictor(*, model: str | None, pretrained: str | None, **options: Any) -> Predictor:
+    """What answers about a video, of the options that `predict` and `serve` share.
 
-    Raises:
-        InputError: If there is none of that name.
+    Args:
+        model: As for `bieff extract`; with a run, only where its weights lie by now.
+        pretrained: The same.
+        options: As for `Predictor.load`.
     """
-    if model is None and pretrained is None:
-        return None
-    return ClipName.of(model or ClipName().model, pretrained)
+    clip = None
+    if model is not None or pretrained is not None:
+        clip = ClipName.of(model or ClipName().model, pretrained)
+    return Predictor.load(clip=clip, **options)
 
 
 def sentence(prediction: Prediction) -> str:
     """What is wrong with a video, in one line."""
     what = "not used" if prediction.scores is None else "damaged"
-    if str(prediction.video) in prediction.message:
-        return f"{what}: {prediction.message}"
-    return f"{prediction.video}: {what}: {prediction.message}"
+    of = "" if str(prediction.video) in prediction.message else f"{prediction.video}: "
+    return clean(f"{of}{what}: {prediction.message}")
 
 
 def find_videos(paths: Sequence[Path]) -> list[Path]:

@@ -256,8 +256,14 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         if not status.usable:
             return Prediction(video=path, labels=names, status=status, message=message)
         numbers = self._plan(outcome.num_frames)
-        squares = cut_views(outcome, numbers, self._views, self._tower, video_id="")
-        frames, patches = self._encode(squares)
+        try:
+            squares = cut_views(outcome, numbers, self._views, self._tower, video_id="")
+            frames, patches = self._encode(squares)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            message = f"video {str(path)!r} needs more memory than there is; make it smaller"
+            return Prediction(video=path, labels=names, status=Status.CORRUPT, message=message)
         if not bool(frames.isfinite().all()):
             message = f"the embeddings of video {str(path)!r} are not finite in float16"
             return Prediction(video=path, labels=names, status=Status.CORRUPT, message=message)
@@ -286,3 +292,9 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         means = ViewMeans(self.num_frames)
         means.add(encoded.patches)
         return frames, torch.stack(means.finished).float()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch has a class for it on a GPU alone."""
+    classes = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, classes) or "can't allocate memory" in str(error)

@@ -4,18 +4,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TaskProgressColumn,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from bieff.apps.terminal import Console, TextColumn
 from bieff.extract.tasks import PartProgress
 
 LINE_SECONDS = 60.0

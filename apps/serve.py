@@ -4,15 +4,21 @@
     POST /predict   the video as the request's body; ?name= its file name, ?labels= the words
 
 An upload is counted as it comes in, so that a file that is too large or too slow is refused
-before it is whole; it lies in a folder of its own, which is gone with the answer.
+before it is whole; it lies in a folder of its own, which is gone with the answer, or with the
+process where that is told to end.
 """
 
 import asyncio
 import contextlib
+import ipaddress
+import math
 import re
 import secrets
+import signal
 import socket
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,24 +29,26 @@ import uvicorn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from bieff.apps.connections import Connection
 from bieff.apps.keyframes import shown
-from bieff.apps.predict import named_clip
+from bieff.apps.predict import open_predictor
 from bieff.apps.predictor import Prediction, Predictor
 from bieff.extract.datasets.files import VIDEO_SUFFIXES
 from bieff.features.class_names import readable
 from bieff.features.errors import BieffError, ConfigError, InputError
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
-
-CONNECTIONS = 64
 STOP_SECONDS = 10
 """Longest that the end waits for answers that are under way."""
+
+LEAST_RATE = 10_000
+"""Bytes a second of an upload."""
+
+PATIENCE, GRACE = 1.0, 10.0
+"""Seconds that an upload may be behind the least rate: where others wait, and at all."""
 
 MOST_LABELS = 1000
 SHOWN = 20
@@ -56,68 +64,92 @@ class Limits:
     waiting: int = 8
     """Uploads at a time, the one that is being looked at included."""
 
+    each: int = 6
+    """Of one address."""
+
 
 def serve(
     *,
-    run: Path | None,
-    model: str | None,
-    pretrained: str | None,
-    frames: int | None,
-    device: str | None,
     host: str,
     port: int,
     max_upload: int,
     deadline: float,
     say: Callable[[str], None],
+    **who: Any,
 ) -> None:
     """Answer until Ctrl-C.
 
     Args:
-        run: Folder of a run; None asks frozen CLIP.
-        model: As for `bieff predict`.
-        pretrained: The same.
-        frames: The same.
-        device: The same.
         host: Address to listen at.
         port: 0 takes a free one.
         max_upload: Megabytes.
         deadline: Seconds that an upload may take, and as many for the decoding.
         say: Takes a line for people.
+        who: Answers: as for `open_predictor`.
 
     Raises:
         BieffError: If an option, the run or the CLIP is not as it must be.
     """
-    if max_upload < 1 or not deadline > 0:
+    if max_upload < 1 or not 0 < deadline < math.inf:
         raise ConfigError(
-            f"expected --max-upload and --deadline above 0, got {max_upload} and {deadline}"
+            f"expected --max-upload and --deadline above 0 and finite, got {max_upload} and "
+            f"{deadline}"
         )
-    clip = named_clip(model, pretrained)
     limits = Limits(num_bytes=max_upload * 10**6, seconds=deadline)
+    _end_in_order()
     with (
         _listening(host, port) as listener,
-        Predictor.load(
-            run=run, clip=clip, device=device, frames=frames, deadline=deadline
-        ) as predictor,
+        open_predictor(deadline=deadline, **who) as predictor,
     ):
-        is_local = host in LOCAL
-        app = make_app(predictor, limits, hosts=LOCAL if is_local else ("*",))
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                lifespan="off",
-                server_header=False,
-                limit_concurrency=CONNECTIONS,
-                timeout_graceful_shutdown=STOP_SECONDS,
-            )
-        )
+        server = make_server(make_app(predictor, limits, names=_names(host)))
         say(f"{predictor.name}, {predictor.num_frames} frames")
-        if not is_local:
+        if not _is_local(host):
             say(f"listening at {host}: whoever reaches this machine can use the page")
         name = f"[{host}]" if ":" in host else host
         say(f"http://{name}:{listener.getsockname()[1]}  (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):  # the usual end
             server.run(sockets=[listener])
+
+
+def _end_in_order() -> None:
+    """From now on this process ends as an exception does, so that no upload stays."""
+
+    def end(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal closed; not with nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
+def make_server(app: Starlette, connection: type[Connection] = Connection) -> uvicorn.Server:
+    """What answers at a socket."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=connection,
+            log_level="warning",
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+    )
+
+
+def _is_local(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    return False
+
+
+def _names(host: str) -> frozenset[str]:
+    """Names that a browser may call this machine by, beside its addresses."""
+    own = () if _is_local(host) else (host, socket.gethostname(), socket.getfqdn())
+    return frozenset(name.lower() for name in ("localhost", *own))
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -132,26 +164,37 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def make_app(
-    predictor: Predictor, limits: Limits, *, hosts: tuple[str, ...] = LOCAL
+    predictor: Predictor, limits: Limits, *, names: frozenset[str] = frozenset({"localhost"})
 ) -> Starlette:
     """The page and its answers.
 
     Args:
         predictor: Asked about one video at a time.
         limits: Of an upload.
-        hosts: Names that a browser may call this machine by.  With the local ones alone, a
-            page from elsewhere cannot reach it through a name of its own ("DNS rebinding").
+        names: What a browser may call this machine, beside addresses.  Any other name may be
+            of a page from elsewhere that had it point here ("DNS rebinding").
     """
-    site = _Site(predictor, limits)
+    site = _Site(predictor, limits, names)
     return Starlette(
         routes=[
             Route("/", site.page, methods=["GET"]),
             Route("/predict", site.predict, methods=["POST"]),
-        ],
-        middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-        ],
+        ]
     )
+
+
+@dataclass(eq=False)
+class _Upload:
+    """One that is coming in."""
+
+    address: str
+    begun: float
+    clock: asyncio.Timeout
+    received: int = 0
+
+    def slow_at(self, patience: float) -> float:
+        """When it is too slow, if nothing more comes."""
+        return self.begun + patience + self.received / LEAST_RATE
 
 
 class _RefusedError(Exception):
@@ -163,16 +206,20 @@ class _RefusedError(Exception):
 
 
 class _Site:
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits, names: frozenset[str]) -> None:
         self._predictor = predictor
         self._limits = limits
+        self._names = names
         self._turn = asyncio.Lock()
-        self._inside = 0
+        self._inside: Counter[str] = Counter()
+        self._coming: list[_Upload] = []
         folder = FileSystemLoader(Path(__file__).parent / "templates")
         templates = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
         self._template = templates.get_template("serve.html")
 
     async def page(self, request: Request) -> Response:
+        if not self._is_own_name(request):
+            return Response("this name is of another machine", 400)
         run = self._predictor.run
         nonce = secrets.token_urlsafe(16)
         page = self._template.render(
@@ -196,16 +243,25 @@ class _Site:
         }
         return HTMLResponse(page, headers=headers)
 
+    def _is_own_name(self, request: Request) -> bool:
+        with contextlib.suppress(ValueError):  # brackets that do not match
+            name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+            return _is_address(name) or name.removesuffix(".") in self._names
+        return False
+
     async def predict(self, request: Request) -> Response:
+        address = "" if request.client is None else request.client.host
         try:
-            _require_own_page(request)
-            if self._inside >= self._limits.waiting:
-                raise _RefusedError(503, "too many videos at a time; try again in a moment")
-            self._inside += 1
+            origin, host = request.headers.get("origin"), request.headers.get("host")
+            own = (None, f"http://{host}", f"https://{host}")
+            if origin not in own or not self._is_own_name(request):
+                raise _RefusedError(403, "this address answers its own page only")
+            self._admit(address)
+            self._inside[address] += 1
             try:
-                return JSONResponse(await self._answer(request))
+                return JSONResponse(await self._answer(request, address))
             finally:
-                self._inside -= 1
+                self._inside -= Counter([address])
         except _RefusedError as error:
             # what is still coming in is not wanted: the connection ends with the answer
             headers = {"Connection": "close"}
@@ -213,52 +269,74 @@ class _Site:
         except BieffError as error:
             return JSONResponse({"error": str(error)}, 400)
 
-    async def _answer(self, request: Request) -> dict[str, Any]:
+    def _admit(self, address: str) -> None:
+        """Refuse one too many, unless a slow one can go in its place."""
+        is_full = self._inside.total() >= self._limits.waiting
+        if not is_full and self._inside[address] < self._limits.each:
+            return
+        now = asyncio.get_running_loop().time()
+        slow = [u for u in self._coming if u.slow_at(PATIENCE) < now and not u.clock.expired()]
+        mine = [u for u in slow if u.address == address]
+        if not (mine or (slow and is_full)):
+            raise _RefusedError(503, "too many videos at a time; try again in a moment")
+        gone = (mine or slow)[0]
+        self._coming.remove(gone)
+        gone.clock.reschedule(now)
+
+    async def _answer(self, request: Request, address: str) -> dict[str, Any]:
         labels = typed_labels(request.query_params.get("labels", ""))
         name = Path(request.query_params.get("name", "")).name or "video"
         suffix = Path(name).suffix.lower()
         with tempfile.TemporaryDirectory(prefix="bieff-serve-") as folder:
             path = Path(folder) / f"upload{suffix if suffix in VIDEO_SUFFIXES else '.mp4'}"
-            await self._receive(request, path)
+            await self._receive(request, path, address)
             async with self._turn:
                 found = await run_in_threadpool(self._predict, path, labels)
         return described(found, name)
 
-    async def _receive(self, request: Request, path: Path) -> None:
-        most, received = self._limits.num_bytes, 0
+    async def _receive(self, request: Request, path: Path, address: str) -> None:
+        most, seconds = self._limits.num_bytes, self._limits.seconds
         too_large = _RefusedError(
             413, f"the video is larger than {most / 10**6:g} MB; see --max-upload"
         )
         announced = request.headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > most:
             raise too_large
+        now = asyncio.get_running_loop().time
+        clock = asyncio.timeout(min(seconds, GRACE))
+        upload = _Upload(address, now(), clock)
+        self._coming.append(upload)
         try:
-            async with asyncio.timeout(self._limits.seconds):
+            async with clock:
                 with path.open("wb") as file:
                     async for part in request.stream():
-                        received += len(part)
-                        if received > most:
+                        upload.received += len(part)
+                        if upload.received > most:
                             raise too_large
                         await run_in_threadpool(file.write, part)
+                        if upload in self._coming:  # not told to go
+                            clock.reschedule(min(upload.begun + seconds, upload.slow_at(GRACE)))
         except TimeoutError:
+            if now() >= upload.begun + seconds:
+                raise _RefusedError(
+                    408, f"the upload took longer than {seconds:,.0f} s"
+                ) from None
             raise _RefusedError(
-                408, f"the upload took longer than {self._limits.seconds:,.0f} s"
+                408, f"the upload came slower than {LEAST_RATE / 1000:,.0f} kB/s; try again"
             ) from None
         except ClientDisconnect:
             raise _RefusedError(400, "the upload was broken off") from None
-        if not received:
+        except OSError as error:
+            raise _RefusedError(507, f"the upload cannot be kept: {error.strerror}") from None
+        finally:
+            if upload in self._coming:
+                self._coming.remove(upload)
+        if not upload.received:
             raise _RefusedError(400, "no video came; choose a file")
 
     def _predict(self, path: Path, labels: list[str] | None) -> Prediction:
         [found] = self._predictor.predict([path], labels)
         return found
-
-
-def _require_own_page(request: Request) -> None:
-    """Refuse requests that another site's page makes in the user's browser."""
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise _RefusedError(403, "this address answers its own page only")
 
 
 def typed_labels(text: str) -> list[str] | None:

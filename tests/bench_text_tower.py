@@ -167,9 +167,9 @@ def run(case: Case) -> dict[str, float]:
         print(
             f"  {name}: {tree * 1e3:,.0f} ms, whole {whole * 1e3:,.0f} ms"
             f" ({whole / tree:.1f} x); {rate / 1e9:.0f} GFLOP/s in matrix products,"
-            f" {share[name]:.0%} of this machine's {seconds['rate'] / 1e9:.0f}"
+            f" {share[name]:.0%} of this machine's {taken['rate'] / 1e9:.0f}"
         )
-    print(f"  forward, cut to {case.cut} positions: {seconds['cut forward'] * 1e3:,.0f} ms")
+    print(f"  forward, cut to {case.cut} positions: {taken['cut forward'] * 1e3:,.0f} ms")
     print(f"  memory to learn: {memory / 1e6:,.0f} MB, whole {full_memory / 1e6:,.0f} MB")
     return {
         "B": case.B,

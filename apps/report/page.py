@@ -91,7 +91,7 @@ def report(
             videos = _videos(opened, store, pick_device(device))
     page = render(opened, store, videos)
     try:
-        write_atomically(file, page.encode())
+        write_atomically(file, page.encode(errors="backslashreplace"))
     except OSError as error:
         raise BieffError(
             f"cannot write {file}: {error.strerror}; name another file with --out"

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -354,3 +357,28 @@ def test_real_videos_with_a_full_size_model(real_videos):
     assert result.exit_code == 0, result.stderr
     assert "frozen CLIP ViT-B-16-quickgelu/random, 8 frames" in result.stderr
     assert "arm wrestling" in result.stdout
+
+
+@pytest.mark.slow
+def test_pictures_that_need_too_much_memory_cost_that_video_alone(clip_path, tmp_path):
+    """A file of 80 kB whose frames, made 224 high, would be seven million pixels wide."""
+    with av.open(str(tmp_path / "wide.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32768, 1, "bgr0"
+        for level in range(20):
+            picture = np.full((1, 32768, 3), 10 * level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    command = [
+        *(sys.executable, "-P", "-m", "bieff.cli", "predict", "wide.mkv", str(clip_path)),
+        *("--labels", "a, b", "--model", "tinyclip", "--device", "cpu"),
+    ]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -v 4500000; exec "$@"', "sh", *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 3), done.stderr  # 0 where it is cropped before it grows
+    assert ("'wide.mkv'" in done.stderr) == (done.returncode == 3)
+    assert f"{clip_path}\n" in done.stdout

@@ -3,30 +3,35 @@
 import asyncio
 import http.client
 import json
+import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import psutil
 import pytest
-import uvicorn
 from helpers import stamped
 
+from bieff.apps.connections import Connection
 from bieff.apps.predictor import Predictor
-from bieff.apps.serve import Limits, make_app, typed_labels
+from bieff.apps.serve import Limits, make_app, make_server, typed_labels
 from bieff.clip import ClipName
 from bieff.features.class_names import readable
 from bieff.features.errors import InputError
 
 TINYCLIP = ClipName(model="tinyclip", pretrained=None)
 LIMITS = Limits(num_bytes=300_000, seconds=2.0, waiting=2)
+PATIENT = Limits(num_bytes=300_000, seconds=60.0, waiting=3, each=2)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Comes when the server begins to read a body."""
 
@@ -36,16 +41,18 @@ NASTY = "<script>alert(1)</script>"
 class Site:
     """A server in this process; asks it as a browser would."""
 
-    def __init__(self, app):
+    def __init__(self, app, connection=Connection):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-        config = uvicorn.Config(app, log_level="critical", lifespan="off")
-        self.server = uvicorn.Server(config)
+        self.server = make_server(app, connection)
         arguments = {"sockets": [self.listener]}
         self.thread = threading.Thread(target=self.server.run, kwargs=arguments)
         self.thread.start()  # who asks before it is ready waits
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         self.server.should_exit = True
         self.thread.join(10)
         self.listener.close()
@@ -55,9 +62,15 @@ class Site:
         for task in list(self.server.server_state.tasks):
             asyncio.run_coroutine_threadsafe(asyncio.wait([task]), task.get_loop()).result(30)
 
-    def begin(self, length):
+    def connect(self, source="127.0.0.1"):
+        """A connection from an address of this machine."""
+        return socket.create_connection(
+            ("127.0.0.1", self.port), timeout=30, source_address=(source, 0)
+        )
+
+    def begin(self, length, source="127.0.0.1"):
         """An upload that the server waits for."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection = self.connect(source)
         connection.sendall(
             f"POST /predict?labels=a,b HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
             f"Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n".encode()
@@ -81,11 +94,15 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site():
+def predictor():
     with Predictor.load(clip=TINYCLIP, device="cpu", decoders=1, deadline=20) as predictor:
-        started = Site(make_app(predictor, LIMITS))
+        yield predictor
+
+
+@pytest.fixture(scope="module")
+def site(predictor):
+    with Site(make_app(predictor, LIMITS)) as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -247,11 +264,114 @@ def test_too_many_at_a_time_are_sent_away(site, clip):
 
 
 def test_other_sites_cannot_ask(site, clip):
-    status, found = site.predict(clip.read_bytes(), Origin="https://evil.example")
-    assert (status, found["error"]) == (403, "this address answers its own page only")
+    for origin in ("https://evil.example", "null", "http://[", f"http://localhost:{site.port}"):
+        status, found = site.predict(clip.read_bytes(), Origin=origin)
+        assert (status, found["error"]) == (403, "this address answers its own page only")
     assert site.predict(clip.read_bytes(), Origin=f"http://127.0.0.1:{site.port}")[0] == 200
-    assert site.ask("GET", "/", Host="evil.example")[0] == 400
-    assert site.ask("GET", "/", Host=f"localhost:{site.port}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("127.0.0.1", "localhost", "LOCALHOST:8000", "localhost.")),
+        *((host, 200) for host in ("[::1]", "[::1]:8000", "192.168.1.7:8000")),
+        *((host, 400) for host in ("evil.example", "localhost.evil.example", "", "[::1")),
+        (socket.gethostname(), 400),  # which is bound to the local addresses alone
+    ],
+)
+def test_names_of_this_machine(site, clip, host, status):
+    """A name that somebody else gave this machine is refused ("DNS rebinding")."""
+    assert site.ask("GET", "/", Host=host)[0] == status
+    answer = site.ask("POST", "/predict?labels=a,b", clip.read_bytes(), Host=host)
+    assert answer[0] == (200 if status == 200 else 403)
+
+
+def ended(connection):
+    """Wait until the other side ends the connection; what it said."""
+    try:
+        return connection.makefile("rb").read()
+    except ConnectionResetError:
+        return b""
+
+
+def dripped(connection, byte=b"x"):
+    """Send a byte at a time until the other side ends the connection; what it said."""
+    try:
+        while not select.select([connection], [], [], 0.05)[0]:
+            connection.sendall(byte)
+    except (BrokenPipeError, ConnectionResetError):
+        return b""
+    return ended(connection)
+
+
+def test_slow_heads_lock_nobody_out(site, clip):
+    """Twice the connections that there may be, from one address and from several."""
+    slow = []
+    for number in range(2 * Connection.most):
+        slow.append(site.connect(f"127.0.0.{2 + number % 4 if number % 2 else 1}"))
+        slow[-1].sendall(b"GET / HT")
+    assert site.ask("GET", "/")[0] == 200
+    assert site.predict(clip.read_bytes())[0] == 200
+    assert ended(slow[0]) == b""  # the first had to go
+    for connection in slow:
+        connection.close()
+
+
+def test_a_head_has_some_seconds(predictor):
+    class Quick(Connection):
+        head_seconds = 0.3
+
+    with Site(make_app(predictor, LIMITS), Quick) as quick:
+        with quick.connect() as silent, quick.connect() as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nX: ")
+            assert dripped(slow) == b""
+            assert ended(silent) == b""
+        with quick.connect() as again:  # behind an answer, too
+            again.sendall(f"GET /no HTTP/1.1\r\nHost: 127.0.0.1:{quick.port}\r\n\r\n".encode())
+            assert again.recv(10) == b"HTTP/1.1 4"
+            assert b"Not Found" in dripped(again)
+
+
+def test_slow_uploads_give_way(predictor, clip):
+    """Two of one address, which may have no more, and one of another: all places there are."""
+    with Site(make_app(predictor, PATIENT)) as patient:
+        slow = [
+            patient.begin(1000, source) for source in ("127.0.0.2", "127.0.0.2", "127.0.0.3")
+        ]
+        assert [connection.recv(100) for connection in slow] == [CONTINUE] * 3
+        status = 503
+        while status == 503:  # until they are behind by a second
+            status, _ = patient.predict(clip.read_bytes())
+        assert status == 200
+        assert b"the upload came slower than 10 kB/s" in ended(slow[0])
+        with patient.begin(1000, "127.0.0.2") as third:  # in the place of the second
+            assert third.recv(100) == CONTINUE
+            assert ended(slow[1]).startswith(b"HTTP/1.1 408 ")
+        for connection in slow:
+            connection.close()
+        patient.settle()
+
+
+def test_an_address_has_a_part_of_the_places(predictor, clip):
+    with Site(make_app(predictor, PATIENT)) as patient:
+        fast = [patient.begin(200_000, "127.0.0.2") for _ in range(2)]
+        for connection in fast:
+            assert connection.recv(100) == CONTINUE
+            connection.sendall(b"x" * 100_000)  # ten seconds' worth
+        with patient.begin(1000, "127.0.0.2") as third:
+            assert ended(third).startswith(b"HTTP/1.1 503 ")
+        assert patient.predict(clip.read_bytes())[0] == 200
+        for connection in fast:
+            connection.close()
+        patient.settle()
+
+
+@pytest.mark.slow
+def test_a_body_a_byte_at_a_time_is_given_up(predictor):
+    with Site(make_app(predictor, PATIENT)) as patient, patient.begin(1000) as slow:
+        assert slow.recv(100) == CONTINUE
+        said = dripped(slow)  # nothing, where a last byte crossed the answer
+        assert said == b"" or b"the upload came slower than 10 kB/s; try again" in said
 
 
 def test_other_addresses_and_methods(site):
@@ -271,6 +391,7 @@ class Command:
         self.process = subprocess.Popen(
             command("--port", 0, "--device", "cpu", *arguments),
             cwd=folder,
+            env=os.environ | {"TMPDIR": str(folder)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -291,10 +412,10 @@ class Command:
             self.process.kill()
         self.process.communicate()
 
-    def stop(self):
-        """Ctrl-C; its exit code, and what it said to standard error."""
+    def stop(self, number=signal.SIGINT):
+        """Ctrl-C, or another signal; its exit code, and what it said to standard error."""
         family = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(number)
         _, said = self.process.communicate(timeout=30)
         psutil.wait_procs(family, 5)
         assert not [child for child in family if child.is_running()]
@@ -324,6 +445,45 @@ def test_the_command_listens_here_alone_and_ends_at_ctrl_c(tmp_path):
         assert listening == {"127.0.0.1"}
         assert started.stop() == (0, "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_it_leaves_no_upload_behind(tmp_path, number):
+    with Command(tmp_path, "--model", "tinyclip") as started:
+        host, _, port = started.address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as upload:
+            upload.sendall(
+                f"POST /predict?labels=a,b HTTP/1.1\r\nHost: {host}\r\n"
+                "Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n".encode()
+            )
+            assert upload.recv(100) == CONTINUE
+            assert len(list(tmp_path.glob("bieff-serve-*"))) == 1
+            code, said = started.stop(number)
+    assert code == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def asked(address, name):
+    """Status of the page under a name."""
+    request = urllib.request.Request(address, headers={"Host": name})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["::1", "localhost", "0.0.0.0"])
+def test_the_address_that_it_says_works(tmp_path, host):
+    with Command(tmp_path, "--model", "tinyclip", "--host", host) as started:
+        own = [socket.gethostname()] if host == "0.0.0.0" else []
+        for name in (urlsplit(started.address).netloc, "localhost", *own):
+            assert asked(started.address, name) == 200
+        assert asked(started.address, "evil.example") == 400
+        assert started.stop() == (0, "")
 
 
 @pytest.mark.slow
