@@ -100,7 +100,7 @@ def test_a_weights_file(tmp_path):
             "expected the path of a file, 'random', or one of openai",
         ),
         ("ViT-B-16-quickgelu", "random:x", "expected 'random' or 'random:SEED'"),
-        ("local-dir:/nowhere", None, "cannot load CLIP 'local-dir:/nowhere': Directory"),
+        ("local-dir:/nowhere", None, "cannot load CLIP 'local-dir:/nowhere': .*No such file"),
     ],
 )
 def test_what_is_said_of_a_wrong_name(model, pretrained, message):
