@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test slow long check dev link clean
+.PHONY: help demo test slow long check size dev link clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -18,7 +18,7 @@ $(READY): constraints.txt pyproject.toml
 demo: $(READY)  ## both stages and the zero-shot evaluation on clips made here, no download
 	$(BIN)/bieff demo
 
-test: $(READY)  ## the fast tests
+test: $(READY)  ## the fast tests, on all cores (pytest-xdist)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not long and not gpu"
 
 slow: $(READY)  ## the slow tests: killed processes, Dask over TCP, large lists, full-size CLIP
@@ -32,6 +32,12 @@ check: $(READY) link  ## linters, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+SOURCES = find extract features train apps cli.py clip.py -name '*.py'
+
+size:  ## lines and files of the source, and its fullest folder
+	@echo "$$($(SOURCES) | xargs cat | wc -l) lines in $$($(SOURCES) | wc -l) files;" \
+	  "fullest folder: $$($(SOURCES) -printf '%h\n' | sort | uniq -c | sort -rn | head -1)"
 
 dev: $(READY) link  ## a working folder for developers
 

@@ -3,24 +3,19 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
+from bieff.apps.terminal import print_table as _print_table
 from bieff.features.errors import BieffError, InputError
-
-WIDE = 160
-"""Columns of a table that goes to a file."""
 
 NOT_WHOLE = 3
 """Exit code of an extraction that finished, but not with every frame of every video."""
-
 
 RESUMED = {"demo", "extract", "eval", "zeroshot", "base2novel", "ablate"}
 """Commands that go on where they were; `train` says itself how."""
@@ -41,9 +36,6 @@ class _Group(click.Group):
             ) from None
 
 
-_Decorator = Callable[[Any], Any]
-
-
 class _Place(click.Path):
     """A path that is a folder, or a file, if it is there; otherwise it is bad input."""
 
@@ -57,22 +49,106 @@ class _Place(click.Path):
 _FOLDER = _Place(path_type=Path, file_okay=False)
 _FILE = _Place(path_type=Path, dir_okay=False)
 
+_Decorator = Callable[[Any], Any]
 
-def _settings_of(config: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-    """What prints the settings of a stage, named "module:class", and ends the command."""
+
+def _option(names: str, text: str, kind: Any = None, **more: Any) -> _Decorator:
+    """An option, and the parameter's name behind it where that is another one."""
+    return click.option(*names.split(), help=text, type=kind, **more)
+
+
+def _given(names: str, text: str, default: Any, **more: Any) -> _Decorator:
+    """An option whose default stands in its help."""
+    return _option(names, text, default=default, show_default=True, **more)
+
+
+_note = partial(click.echo, err=True)
+_flag = partial(_option, is_flag=True)
+_many = partial(_option, multiple=True)
+
+
+def _group(*options: _Decorator) -> _Decorator:
+    """Options that go together, in this order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _settings(config: str) -> _Decorator:
+    """--settings, which prints those of a stage, named "module:class", and ends the command."""
 
     def show(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
         if not is_asked:
             return
-        from importlib import import_module
-
         from bieff.features.settings import settings_table
 
         module, name = config.split(":")
         _print_table(*settings_table(getattr(import_module(module), name)))
         ctx.exit()
 
-    return show
+    text = "List what --set takes, with the defaults; no more."
+    return _flag("--settings", text, is_eager=True, expose_value=False, callback=show)
+
+
+# what several commands take; a help that is left open differs between them
+_features = partial(_option, "--features", kind=_FOLDER)
+_out = partial(_option, "--out", kind=_FOLDER)
+_set = partial(_many, "--set overrides", metavar="NAME=VALUE")
+_shorter = partial(_option, "--frames", kind=int)
+_protocol = partial(
+    _option, "--protocol", kind=click.Choice(["closed", "splits3", "full", "half10", "k600"])
+)
+_mix = partial(_option, "--mix", kind=float, metavar="WEIGHT")
+_flag_json = partial(_flag, "--json as_json")
+_model = partial(_option, "--model")
+_pretrained = partial(_option, "--pretrained")
+_split = _option("--split", "Official split to draw from and to test on.  [default: 1]")
+_device = _option("--device", "cpu, cuda, cuda:1.  [default: cuda if there is one]")
+
+_asking = _group(
+    _option("--run", "A trained run.  [default: none, CLIP as it is]", _FOLDER),
+    _shorter("Frames of a video.  [default: the run's, or 8]"),
+    _model("As for `bieff extract`.  [default: the run's, or ViT-B-16-quickgelu]"),
+    _pretrained("As for `bieff extract`.  [default: the run's, or openai]"),
+    _device,
+)
+"""What answers about a video: a run, or a CLIP."""
+
+_looking = _group(
+    _flag("--per-class", "Print the accuracy of each class."),
+    _option(
+        "--confusions", "Print the N most frequent mistakes.", click.IntRange(1), metavar="N"
+    ),
+)
+
+_evaluating = _group(
+    _flag("--best", "The best checkpoint on `val`, not the last."),
+    _option(
+        "--template",
+        "How frozen CLIP is asked: bare, one, person, 16, 28, 48, or a text with {}.  "
+        "[default: one]",
+        metavar="NAME|TEXT",
+    ),
+    _flag("--model-only", "Leave frozen CLIP out."),
+    _option(
+        "--names",
+        "One or several descriptions of each class (json, csv, txt) in place of its name.",
+        _FILE,
+    ),
+    _mix("Ours and frozen CLIP combined, too."),
+    _option("--save-scores", "Write the scores of every video (HDF5).", _FILE),
+    _option(
+        "--batch-size",
+        "Videos at a time.  [default: 32, fewer for many classes]",
+        click.IntRange(1),
+    ),
+    _device,
+    _looking,
+)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,10 +158,8 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--out", type=_FOLDER, default=Path("demo"), show_default=True, help="Folder to write."
-)
-@click.option("--seed", default=0, show_default=True, help="Of the clips and of training.")
+@_out("Folder to write.", default=Path("demo"), show_default=True)
+@_given("--seed", "Of the clips and of training.", 0)
 def demo(out: Path, seed: int) -> None:
     """Run both stages and the zero-shot evaluation on clips made here.
 
@@ -110,103 +184,69 @@ def datasets() -> None:
 
 
 @main.command()
-@click.option(
-    "--dataset",
-    "names",
-    required=True,
-    multiple=True,
-    help="See `bieff datasets`; may be repeated.",
+@_many("--dataset names", "See `bieff datasets`; may be repeated.", required=True)
+@_option("--videos", "Folder of the videos.  [default: data/DATASET]", _FOLDER)
+@_many(
+    "--list lists", "Of --dataset list: train=FILE, val=FILE or all=FILE.", metavar="PART=FILE"
 )
-@click.option("--videos", type=_FOLDER, help="Folder of the videos.  [default: data/DATASET]")
-@click.option(
-    "--list",
-    "lists",
-    multiple=True,
-    metavar="PART=FILE",
-    help="Of --dataset list: train=FILE, val=FILE or all=FILE.",
-)
-@click.option("--labels", type=_FILE, help="Class names, of --dataset list and folder.")
-@click.option(
+@_option("--labels", "Class names, of --dataset list and folder.", _FILE)
+@_option(
     "--first-label",
-    type=int,
-    help="Of --dataset list: whether labels count from 0 or 1.  [default: found out]",
+    "Of --dataset list: whether labels count from 0 or 1.  [default: found out]",
+    int,
 )
-@click.option(
+@_flag(
     "--trust-labels",
-    is_flag=True,
-    help="Of --dataset list: the labels are right where class folders say otherwise.",
+    "Of --dataset list: the labels are right where class folders say otherwise.",
 )
-@click.option("--out", type=_FOLDER, help="Folder of the store.  [default: features/DATASET]")
-@click.option("--frames", type=int, help="Frames of a view.  [default: 32]")
-@click.option(
+@_out("Folder of the store.  [default: features/DATASET]")
+@_shorter("Frames of a view.  [default: 32]")
+@_option(
     "--train-views",
-    type=int,
-    help="Random views of a training video, beside the centre grid.  [default: 1]",
+    "Random views of a training video, beside the centre grid.  [default: 1]",
+    int,
 )
-@click.option("--clips", type=int, help="Temporal clips of an evaluation video.  [default: 3]")
-@click.option("--crops", type=int, help="Spatial crops of a clip, 1 or 3.  [default: 1]")
-@click.option(
+@_option("--clips", "Temporal clips of an evaluation video.  [default: 3]", int)
+@_option("--crops", "Spatial crops of a clip, 1 or 3.  [default: 1]", int)
+@_option(
     "--context",
-    type=click.Choice(["none", "patches"]),
-    help="Store the patch tokens' mean too.  [default: none]",
+    "Store the patch tokens' mean too.  [default: none]",
+    click.Choice(["none", "patches"]),
 )
-@click.option(
+@_option(
     "--limit",
-    type=int,
-    help="Only the first N videos of each partition, in a store of their own: "
+    "Only the first N videos of each partition, in a store of their own: "
     "features/DATASET-first-N.",
+    int,
 )
-@click.option(
-    "--model",
-    help="An open_clip name, hf-hub:..., local-dir:..., or tinyclip.  "
-    "[default: ViT-B-16-quickgelu; tinyclip for shapes]",
+@_model(
+    "An open_clip name, hf-hub:..., local-dir:..., or tinyclip.  "
+    "[default: ViT-B-16-quickgelu; tinyclip for shapes]"
 )
-@click.option(
-    "--pretrained", help="An open_clip tag, a weights file, or 'random'.  [default: openai]"
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A setting: batch_size, decoders, deadline, ...; may be repeated.",
-)
-@click.option(
-    "--settings",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_settings_of("bieff.extract.config:ExtractConfig"),
-    help="List what --set takes, with the defaults; no more.",
-)
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-@click.option(
+@_pretrained("An open_clip tag, a weights file, or 'random'.  [default: openai]")
+@_set("A setting: batch_size, decoders, deadline, ...; may be repeated.")
+@_settings("bieff.extract.config:ExtractConfig")
+@_device
+@_option(
     "--scheduler",
+    "Who does the work: this process, Dask workers started here (one for each GPU), or those "
+    "of a Dask cluster that shares the store's and the videos' file system.  [default: local "
+    "where there are several GPUs, otherwise sync]",
     metavar="sync|local|tcp://HOST:PORT",
-    help="Who does the work: this process, Dask workers started here (one for each GPU), or "
-    "those of a Dask cluster that shares the store's and the videos' file system.  "
-    "[default: local where there are several GPUs, otherwise sync]",
 )
-@click.option(
+@_flag(
     "--retry-failed",
-    is_flag=True,
-    help="Try the videos again that could not be used, or whose file was replaced since.",
+    "Try the videos again that could not be used, or whose file was replaced since.",
 )
-@click.option(
+@_option(
     "--max-bad",
+    "Share of unusable videos, such as 1%, that is no failure; a run that must exceed it is "
+    "stopped.",
     metavar="SHARE",
-    help="Share of unusable videos, such as 1%, that is no failure; a run that must exceed it "
-    "is stopped.",
 )
-@click.option("--status", is_flag=True, help="Say what is done, bad and pending; no more.")
-@click.option(
-    "--check",
-    is_flag=True,
-    help="Say what is listed, found, missing, unlisted and mislabelled; no more.",
-)
-@click.option(
-    "--dry-run", is_flag=True, help="Say what would be written, its size and the hours."
-)
+@_flag("--status", "Say what is done, bad and pending; no more.")
+@_flag("--check", "Say what is listed, found, missing, unlisted and mislabelled; no more.")
+@_flag("--dry-run", "Say what would be written, its size and the hours.")
 def extract(
     status: bool,
     check: bool,
@@ -255,7 +295,7 @@ def extract(
         config,
         retry_failed=retry_failed,
         max_bad=None if max_bad is None else command.parse_share(max_bad),
-        say=lambda line: click.echo(line, err=True),
+        say=_note,
     )
     for summary in summaries:
         click.echo(summary.text())
@@ -272,12 +312,7 @@ def store() -> None:
 
 @store.command()
 @click.argument("path", type=_FOLDER)
-@click.option(
-    "--statistics",
-    "with_statistics",
-    is_flag=True,
-    help="Read all features, and say whether they look broken.",
-)
+@_flag("--statistics with_statistics", "Read all features, and say whether they look broken.")
 def info(path: Path, with_statistics: bool) -> None:
     """Say what the store at PATH holds and how much of it is done.
 
@@ -290,9 +325,7 @@ def info(path: Path, with_statistics: bool) -> None:
 
 @store.command()
 @click.argument("path", type=_FOLDER)
-@click.option(
-    "--drop", is_flag=True, help="Forget the bad shards, so that extract writes them again."
-)
+@_flag("--drop", "Forget the bad shards, so that extract writes them again.")
 def verify(path: Path, drop: bool) -> None:
     """Read every checksum of the store at PATH again, and name the bad shards.
 
@@ -308,7 +341,7 @@ def verify(path: Path, drop: bool) -> None:
 
 @store.command(name="export")
 @click.argument("path", type=_FOLDER)
-@click.option("--to", type=_FILE, help="The file.  [default: PATH.h5]")
+@_option("--to", "The file.  [default: PATH.h5]", _FILE)
 def export_(path: Path, to: Path | None) -> None:
     """Write the store at PATH to one HDF5 file.
 
@@ -321,7 +354,7 @@ def export_(path: Path, to: Path | None) -> None:
 
 @store.command(name="import")
 @click.argument("file", type=_FILE)
-@click.option("--to", type=_FOLDER, help="Folder of the store.  [default: features/FILE]")
+@_option("--to", "Folder of the store.  [default: features/FILE]", _FOLDER)
 def import_(file: Path, to: Path | None) -> None:
     """Make a store of FILE, which `bieff store export` wrote, byte for byte.
 
@@ -333,49 +366,20 @@ def import_(file: Path, to: Path | None) -> None:
 
 
 @main.command()
-@click.option(
-    "--features",
-    type=_FOLDER,
-    help="A store with a training partition.  [required, or --resume]",
-)
-@click.option(
-    "--out",
-    type=_FOLDER,
-    help="Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]",
-)
-@click.option(
-    "--frames", type=int, help="Frames of a video; a divisor of the store's.  [default: all]"
-)
-@click.option("--preset", help="paper, baseline or released.  [default: paper]")
-@click.option("--config", type=_FILE, help="A TOML file of settings.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="One setting; may be repeated.",
-)
-@click.option(
-    "--settings",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_settings_of("bieff.train.config:TrainConfig"),
-    help="List what --set takes, with the defaults; no more.",
-)
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="Go on with the run in --out, or the newest unfinished one in runs/.",
-)
-@click.option("--shots", type=int, help="Train on so few videos a class, drawn at random.")
-@click.option("--split", help="Official split to draw from and to test on.  [default: 1]")
-@click.option("--draw", type=int, help="Seed of the videos drawn.  [default: 0]")
-@click.option("--same-shots", type=_FOLDER, help="A run whose few videos to train on again.")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-@click.option(
-    "--dry-run", is_flag=True, help="Say what would be trained, and count the parameters."
-)
+@_features("A store with a training partition.  [required, or --resume]")
+@_out("Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]")
+@_shorter("Frames of a video; a divisor of the store's.  [default: all]")
+@_option("--preset", "paper, baseline or released.  [default: paper]")
+@_option("--config", "A TOML file of settings.", _FILE)
+@_set("One setting; may be repeated.")
+@_settings("bieff.train.config:TrainConfig")
+@_flag("--resume", "Go on with the run in --out, or the newest unfinished one in runs/.")
+@_option("--shots", "Train on so few videos a class, drawn at random.", int)
+@_split
+@_option("--draw", "Seed of the videos drawn.  [default: 0]", int)
+@_option("--same-shots", "A run whose few videos to train on again.", _FOLDER)
+@_device
+@_flag("--dry-run", "Say what would be trained, and count the parameters.")
 def train(
     shots: int | None,
     split: str | None,
@@ -400,64 +404,11 @@ def train(
         click.echo(said)
 
 
-_PROTOCOLS = click.Choice(["closed", "splits3", "full", "half10", "k600"])
-
-_LOOKING = (
-    click.option("--per-class", is_flag=True, help="Print the accuracy of each class."),
-    click.option(
-        "--confusions",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Print the N most frequent mistakes.",
-    ),
-)
-
-_EVALUATING = (
-    click.option("--best", is_flag=True, help="The best checkpoint on `val`, not the last."),
-    click.option(
-        "--template",
-        metavar="NAME|TEXT",
-        help="How frozen CLIP is asked: bare, one, person, 16, 28, 48, or a text with {}.  "
-        "[default: one]",
-    ),
-    click.option("--model-only", is_flag=True, help="Leave frozen CLIP out."),
-    click.option(
-        "--names",
-        type=_FILE,
-        help="One or several descriptions of each class (json, csv, txt) in place of its name.",
-    ),
-    click.option(
-        "--mix", type=float, metavar="WEIGHT", help="Ours and frozen CLIP combined, too."
-    ),
-    click.option("--save-scores", type=_FILE, help="Write the scores of every video (HDF5)."),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        help="Videos at a time.  [default: 32, fewer for many classes]",
-    ),
-    click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]"),
-    *_LOOKING,
-)
-
-
-def _options(options: Sequence[_Decorator]) -> _Decorator:
-    """Options that several commands share, in this order."""
-
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
 @main.command(name="eval")
 @click.argument("run", type=_FOLDER, required=False)
-@click.option(
-    "--features", type=_FOLDER, help="Store to evaluate on.  [default: the run's own]"
-)
-@click.option("--protocol", type=_PROTOCOLS, default="closed", show_default=True)
-@_options(_EVALUATING)
+@_features("Store to evaluate on.  [default: the run's own]")
+@_protocol("", default="closed", show_default=True)
+@_evaluating
 def evaluate(
     run: Path | None,
     features: Path | None,
@@ -482,14 +433,10 @@ def evaluate(
 
 @main.command()
 @click.argument("name", metavar="SET")
-@click.option("--run", type=_FOLDER, help="The trained run.  [default: the newest in runs/]")
-@click.option("--features", type=_FOLDER, help="The set's store.  [default: features/SET]")
-@click.option(
-    "--protocol",
-    type=_PROTOCOLS,
-    help="[default: splits3; k600 for its zero-shot classes; full without official splits]",
-)
-@_options(_EVALUATING)
+@_option("--run", "The trained run.  [default: the newest in runs/]", _FOLDER)
+@_features("The set's store.  [default: features/SET]")
+@_protocol("[default: splits3; k600 for its zero-shot classes; full without official splits]")
+@_evaluating
 def zeroshot(
     name: str,
     run: Path | None,
@@ -517,9 +464,9 @@ def zeroshot(
 
 @main.command()
 @click.argument("file", type=_FILE)
-@click.option("--mix", type=float, metavar="WEIGHT", help="Combine ours and frozen CLIP anew.")
-@click.option("--video", metavar="ID", help="Print what is said of one video.")
-@_options(_LOOKING)
+@_mix("Combine ours and frozen CLIP anew.")
+@_option("--video", "Print what is said of one video.", metavar="ID")
+@_looking
 def scores(
     file: Path, mix: float | None, video: str | None, per_class: bool, confusions: int | None
 ) -> None:
@@ -540,34 +487,20 @@ def scores(
 
 @main.command()
 @click.argument("videos", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option(
+@_many(
     "--labels",
-    multiple=True,
-    metavar="NAMES|FILE",
-    help="Class names with commas between them, or a file of them; may be repeated.  "
+    "Class names with commas between them, or a file of them; may be repeated.  "
     "[default: the run's classes]",
+    metavar="NAMES|FILE",
 )
-@click.option("--run", type=_FOLDER, help="A trained run.  [default: none, CLIP as it is]")
-@click.option("--frames", type=int, help="Frames of a video.  [default: the run's, or 8]")
-@click.option(
-    "--model",
-    help="As for `bieff extract`.  [default: the run's, or ViT-B-16-quickgelu]",
-)
-@click.option("--pretrained", help="As for `bieff extract`.  [default: the run's, or openai]")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Classes to print of each video.",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, all scores.")
-@click.option(
+@_asking
+@_given("--top", "Classes to print of each video.", 5, kind=click.IntRange(1))
+@_flag_json("One JSON object a line, all scores.")
+@_option(
     "--keyframes",
-    type=click.Path(path_type=Path),
+    "Draw the frames with their times, and which of them counted.",
+    click.Path(path_type=Path),
     metavar="PNG|FOLDER",
-    help="Draw the frames with their times, and which of them counted.",
 )
 def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> None:
     """Say what happens in VIDEOS, files or folders, in the words of --labels.
@@ -577,14 +510,12 @@ def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> 
 
     Example: bieff predict clip.mp4 --labels "kicking a ball, running" --keyframes clip.png
     """
-    from bieff.apps.predict import is_whole, predict_videos
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
+    from bieff.apps.predict import predict_videos
+    from bieff.features.schema import Status
 
     all_whole = True
-    for found in predict_videos(videos, **options, say=say):
-        all_whole &= is_whole(found)
+    for found in predict_videos(videos, **options, say=_note):
+        all_whole &= found.status is Status.OK
         if as_json:
             click.echo(json.dumps(found.to_dict()))
         elif found.scores is not None:
@@ -597,15 +528,12 @@ def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> 
 
 @main.command()
 @click.argument("run", type=_FOLDER, required=False)
-@click.option("--out", type=_FILE, help="The page.  [default: RUN/report.html]")
-@click.option(
-    "--features", type=_FOLDER, help="The run's store, where it lies elsewhere by now."
-)
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-@click.option(
+@_option("--out", "The page.  [default: RUN/report.html]", _FILE)
+@_features("The run's store, where it lies elsewhere by now.")
+@_device
+@_flag(
     "--without-videos",
-    is_flag=True,
-    help="Leave out what the closed set is evaluated for: classes, confusions and videos.",
+    "Leave out what the closed set is evaluated for: classes, confusions and videos.",
 )
 def report(without_videos: bool, **options: Any) -> None:
     """Write all there is to say of RUN (default: the newest in runs/) on one HTML page.
@@ -621,25 +549,11 @@ def report(without_videos: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.option("--run", type=_FOLDER, help="A trained run.  [default: none, CLIP as it is]")
-@click.option("--frames", type=int, help="Frames of a video.  [default: the run's, or 8]")
-@click.option("--model", help="As for predict.  [default: the run's, or ViT-B-16-quickgelu]")
-@click.option("--pretrained", help="As for predict.  [default: the run's, or openai]")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen at; any but the default lets others in.",
-)
-@click.option("--port", default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--max-upload", default=200, show_default=True, help="Megabytes of a video.")
-@click.option(
-    "--deadline",
-    default=60.0,
-    show_default=True,
-    help="Seconds for the upload, and as many for the decoding.",
-)
+@_asking
+@_given("--host", "Address to listen at; any but the default lets others in.", "127.0.0.1")
+@_given("--port", "0 takes a free one.", 8000)
+@_given("--max-upload", "Megabytes of a video.", 200)
+@_given("--deadline", "Seconds for the upload, and as many for the decoding.", 60.0)
 def serve(**options: Any) -> None:
     """Open a page on this machine: drop a video, type class names, see scores and keyframes.
 
@@ -651,10 +565,10 @@ def serve(**options: Any) -> None:
 
 
 @main.command()
-@click.option("--model", help="As for extract.  [default: ViT-B-16-quickgelu]")
-@click.option("--pretrained", help="As for extract.  [default: random, which is as fast]")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_model("As for extract.  [default: ViT-B-16-quickgelu]")
+@_pretrained("As for extract.  [default: random, which is as fast]")
+@_device
+@_flag_json("Print one JSON object.")
 def bench(model: str | None, pretrained: str | None, device: str | None, as_json: bool) -> None:
     """Measure this machine in about a minute, and estimate the hours of k400, ucf101, hmdb51.
 
@@ -665,51 +579,37 @@ def bench(model: str | None, pretrained: str | None, device: str | None, as_json
     # as an extraction has it; read when torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from bieff.apps.bench.run import bench as measure
-    from bieff.apps.bench.table import ceiling_lines, closing_lines, estimates, heading, rates
 
-    done = measure(model, pretrained, device, say=lambda line: click.echo(line, err=True))
+    done = measure(model, pretrained, device, say=_note)
     if as_json:
         click.echo(json.dumps(done.to_dict()))
         return
-    click.echo(heading(done))
-    for table, lines in (
-        (rates(done), ceiling_lines(done)),
-        (estimates(done), closing_lines(done)),
-    ):
-        click.echo(f"\n{table.title}")
-        _print_table(table.header, table.rows)
-        for line in lines:
-            click.echo(line)
+    click.echo(done.heading())
+    for title, header, rows, lines in done.tables():
+        click.echo(f"\n{title}")
+        _print_table(header, rows)
+        click.echo("\n".join(lines))
 
 
 @main.command()
-@click.option("--features", type=_FOLDER, required=True, help="A store with train and val.")
-@click.option(
+@_features("A store with train and val.", required=True)
+@_given(
     "--tables",
-    default="4,5,6,7,8,9,10",
-    show_default=True,
-    help="Of the paper; 1 is frames, 3 the cost at 16 frames; 0 is of ours: ways to keep what "
+    "Of the paper; 1 is frames, 3 the cost at 16 frames; 0 is of ours: ways to keep what "
     "frozen CLIP knows.",
+    "4,5,6,7,8,9,10",
 )
-@click.option("--seeds", default=3, show_default=True, help="Runs a row.")
-@click.option(
+@_given("--seeds", "Runs a row.", 3)
+@_option(
     "--zeroshot",
+    "Stores beside the features, to evaluate every run on too.",
     metavar="SET,...",
     default="",
-    help="Stores beside the features, to evaluate every run on too.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A setting of all rows that a table does not vary; may be repeated.",
-)
-@click.option("--out", type=_FOLDER, help="Folder.  [default: runs/STORE-ablation]")
-@click.option(
-    "--jobs", default=1, show_default=True, help="Runs at a time; several have a thread each."
-)
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
+@_set("A setting of all rows that a table does not vary; may be repeated.")
+@_out("Folder.  [default: runs/STORE-ablation]")
+@_given("--jobs", "Runs at a time; several have a thread each.", 1)
+@_device
 def ablate(tables: str, zeroshot: str, **options: Any) -> None:
     """Train and evaluate every row of the paper's tables, several seeds each.
 
@@ -738,21 +638,13 @@ def ablate(tables: str, zeroshot: str, **options: Any) -> None:
 
 
 @main.command()
-@click.option(
-    "--features", type=_FOLDER, required=True, help="A store, such as features/hmdb51."
-)
-@click.option("--shots", default=16, show_default=True, help="Training videos a base class.")
-@click.option("--draws", default=3, show_default=True, help="Choices of videos, a run each.")
-@click.option("--split", help="Official split to draw from and to test on.  [default: 1]")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A setting of training; may be repeated.",
-)
-@click.option("--out", type=_FOLDER, help="Folder.  [default: runs/STORE-base2novel]")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: cuda if there is one]")
+@_features("A store, such as features/hmdb51.", required=True)
+@_given("--shots", "Training videos a base class.", 16)
+@_given("--draws", "Choices of videos, a run each.", 3)
+@_split
+@_set("A setting of training; may be repeated.")
+@_out("Folder.  [default: runs/STORE-base2novel]")
+@_device
 def base2novel(**options: Any) -> None:
     """Train on few videos of half the classes, evaluate on both halves, beside frozen CLIP.
 
@@ -797,18 +689,6 @@ def _print_results(
             _print_table(*confusion_table(result, confusions))
     for line in paper_lines(results):
         click.echo(line)
-
-
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    # folded where the terminal is narrow: nothing is cut off
-    columns = [Column(name, overflow="fold") for name in header]
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)  # a file or a pipe has no width to wrap at
-    console.print(table)
 
 
 if __name__ == "__main__":

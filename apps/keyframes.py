@@ -4,12 +4,15 @@ Under each frame stands a bar: up where the frame weighs more than the others, d
 weighs less, for S of Eq. 8 against equal weights 1/T.  Drawn with Pillow.
 """
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from bieff.apps.predictor import Prediction
@@ -94,6 +97,37 @@ def times(prediction: Prediction) -> list[str]:
     if prediction.seconds is None:
         return [f"frame {number}" for number in _numbers(prediction)]
     return [f"{second:.2f} s" for second in prediction.seconds]
+
+
+def shown(
+    prediction: Prediction, *, side: int | None = None
+) -> tuple[str, list[dict[str, Any]]]:
+    """Caption and frames for a page, ready for JSON; none where nothing was decoded.
+
+    A frame has its `picture` as a data: address, at most `side` pixels wide, `when` it is shown
+    in words and in `seconds`, and, where there are bars, the `height` and `value` of its own.
+    """
+    if prediction.pictures is None:
+        return "", []
+    found, frames = bars(prediction), []
+    for index, when in enumerate(times(prediction)):
+        seconds = None if prediction.seconds is None else float(prediction.seconds[index])
+        frame = {"when": when, "seconds": seconds}
+        frame["picture"] = _address(prediction.pictures[index], side)
+        if found is not None:
+            frame |= {"height": float(found.heights[index]), "value": found.texts[index]}
+        frames.append(frame)
+    return "" if found is None else found.caption, frames
+
+
+def _address(picture: UInt8[np.ndarray, "size size 3"], side: int | None) -> str:
+    """An address that holds the picture itself, as JPEG."""
+    image = Image.fromarray(picture)
+    if side is not None:
+        image.thumbnail((side, side))
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _numbers(prediction: Prediction) -> list[int]:

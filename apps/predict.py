@@ -1,6 +1,7 @@
 """What `bieff predict` does, from options as a user types them."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from bieff.clip import ClipName
 from bieff.extract.datasets.files import scan
 from bieff.features.class_names import read_class_names, readable
 from bieff.features.errors import BieffError, ConfigError, InputError
-from bieff.features.schema import Status
 
 Say = Callable[[str], None]
 
@@ -53,9 +53,7 @@ def predict_videos(
     names = parse_labels(labels) if labels else None
     if keyframes is not None:
         _require_room(keyframes, len(paths))
-    clip = None
-    if model is not None or pretrained is not None:
-        clip = ClipName.of(model or ClipName().model, pretrained)
+    clip = named_clip(model, pretrained)
     strip_names = _strip_names(paths)
     drawn: list[Prediction] = []
     with (
@@ -77,17 +75,23 @@ def predict_videos(
         strips.save(keyframes, drawn)
 
 
+def named_clip(model: str | None, pretrained: str | None) -> ClipName | None:
+    """The CLIP of --model and --pretrained; None where neither is given.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    if model is None and pretrained is None:
+        return None
+    return ClipName.of(model or ClipName().model, pretrained)
+
+
 def sentence(prediction: Prediction) -> str:
     """What is wrong with a video, in one line."""
     what = "not used" if prediction.scores is None else "damaged"
     if str(prediction.video) in prediction.message:
         return f"{what}: {prediction.message}"
     return f"{prediction.video}: {what}: {prediction.message}"
-
-
-def is_whole(prediction: Prediction) -> bool:
-    """Whether every frame of the video was there."""
-    return prediction.status is Status.OK
 
 
 def find_videos(paths: Sequence[Path]) -> list[Path]:
@@ -130,10 +134,9 @@ def parse_labels(texts: Sequence[str]) -> list[str]:
 
 
 def _is_file(text: str) -> bool:
-    try:
+    with contextlib.suppress(OSError, ValueError):  # longer than a name may be
         return Path(text).is_file()
-    except (OSError, ValueError):  # longer than a name may be
-        return False
+    return False
 
 
 def _require_room(keyframes: Path, count: int) -> None:
@@ -160,13 +163,8 @@ def _require_room(keyframes: Path, count: int) -> None:
 
 def _strip_names(paths: Sequence[Path]) -> dict[Path, str]:
     """A file name for each video's strip; numbered where two videos are called the same."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
+    names: dict[str, Path] = {}
     for path in paths:
-        name, number = f"{path.stem}.png", 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}-{number}.png"
-        taken.add(name)
-        names[path] = name
-    return names
+        ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        names[next(n for end in ends if (n := f"{path.stem}{end}.png") not in names)] = path
+    return {path: name for name, path in names.items()}

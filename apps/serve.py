@@ -8,9 +8,7 @@ before it is whole; it lies in a folder of its own, which is gone with the answe
 """
 
 import asyncio
-import base64
 import contextlib
-import io
 import re
 import secrets
 import socket
@@ -23,7 +21,6 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -32,15 +29,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from bieff.apps.keyframes import bars, times
+from bieff.apps.keyframes import shown
+from bieff.apps.predict import named_clip
 from bieff.apps.predictor import Prediction, Predictor
-from bieff.clip import ClipName
 from bieff.extract.datasets.files import VIDEO_SUFFIXES
 from bieff.features.class_names import readable
 from bieff.features.errors import BieffError, ConfigError, InputError
 
-PAGE = "serve.html"
 LOCAL = ("127.0.0.1", "localhost", "::1")
+
+CONNECTIONS = 64
+STOP_SECONDS = 10
+"""Longest that the end waits for answers that are under way."""
 
 MOST_LABELS = 1000
 SHOWN = 20
@@ -57,12 +57,79 @@ class Limits:
     """Uploads at a time, the one that is being looked at included."""
 
 
-class _RefusedError(Exception):
-    """An answer with this status and sentence."""
+def serve(
+    *,
+    run: Path | None,
+    model: str | None,
+    pretrained: str | None,
+    frames: int | None,
+    device: str | None,
+    host: str,
+    port: int,
+    max_upload: int,
+    deadline: float,
+    say: Callable[[str], None],
+) -> None:
+    """Answer until Ctrl-C.
 
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
+    Args:
+        run: Folder of a run; None asks frozen CLIP.
+        model: As for `bieff predict`.
+        pretrained: The same.
+        frames: The same.
+        device: The same.
+        host: Address to listen at.
+        port: 0 takes a free one.
+        max_upload: Megabytes.
+        deadline: Seconds that an upload may take, and as many for the decoding.
+        say: Takes a line for people.
+
+    Raises:
+        BieffError: If an option, the run or the CLIP is not as it must be.
+    """
+    if max_upload < 1 or not deadline > 0:
+        raise ConfigError(
+            f"expected --max-upload and --deadline above 0, got {max_upload} and {deadline}"
+        )
+    clip = named_clip(model, pretrained)
+    limits = Limits(num_bytes=max_upload * 10**6, seconds=deadline)
+    with (
+        _listening(host, port) as listener,
+        Predictor.load(
+            run=run, clip=clip, device=device, frames=frames, deadline=deadline
+        ) as predictor,
+    ):
+        is_local = host in LOCAL
+        app = make_app(predictor, limits, hosts=LOCAL if is_local else ("*",))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                lifespan="off",
+                server_header=False,
+                limit_concurrency=CONNECTIONS,
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )
+        say(f"{predictor.name}, {predictor.num_frames} frames")
+        if not is_local:
+            say(f"listening at {host}: whoever reaches this machine can use the page")
+        name = f"[{host}]" if ":" in host else host
+        say(f"http://{name}:{listener.getsockname()[1]}  (Ctrl-C ends it)")
+        with contextlib.suppress(KeyboardInterrupt):  # the usual end
+            server.run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Take the address before anything slow is done."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot listen at {host} port {port}: {reason}; choose another --port or --host"
+        ) from None
 
 
 def make_app(
@@ -88,6 +155,14 @@ def make_app(
     )
 
 
+class _RefusedError(Exception):
+    """An answer with this status and sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
 class _Site:
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self._predictor = predictor
@@ -96,7 +171,7 @@ class _Site:
         self._inside = 0
         folder = FileSystemLoader(Path(__file__).parent / "templates")
         templates = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
-        self._template = templates.get_template(PAGE)
+        self._template = templates.get_template("serve.html")
 
     async def page(self, request: Request) -> Response:
         run = self._predictor.run
@@ -180,6 +255,13 @@ class _Site:
         return found
 
 
+def _require_own_page(request: Request) -> None:
+    """Refuse requests that another site's page makes in the user's browser."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise _RefusedError(403, "this address answers its own page only")
+
+
 def typed_labels(text: str) -> list[str] | None:
     """Class names out of a text with commas or lines between them; None where it is empty.
 
@@ -203,120 +285,12 @@ def typed_labels(text: str) -> list[str] | None:
 def described(found: Prediction, name: str) -> dict[str, Any]:
     """What the page shows of a prediction, ready for JSON."""
     message = found.message.replace(repr(str(found.video)), repr(name))
-    answer: dict[str, Any] = {
+    caption, frames = shown(found)
+    return {
         "name": name,
         "message": message.replace(str(found.video), name),
         "scores": [{"label": label, "score": score} for label, score in found.ranking(SHOWN)],
         "num_labels": len(found.labels),
-        "caption": "",
-        "frames": [],
+        "caption": caption,
+        "frames": frames,
     }
-    if found.pictures is None:
-        return answer
-    shown = bars(found)
-    answer["caption"] = "" if shown is None else shown.caption
-    for index, said in enumerate(times(found)):
-        frame: dict[str, Any] = {"when": said, "picture": _jpeg(found.pictures[index])}
-        frame["seconds"] = None if found.seconds is None else float(found.seconds[index])
-        if shown is not None:
-            frame |= {"height": float(shown.heights[index]), "value": shown.texts[index]}
-        answer["frames"].append(frame)
-    return answer
-
-
-def _jpeg(picture: Any) -> str:
-    """A picture as an address that holds it."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _require_own_page(request: Request) -> None:
-    """Refuse requests that another site's page makes in the user's browser."""
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise _RefusedError(403, "this address answers its own page only")
-
-
-Say = Callable[[str], None]
-
-CONNECTIONS = 64
-STOP_SECONDS = 10
-"""Longest that the end waits for answers that are under way."""
-
-
-def serve(
-    *,
-    run: Path | None,
-    model: str | None,
-    pretrained: str | None,
-    frames: int | None,
-    device: str | None,
-    host: str,
-    port: int,
-    max_upload: int,
-    deadline: float,
-    say: Say,
-) -> None:
-    """Answer until Ctrl-C.
-
-    Args:
-        run: Folder of a run; None asks frozen CLIP.
-        model: As for `bieff predict`.
-        pretrained: The same.
-        frames: The same.
-        device: The same.
-        host: Address to listen at.
-        port: 0 takes a free one.
-        max_upload: Megabytes.
-        deadline: Seconds that an upload may take, and as many for the decoding.
-        say: Takes a line for people.
-
-    Raises:
-        BieffError: If an option, the run or the CLIP is not as it must be.
-    """
-    if max_upload < 1 or not deadline > 0:
-        raise ConfigError(
-            f"expected --max-upload and --deadline above 0, got {max_upload} and {deadline}"
-        )
-    clip = None
-    if model is not None or pretrained is not None:
-        clip = ClipName.of(model or ClipName().model, pretrained)
-    limits = Limits(num_bytes=max_upload * 10**6, seconds=deadline)
-    with (
-        _listening(host, port) as listener,
-        Predictor.load(
-            run=run, clip=clip, device=device, frames=frames, deadline=deadline
-        ) as predictor,
-    ):
-        is_local = host in LOCAL
-        app = make_app(predictor, limits, hosts=LOCAL if is_local else ("*",))
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                lifespan="off",
-                server_header=False,
-                limit_concurrency=CONNECTIONS,
-                timeout_graceful_shutdown=STOP_SECONDS,
-            )
-        )
-        say(f"{predictor.name}, {predictor.num_frames} frames")
-        if not is_local:
-            say(f"listening at {host}: whoever reaches this machine can use the page")
-        shown = f"[{host}]" if ":" in host else host
-        say(f"http://{shown}:{listener.getsockname()[1]}  (Ctrl-C ends it)")
-        with contextlib.suppress(KeyboardInterrupt):  # the usual end
-            server.run(sockets=[listener])
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """Take the address before anything slow is done."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"cannot listen at {host} port {port}: {reason}; choose another --port or --host"
-        ) from None

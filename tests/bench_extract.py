@@ -1,6 +1,6 @@
 """What extraction costs beside its parts: decoding alone, and the tower alone.
 
-    python tests/bench_extract.py [clips] [seconds]
+    python tests/bench_extract.py [clips] [seconds of each]
 
 Clips of ten seconds, 340 x 256, 30 frames/s, H.264 with B-frames; frames and views are stage
 one's defaults for evaluation.  Each part has all cores to itself, one after the other.  The
@@ -16,43 +16,43 @@ the device multiplies bfloat16 matrices.
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 # before torch is loaded, as `bieff extract` does
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-
 import torch
 from helpers import stamped
 
 from bieff import clip as clips
-from bieff.clip import TINYCLIP, ClipName
+from bieff.apps.bench.extract import KINDS, measure_decoding, measure_tower, num_cores
+from bieff.apps.bench.timing import ceilings, device_name, once, seconds
+from bieff.clip import TINYCLIP, Clip, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.decode.pool import DecodePool, Job
-from bieff.extract.run import InProcess, extract, plan
+from bieff.extract.decode.pool import DecodePool, Job, Outcome
+from bieff.extract.run import InProcess, Summary, extract, plan
 from bieff.extract.shard import BATCH, ShardWork, squares_of
 from bieff.extract.tasks import Task
 from bieff.extract.tower import VisualTower
 from bieff.extract.views import View, ViewPlan
 from bieff.features.schema import Video
+from bieff.features.store import FeatureStore
+from bieff.train.runs.run import commit
 
-TESTS = Path(__file__).parent
 CONFIG = ExtractConfig()
 
 
-def make_clips(folder: Path, count: int, seconds: int) -> DataSet:
+def make_clips(folder: Path, count: int, length: int) -> DataSet:
     """A few different clips, and copies of them: the files differ, the cost does not."""
     videos = []
     for i in range(count):
         path = folder / f"{i:03d}.mp4"
         if i < 4:
             settings = stamped.Clip(
-                num_frames=30 * seconds, size=(340, 256), fps=30, b_frames=3 - i % 2
+                num_frames=30 * length, size=(340, 256), fps=30, b_frames=3 - i % 2
             )
             stamped.write(path, settings)
         else:
@@ -62,14 +62,15 @@ def make_clips(folder: Path, count: int, seconds: int) -> DataSet:
     return DataSet(name="bench", class_names=("a",), partitions={"val": videos}, root=folder)
 
 
-def main(count: int = 100, seconds: int = 10) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def main(count: int = 100, length: int = 10) -> None:
+    device = clips.pick_device(None)
     name = ClipName(model=TINYCLIP, pretrained=None)
     if device.type == "cuda":
         name = ClipName(model="ViT-B-16-quickgelu", pretrained="random")
     clip = clips.load(name, device=device)
+    images = count * 96
     with tempfile.TemporaryDirectory() as folder:
-        data = make_clips(Path(folder), count, seconds)
+        data = make_clips(Path(folder), count, length)
         store = plan(data, CONFIG, clip, Path(folder) / "store")
         cpu = [cpu_seconds()]
         outcomes, decode_s = decode_all(store, data)
@@ -77,33 +78,32 @@ def main(count: int = 100, seconds: int = 10) -> None:
         tower = VisualTower(clip, device=device, batch_size=BATCH[device.type])
         tower_s = tower_all(tower, store, outcomes)
         cpu.append(cpu_seconds())
-        figures = {}
-        if device.type == "cuda":
-            figures = gpu_figures(tower, len(outcomes) * 96 / tower_s)
+        figures = gpu_figures(tower, images / tower_s) if device.type == "cuda" else {}
         del outcomes
         cpu.append(cpu_seconds())
-        begin = time.perf_counter()
-        with InProcess(device=device) as runner:
-            summary = extract(store, clip, CONFIG, device=device, runner=runner)
-        extract_s = time.perf_counter() - begin
+        extracted: list[Summary] = []
+
+        def run() -> None:
+            with InProcess(device=device) as runner:
+                extracted.append(extract(store, clip, CONFIG, device=device, runner=runner))
+
+        extract_s = once(run)
         cpu.append(cpu_seconds())
-        assert summary.is_whole
-    ratio = extract_s / (decode_s + tower_s)
-    images = count * 96
-    what = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+        assert extracted[0].is_whole
+        expected_s = count * estimated(clip, device, Path(folder))
     print(
-        f"{commit()} extract {count} clips of {seconds} s | {name} on {what}, torch "
-        f"{torch.__version__} | {images / extract_s:,.0f} images/s, "
+        f"{commit()} extract {count} clips of {length} s | {name} on {device_name(device)}, "
+        f"{num_cores()} cores, torch {torch.__version__} | {images / extract_s:,.0f} images/s, "
         f"{count / extract_s:,.1f} clips/s | cpu-s decode {cpu[1] - cpu[0]:.1f} with start, "
-        f"tower {cpu[2] - cpu[1]:.1f}, "
-        f"extract {cpu[4] - cpu[3]:.1f} | load {os.getloadavg()[0]:.1f}"
+        f"tower {cpu[2] - cpu[1]:.1f}, extract {cpu[4] - cpu[3]:.1f} | `bieff bench` expects "
+        f"{expected_s:.1f} s, took {extract_s:.1f} s | load {os.getloadavg()[0]:.1f}"
     )
     result = {
         "bench": "extract",
         "decode_s": round(decode_s, 2),
         "tower_s": round(tower_s, 2),
         "extract_s": round(extract_s, 2),
-        "ratio": round(ratio, 3),
+        "ratio": round(extract_s / (decode_s + tower_s), 3),
     }
     if figures:
         figures["images_per_s_from_mp4"] = round(images / extract_s)
@@ -118,7 +118,7 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def decode_all(store, data: DataSet) -> tuple[list, float]:
+def decode_all(store: FeatureStore, data: DataSet) -> tuple[list[Outcome], float]:
     """Outcomes of all videos, and the seconds of decoding them with all cores."""
     views = tuple(View.from_json(v) for v in store.recipe["views"]["val"])
     jobs = [
@@ -129,20 +129,18 @@ def decode_all(store, data: DataSet) -> tuple[list, float]:
         )
         for i, video in enumerate(data.partitions["val"])
     ]
-    with DecodePool(len(os.sched_getaffinity(0))) as pool:
+    outcomes: list[Outcome] = []
+    with DecodePool(num_cores()) as pool:
         list(pool.decode(jobs[:2]))
-        begin = time.perf_counter()
-        outcomes = list(pool.decode(jobs))
-        seconds = time.perf_counter() - begin
-    return sorted(outcomes, key=lambda outcome: outcome.row), seconds
+        taken = once(lambda: outcomes.extend(pool.decode(jobs)))
+    return sorted(outcomes, key=lambda outcome: outcome.row), taken
 
 
-def tower_all(tower: VisualTower, store, outcomes: list) -> float:
+def tower_all(tower: VisualTower, store: FeatureStore, outcomes: list[Outcome]) -> float:
     """Seconds from decoded frames to embeddings, with all cores."""
-    for take in (outcomes[:2], outcomes):
-        work = ShardWork.begin(store, Task(partition="val", shard=0), tower)
-        begin = time.perf_counter()
-        for outcome in take:
+
+    def encode(work: ShardWork, some: list[Outcome]) -> None:
+        for outcome in some:
             i = outcome.row % len(work.videos)
             numbers = work.plans[i](outcome.num_frames)
             squares = squares_of(
@@ -150,10 +148,19 @@ def tower_all(tower: VisualTower, store, outcomes: list) -> float:
             )
             work.stream.add(i, squares)
         work.stream.close()
-        if tower.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - begin
-    return seconds
+
+    for some in (outcomes[:2], outcomes):  # the first to warm up
+        work = ShardWork.begin(store, Task(partition="val", shard=0), tower)
+        taken = once(lambda work=work, some=some: encode(work, some))
+    return taken
+
+
+def estimated(clip: Clip, device: torch.device, folder: Path) -> float:
+    """Seconds that `bieff bench` expects of one such clip."""
+    cost, rate = measure_decoding(folder, KINDS[:1])[0], measure_tower(clip, device)
+    encoding = 96 * (1 / rate.tower + 1 / rate.cut)
+    decoding = cost.seconds(96)
+    return decoding + encoding if device.type == "cpu" else max(decoding, encoding)
 
 
 def gpu_figures(tower: VisualTower, from_uint8: float) -> dict[str, float]:
@@ -161,20 +168,8 @@ def gpu_figures(tower: VisualTower, from_uint8: float) -> dict[str, float]:
     size = tower.preprocessing.size
     squares = torch.randint(0, 256, (tower.batch_size, 3, size, size), device=tower.device)
     squares = squares.byte()
-
-    def rate(action, work: float, rounds: int = 20) -> float:
-        for _ in range(3):
-            action()
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(rounds):
-            action()
-        torch.cuda.synchronize()
-        return work * rounds / (time.perf_counter() - begin)
-
-    a = torch.randn(8192, 8192, device=tower.device, dtype=torch.bfloat16)
-    ceiling = rate(lambda: a @ a, 2 * 8192**3)
-    tower_rate = rate(lambda: tower.encode(squares), tower.batch_size)
+    ceiling = ceilings(tower.device).flops
+    tower_rate = tower.batch_size / seconds(lambda: tower.encode(squares))
     flops = 2 * 17.6e9 / 2 * 2  # of ViT-B/16 an image: 17.6 G multiplications and additions
     return {
         "images_per_s_tower": round(tower_rate),
@@ -182,11 +177,6 @@ def gpu_figures(tower: VisualTower, from_uint8: float) -> dict[str, float]:
         "matmul_tflops": round(ceiling / 1e12, 1),
         "images_per_s_ceiling": round(ceiling / flops),
     }
-
-
-def commit() -> str:
-    command = ["git", "-C", str(TESTS), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import zarr
 
+from bieff.apps.bench.timing import once
 from bieff.features.schema import PartitionPlan, ShardData, Video
 from bieff.features.store import FeatureStore, Partition
+from bieff.train.runs.run import commit
 
 BATCH, BATCHES, ROUNDS = 32, 100, 7
 SHAPES = ((1, 8, 512), (1, 32, 512), (3, 32, 512))
@@ -50,15 +49,6 @@ def fill(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[Partition
     return partition, np.memmap(folder / "raw", np.float16, mode="r", shape=(num, *shape))
 
 
-def seconds_a_video(
-    read: Callable[[np.ndarray], np.ndarray], batches: list[np.ndarray]
-) -> float:
-    begin = time.perf_counter()
-    for rows in batches:
-        read(rows)
-    return (time.perf_counter() - begin) / sum(map(len, batches))
-
-
 def measure(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[float, float]:
     """Speed of the store's maps as a multiple of one large map's and of zarr's."""
     partition, raw = fill(folder, num, shape)
@@ -68,27 +58,27 @@ def measure(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[float,
     for rows in batches:  # everything mapped, and equal
         assert partition.read(rows).tobytes() == raw[rows].tobytes()
     assert array.oindex[batches[0]].tobytes() == raw[batches[0]].tobytes()
-    mapped, plain, fancy = [], [], []
+    ways = {
+        "map": (partition.read, batches),
+        "np.memmap": (raw.__getitem__, batches),
+        "zarr": (array.oindex.__getitem__, batches[:2]),
+    }
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):  # by turns, so that a busy machine slows all alike
-        mapped.append(seconds_a_video(partition.read, batches))
-        plain.append(seconds_a_video(lambda rows: raw[rows], batches))
-        fancy.append(seconds_a_video(lambda rows: array.oindex[rows], batches[:2]))
-    ratios = [b / a for a, b in zip(mapped, plain, strict=True)]
-    medians = [statistics.median(values) for values in (mapped, plain, fancy)]
+        for way, (read, some) in ways.items():
+            taken = once(lambda read=read, some=some: [read(rows) for rows in some])
+            times[way].append(taken / sum(map(len, some)))
+    ratios = [b / a for a, b in zip(times["map"], times["np.memmap"], strict=True)]
+    mapped, plain, fancy = (statistics.median(values) for values in times.values())
     print(
         f"{commit()} store (V, T, D)={shape} N={num} batch={BATCH} float16"
         f" | {platform.machine()} numpy {np.__version__} zarr {zarr.__version__}"
-        f" | median {', '.join(f'{1 / median:,.0f}' for median in medians)} videos/s"
-        " (a map a shard, one map, zarr)"
+        f" | median {1 / mapped:,.0f}, {1 / plain:,.0f}, {1 / fancy:,.0f} videos/s"
+        f" ({', '.join(ways)})"
         f" | shards/one {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-        f" | shards/zarr {medians[2] / medians[0]:.0f}"
+        f" | shards/zarr {fancy / mapped:.0f}"
     )
-    return statistics.median(ratios), medians[2] / medians[0]
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "no commit"
+    return statistics.median(ratios), fancy / mapped
 
 
 def main() -> None:
@@ -101,11 +91,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             results.append(measure(Path(folder), options.videos, shape))
     memmap, fancy = (min(values) for values in zip(*results, strict=True))
-    print(
-        json.dumps(
-            {"bench": "store", "vs_memmap": round(memmap, 3), "vs_zarr": round(fancy, 1)}
-        )
-    )
+    figures = {"vs_memmap": round(memmap, 3), "vs_zarr": round(fancy, 1)}
+    print(json.dumps({"bench": "store", **figures}))
 
 
 if __name__ == "__main__":

@@ -12,28 +12,25 @@ prompts, multiplied.  The last line is one JSON object.
 
 import json
 import statistics
-import subprocess
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bieff.apps.bench.text import encode_in_full
+from bieff.apps.bench.timing import once, seconds
+from bieff.apps.bench.train import encode_in_full
 from bieff.clip import ClipName, load
+from bieff.extract.datasets.official import DATA
+from bieff.train.runs.run import commit
 from bieff.train.text.tower import TextTower
 
 CASES = ((8, 32, 256), (4, 400, 256))
 """Videos, names, and the prompts of them that the whole encoder takes at once."""
 
 NUM_CONTEXT = 16
-REPEATS = 1
 FEW = 16
 """Prompts of which its memory is measured."""
-
-NAMES = Path(__file__).parents[1] / "extract/datasets/data/k400_names.txt"
 
 
 class Case:
@@ -102,47 +99,34 @@ class Case:
         return 2 * self.tower.width**2 * (first + 12 * num_middle * self.rows + last)
 
 
-def matrix_rate(rows: int, width: int) -> float:
-    """FLOP/s of the tower's largest matrix product on this machine, the median of nine."""
-    x, weight = torch.randn(rows, width), torch.randn(4 * width, width)
-    taken = statistics.median(timed(lambda: x @ weight.T)[0] for _ in range(9))
-    return 2 * rows * width * 4 * width / taken
-
-
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
 def measure(case: Case) -> tuple[dict[str, float], float]:
-    """Time all ways in turn and take medians; seconds by name, and the largest error.
+    """Median seconds by name, of all ways in turn, and the largest error.
 
     The tree, being quick, is timed before and after each run of the others, a small one twice.
     """
+    width = case.tower.width
+    x, weight = torch.randn(case.rows, width), torch.randn(4 * width, width)
+    flops = 2 * case.rows * weight.numel()
     times: dict[str, list[float]] = {}
     want: list[Tensor] = []
 
-    def add(name: str, function: Callable[[], Any], scale: float = 1) -> Any:
-        taken, result = timed(function)
-        times.setdefault(name, []).append(taken * scale)
-        return result
+    def add(name: str, action: Callable[[], Any], scale: float = 1) -> None:
+        times.setdefault(name, []).append(once(action) * scale)
 
     def tree() -> None:
         for _ in range(2 if case.scale == 1 else 1):
-            times.setdefault("rate", []).append(matrix_rate(case.rows, case.tower.width))
+            times.setdefault("rate", []).append(flops / seconds(lambda: x @ weight.T))
             with torch.no_grad():
                 add("tree forward", case.tree)
             add("tree both", case.learn_tree)
 
     case.learn_tree()  # the first run is slower
-    for _ in range(REPEATS):
-        tree()
-        with torch.no_grad():
-            add("full forward", lambda: case.full(case.part), case.scale)
-            add("cut forward", lambda: case.full(case.part, case.cut), case.scale)
-        tree()
-        want = add("full both", lambda: case.learn_full(case.part), case.scale)
+    tree()
+    with torch.no_grad():
+        add("full forward", lambda: case.full(case.part), case.scale)
+        add("cut forward", lambda: case.full(case.part, case.cut), case.scale)
+    tree()
+    add("full both", lambda: want.extend(case.learn_full(case.part)), case.scale)
     tree()
     return {name: statistics.median(of) for name, of in times.items()}, case.max_rel_error(want)
 
@@ -163,7 +147,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 def run(case: Case) -> dict[str, float]:
     """Measure one case, print it, and give its part of the JSON object."""
-    seconds, error = measure(case)
+    taken, error = measure(case)
     few = case.part_of(FEW)
     prompts = case.B * case.K
     share_of_few = case.weight[few][..., 0].numel() / prompts
@@ -177,12 +161,12 @@ def run(case: Case) -> dict[str, float]:
         print(f"  the whole encoder runs {1 / case.scale:.0%} of the prompts, multiplied")
     share = {}
     for name, passes in (("forward", 1), ("both", 2)):
-        taken, whole = seconds[f"tree {name}"], seconds[f"full {name}"]
-        rate = passes * case.matrix_flops / taken
-        share[name] = rate / seconds["rate"]
+        tree, whole = taken[f"tree {name}"], taken[f"full {name}"]
+        rate = passes * case.matrix_flops / tree
+        share[name] = rate / taken["rate"]
         print(
-            f"  {name}: {taken * 1e3:,.0f} ms, whole {whole * 1e3:,.0f} ms"
-            f" ({whole / taken:.1f} x); {rate / 1e9:.0f} GFLOP/s in matrix products,"
+            f"  {name}: {tree * 1e3:,.0f} ms, whole {whole * 1e3:,.0f} ms"
+            f" ({whole / tree:.1f} x); {rate / 1e9:.0f} GFLOP/s in matrix products,"
             f" {share[name]:.0%} of this machine's {seconds['rate'] / 1e9:.0f}"
         )
     print(f"  forward, cut to {case.cut} positions: {seconds['cut forward'] * 1e3:,.0f} ms")
@@ -190,9 +174,9 @@ def run(case: Case) -> dict[str, float]:
     return {
         "B": case.B,
         "K": case.K,
-        "forward_x": round(seconds["full forward"] / seconds["tree forward"], 2),
-        "forward_backward_x": round(seconds["full both"] / seconds["tree both"], 2),
-        "forward_x_cut": round(seconds["cut forward"] / seconds["tree forward"], 2),
+        "forward_x": round(taken["full forward"] / taken["tree forward"], 2),
+        "forward_backward_x": round(taken["full both"] / taken["tree both"], 2),
+        "forward_x_cut": round(taken["cut forward"] / taken["tree forward"], 2),
         "memory_ratio": round(full_memory / memory, 2),
         "max_rel_error": error,
         "rows": case.rows,
@@ -204,15 +188,9 @@ def run(case: Case) -> dict[str, float]:
 def main() -> None:
     torch.set_num_threads(1)
     clip = load(ClipName(model="ViT-B-16-quickgelu", pretrained="random"))
-    tokens = clip.tokenize(NAMES.read_text().splitlines())
-    revision = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    tokens = clip.tokenize((DATA / "k400_names.txt").read_text().splitlines())
     print(
-        f"{revision or '(no git)'} text_tower {clip.name} float32 | cpu,"
+        f"{commit() or '(no git)'} text_tower {clip.name} float32 | cpu,"
         f" {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     cases = [run(Case(clip.model, tokens, B=B, K=K, part=part)) for B, K, part in CASES]

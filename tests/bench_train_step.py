@@ -11,10 +11,7 @@ is one.  The last line is one JSON object.
 
 import json
 import statistics
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import torch
 from helpers import fake_store
 from torch import Tensor
 
+from bieff.apps.bench.timing import device_name, once
 from bieff.clip import TINYCLIP, Clip, ClipName, load, pick_device
 from bieff.extract.datasets.official import DATA
 from bieff.extract.shapes.clips import Edition, clips_of
@@ -29,20 +27,10 @@ from bieff.train.config import load as settings
 from bieff.train.fit.loop import prepare
 from bieff.train.fit.step import Trainer
 from bieff.train.method.loss import cosine, positive_pairs, symmetric_loss
+from bieff.train.runs.run import commit
 
 FRAMES, VIDEOS = 8, 640
 LABELS = DATA / "k400_names.txt"
-
-
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Of one call, to its end on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 class Parts:
@@ -113,18 +101,13 @@ PARTS = ("text", "prompts", "temporal", "loss", "optimiser", "data")
 def run(trainer: Trainer, repeats: int) -> dict[str, Any]:
     """Median seconds of the whole step and of each part, by turns."""
     parts = Parts(trainer)
-    device = trainer.device
-
-    def call(name: str) -> float:
-        with torch.autocast(
-            device.type, trainer.precision, enabled=trainer.precision != torch.float32
-        ):
-            return seconds(getattr(parts, name), device)
-
+    names = ("whole", "optimiser", *(name for name in PARTS if name != "optimiser"))
     times: dict[str, list[float]] = {name: [] for name in ("whole", *PARTS)}
     for repeat in range(repeats + 1):
-        for name in ("whole", "optimiser", *(p for p in PARTS if p != "optimiser")):
-            taken = seconds(parts.whole, device) if name == "whole" else call(name)
+        for name in names:
+            alone = name != "whole" and trainer.precision != torch.float32
+            with torch.autocast(trainer.device.type, trainer.precision, enabled=alone):
+                taken = once(getattr(parts, name))
             if repeat:  # the first is to warm up
                 times[name].append(taken)
     median = {name: statistics.median(values) for name, values in times.items()}
@@ -152,15 +135,9 @@ def case(clip: Clip, names: tuple[str, ...], repeats: int) -> dict[str, Any]:
 def main() -> None:
     """Measure both sizes."""
     device = pick_device(None)
-    revision = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    where = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    where = "cpu" if device.type == "cpu" else device_name(device)
     print(
-        f"{revision or '(no git)'} train_step | {where}, {torch.get_num_threads()} threads, "
+        f"{commit() or '(no git)'} train_step | {where}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}"
     )
     shapes = tuple(dict.fromkeys(c.name for c in clips_of(Edition())["shapes"]))
@@ -170,11 +147,8 @@ def main() -> None:
     cases = [case(load(ClipName(model=TINYCLIP, pretrained=None), device=device), shapes, 15)]
     vit = ClipName(model="ViT-B-16-quickgelu", pretrained="random")
     cases.append(case(load(vit, device=device), chosen, 30 if device.type == "cuda" else 3))
-    print(
-        json.dumps(
-            {"bench": "train_step", "device": where, "torch": torch.__version__, "cases": cases}
-        )
-    )
+    head = {"bench": "train_step", "device": where, "torch": torch.__version__}
+    print(json.dumps({**head, "cases": cases}))
 
 
 if __name__ == "__main__":

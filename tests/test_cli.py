@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -224,18 +225,26 @@ def test_a_full_size_tower_on_one_clip(run, world, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "then"),
     [
-        (("zeroshot", "hmdb51"), "go on"),
-        (("predict", "clip.mp4", "--labels", "a,b"), "begin anew"),
+        (("zeroshot", "shapes-unseen", "--run", "runs/shapes", "--names"), "go on"),
+        (("train", "--features", "features/shapes", "--config"), "begin anew"),
     ],
 )
-def test_ctrl_c_says_what_the_same_command_would_do(run, monkeypatch, arguments, then):
-    """Interrupted where the command looks for its run, or its model."""
-
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("bieff.apps.evaluate.evaluate_zero_shot", interrupt)
-    monkeypatch.setattr("bieff.apps.predict.predict_videos", interrupt)
-    result = run(*arguments)
-    assert result.exit_code == 1
-    assert result.stderr == f"Error: interrupted; run the same command again to {then}\n"
+def test_ctrl_c_says_what_the_same_command_would_do(world, tmp_path, arguments, then):
+    """Interrupted while it waits for a file that nobody writes."""
+    os.mkfifo(tmp_path / "names.json")
+    for name in ("features", "runs"):
+        (tmp_path / name).symlink_to(world / name)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "bieff.cli", *arguments, "names.json"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+        (tmp_path / "names.json").open("w"),
+    ):  # opens when the command opens it too
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said == f"Error: interrupted; run the same command again to {then}\n"

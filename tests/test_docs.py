@@ -1,5 +1,6 @@
 """README, docs/ and --help against the code: links, command lines, error sentences."""
 
+import ast
 import contextlib
 import os
 import re
@@ -9,10 +10,10 @@ import sys
 
 import click
 import pytest
-from helpers import error_list as errors
 from helpers.places import ROOT
 
 from bieff.cli import main
+from bieff.features.schema import Status
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -172,22 +173,92 @@ def test_help_has_one_example_that_is_understood(command, path):
     parse(shlex.split(example)[1:], is_whole=True)
 
 
-def test_every_error_sentence_is_in_troubleshooting():
-    before, listed, _ = errors.split_page(errors.PAGE.read_text(encoding="utf-8"))
-    assert listed == errors.markdown(), "write it anew: python tests/helpers/error_list.py"
-    assert "`no feature store at …" in before  # what it means stands before the list
+TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+TOPICS = {
+    "Models": ("clip.py", "train/text/"),
+    "Finding the videos": ("extract/catalogue.py", "extract/datasets/", "extract/shapes/"),
+    "Bad videos": ("extract/decode/",),
+    "Dask": ("extract/cluster.py",),
+    "The extraction is slow": ("extract/",),
+    "The store": ("features/",),
+    "Training and evaluation": ("train/",),
+    "Predicting, reporting, serving": ("apps/", "cli.py"),
+}
+"""Headings of docs/troubleshooting.md, and where their sentences come from; the first fits."""
 
 
-def test_error_sentences_are_read_out_of_the_code(tmp_path):
-    code = tmp_path / "code.py"
-    code.write_text(
+CODE = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for part in ("apps", "extract", "features", "train", "cli.py", "clip.py")
+    for path in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py"))
+}
+
+
+def error_classes():
+    """Names of BieffError and of every class under it, wherever in the code."""
+    classes = [
+        n for tree in CODE.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)
+    ]
+    bases = {c.name: {b.id for b in c.bases if isinstance(b, ast.Name)} for c in classes}
+    found = {"BieffError"}
+    while more := {name for name, above in bases.items() if above & found} - found:
+        found |= more
+    return found
+
+
+def text_of(node):
+    """The text of an expression as far as it stands in the code, … for the rest; one line."""
+    match node:
+        case ast.Constant(value=str(text)):
+            said = text
+        case ast.JoinedStr(values=parts):
+            said = "".join(map(text_of, parts))
+        case ast.BinOp(left=left, right=right):
+            said = text_of(left) + text_of(right)
+        case _:
+            said = "…"
+    return re.sub(r"\s+", " ", said)
+
+
+def error_sentences(tree, known):
+    """What every error of the known classes says."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=[said, *_]) if name in known:
+                yield text_of(said)
+
+
+def test_error_sentences_are_read_out_of_the_code():
+    code = (
         'raise InputError(f"cannot read {path}: {error};  "\n    "check " + hint)\n'
         'raise ValueError("not for users")\nfailed = StoreError("no space")\n'
     )
-    names = errors.error_classes()
-    assert {"InputError", "ConfigError", "StoreMissingError", "DecodeError"} <= names
-    said = [errors.sentence(call.args[0]) for call in errors.calls(code, names)]
+    known = error_classes()
+    assert {"InputError", "ConfigError", "StoreMissingError", "DecodeError"} <= known
+    said = list(error_sentences(ast.parse(code), known))
     assert said == ["cannot read …: …; check …", "no space"]
+
+
+def test_every_error_is_one_sentence_and_has_a_section():
+    known, count = error_classes(), 0
+    for place, tree in CODE.items():
+        for said in error_sentences(tree, known):
+            count += 1
+            heading = next(name for name, starts in TOPICS.items() if place.startswith(starts))
+            assert f"\n## {heading}\n" in TROUBLE, said
+            assert re.match(r"[^A-Z]|[A-Z]{2}|Dask", said), said  # in lower case, but for names
+            assert not re.search(r"[.!]$|\. [A-Z]", said), said
+    assert count > 200
+
+
+def test_what_the_page_explains_is_said_by_the_code():
+    """Words in bold stand in the code, one by one; … is what depends on the case."""
+    nodes = [node for tree in CODE.values() for node in ast.walk(tree)]
+    said = "\n".join(text_of(n) for n in nodes if isinstance(n, ast.JoinedStr | ast.Constant))
+    explained = set(re.findall(r"\*\*`([^`]+)`\*\*", TROUBLE.replace("\n  ", " ")))
+    assert len(explained) > 40
+    explained -= {status.name.lower() for status in Status}
+    assert [words for words in explained if words.strip("… ") not in said] == []
 
 
 def complete(**variables):

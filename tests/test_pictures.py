@@ -1,10 +1,10 @@
 """The pictures of README.md: there, small, shown, and made by docs/pictures/make.py."""
 
-import importlib.util
 import re
+import runpy
 import shutil
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -18,10 +18,7 @@ MOST_BYTES = 300_000
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("make_pictures", FOLDER / "make.py")
-    module = sys.modules["make_pictures"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(FOLDER / "make.py")))
 
 
 def committed():

@@ -8,25 +8,14 @@ from bieff.apps.bench.train import EvalCost, StepCost
 from bieff.extract.config import ExtractConfig
 from bieff.train.config import TrainConfig
 
-PAPER_GPU_HOURS = 152
-"""Of RTX 3090, Kinetics-400, 16 frames, the whole training (Table 3)."""
+SIZES = {"k400": (19_906, 240_000), "ucf101": (13_320, 0), "hmdb51": (6_766, 0)}
+"""Videos to be evaluated on, and to be trained on.
 
+k400: the official validation list, and about what is left of the training list.
+"""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SetSize:
-    """Videos of a data set; those to be evaluated on, and those to be trained on."""
-
-    name: str
-    evaluated: int
-    trained: int = 0
-
-
-SETS = (
-    SetSize(name="k400", evaluated=19_906, trained=240_000),
-    SetSize(name="ucf101", evaluated=13_320),
-    SetSize(name="hmdb51", evaluated=6_766),
-)
-"""k400: the official validation list, and about what is left of the training list."""
+EVALUATION_VIEWS = ExtractConfig().clips * ExtractConfig().crops
+TRAINING_VIEWS = 1 + ExtractConfig().train_views
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,49 +42,52 @@ class Hours:
         return self.extract + (self.train or 0.0) + self.evaluate
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """What the hours are made of."""
+def hours(
+    *,
+    decode: Sequence[DecodeCost],
+    tower: TowerRate,
+    steps: Sequence[StepCost],
+    evaluation: Sequence[EvalCost],
+    overlaps: bool,
+) -> list[Hours]:
+    """Of every data set at every number of frames.
 
-    decode: Sequence[DecodeCost]
-    tower: TowerRate
-    steps: Sequence[StepCost]
-    evaluation: Sequence[EvalCost]
-    overlaps: bool
-    """Whether decoders and tower work at the same time."""
+    Args:
+        decode: Of a clip of each data set.
+        tower: Of all of them.
+        steps: One for each number of frames.
+        evaluation: Of a view of each data set.
+        overlaps: Whether decoders and tower work at the same time.
+    """
+    clips = {cost.kind: cost for cost in decode}
+    views = {cost.data_set: cost.seconds for cost in evaluation}
+    found = []
+    for name, (evaluated, trained) in SIZES.items():
+        seconds = evaluated * EVALUATION_VIEWS * views[name]
+        for step in steps:
+            decoding = encoding = 0.0
+            for num_views, videos in ((EVALUATION_VIEWS, evaluated), (TRAINING_VIEWS, trained)):
+                images = num_views * step.frames
+                decoding += videos * clips[name].seconds(images)
+                encoding += videos * images * (1 / tower.tower + 1 / tower.cut)
+            both = max(decoding, encoding) if overlaps else decoding + encoding
+            found.append(
+                Hours(
+                    data_set=name,
+                    frames=step.frames,
+                    decode=decoding / 3600,
+                    encode=encoding / 3600,
+                    extract=both / 3600,
+                    train=_training(trained, step, seconds) / 3600 if trained else None,
+                    evaluate=seconds / 3600,
+                )
+            )
+    return found
 
 
-def hours(measured: Measured) -> list[Hours]:
-    """Of every data set at every number of frames."""
-    steps = {step.frames: step for step in measured.steps}
-    return [_hours(size, step, measured) for size in SETS for step in steps.values()]
-
-
-def _hours(size: SetSize, step: StepCost, measured: Measured) -> Hours:
-    extraction, training = ExtractConfig(), TrainConfig()
-    views = extraction.clips * extraction.crops
-    groups = {views: size.evaluated, 1 + extraction.train_views: size.trained}
-    decode = _cost_of(size.name, measured.decode)
-    decoding, encoding = 0.0, 0.0
-    for num_views, videos in groups.items():
-        images = num_views * step.frames
-        decoding += videos * decode.seconds(images)
-        encoding += videos * images * (1 / measured.tower.tower + 1 / measured.tower.cut)
-    a_view = {cost.data_set: cost.seconds for cost in measured.evaluation}[size.name]
-    evaluation = size.evaluated * views * a_view
-    return Hours(
-        data_set=size.name,
-        frames=step.frames,
-        decode=decoding / 3600,
-        encode=encoding / 3600,
-        extract=(max if measured.overlaps else _sum)(decoding, encoding) / 3600,
-        train=_training(size, step, evaluation, training) / 3600 if size.trained else None,
-        evaluate=evaluation / 3600,
-    )
-
-
-def _training(size: SetSize, step: StepCost, evaluation: float, config: TrainConfig) -> float:
-    steps = config.epochs * (size.trained // step.videos)
+def _training(videos: int, step: StepCost, evaluation: float) -> float:
+    config = TrainConfig()
+    steps = config.epochs * (videos // step.videos)
     evaluations = -(-config.epochs // config.eval_every) if config.eval_every else 0
     return steps * step.seconds + evaluations * evaluation
 
@@ -119,11 +111,3 @@ def bottleneck(estimates: Sequence[Hours], shares: Mapping[str, float]) -> str:
         f"{name}: {parts[name]:,.1f} of the {largest.total:,.1f} hours of k400 at 32 frames; "
         f"it reaches {shares[name]:.0%} of its ceiling"
     )
-
-
-def _cost_of(name: str, costs: Sequence[DecodeCost]) -> DecodeCost:
-    return next(cost for cost in costs if cost.kind == name)
-
-
-def _sum(*values: float) -> float:
-    return sum(values)

@@ -1,8 +1,8 @@
 """`bieff bench`: what this machine does, beside what it could do, and the hours that follow."""
 
-import platform
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,32 +10,48 @@ from typing import Any
 import torch
 
 from bieff import clip as clips
-from bieff.apps.bench.clock import Ceilings, ceilings
 from bieff.apps.bench.extract import (
     DecodeCost,
     TowerRate,
     measure_decoding,
     measure_tower,
     num_cores,
-    scratch,
 )
-from bieff.apps.bench.hours import Hours, Measured, bottleneck, hours
-from bieff.apps.bench.text import TextCost, measure_text
+from bieff.apps.bench.hours import Hours, bottleneck, hours
+from bieff.apps.bench.timing import Ceilings, ceilings, device_name
 from bieff.apps.bench.train import (
     FRAMES,
     EvalCost,
     StepCost,
     StoreRate,
+    TextCost,
     first_names,
     make_store,
     measure_evaluation,
     measure_steps,
     measure_store,
-    trainer_for,
+    measure_text,
 )
 from bieff.clip import Clip, ClipName
+from bieff.train.config import TrainConfig
+from bieff.train.fit.loop import prepare
 from bieff.train.runs.run import commit, versions
 
+PAPER_GPU_HOURS = 152
+"""Of RTX 3090, Kinetics-400, 16 frames, the whole training (Table 3)."""
+
+ASSUMPTIONS = (
+    "videos: k400 240,000 to train on and 19,906 to evaluate; ucf101 13,320; hmdb51 6,766",
+    "clips like those measured here; larger pictures take longer to decode, about in "
+    "proportion to their pixels (`bieff extract --dry-run` tries your own)",
+    "views: the centre grid and one random view to train on, 3 temporal clips to evaluate",
+    "extract is decode and encode at the same time on a GPU, one after the other without one",
+    "train is 50 epochs in batches of 32, with 5 evaluations on the way; the step of 16 frames "
+    "lies between those of 8 and 32, which were measured",
+    "disks and networks that keep up, one device, and no other work on the machine",
+)
+
+Row = Sequence[str]
 Say = Callable[[str], None]
 
 
@@ -64,6 +80,29 @@ class Bench:
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {"bench": "machine", **asdict(self)}
+
+    def tables(self) -> Iterator[tuple[str, Row, list[Row], list[str]]]:
+        """Title, header and rows of what people read, and the lines below."""
+        yield (
+            "rates, and what the ceilings below allow",
+            ("what", "rate", "ceiling", "reached"),
+            _rates(self),
+            _ceiling_lines(self),
+        )
+        yield (
+            "ESTIMATE of the hours on this machine, not measured",
+            ("data set", "frames", "decode", "encode", "extract", "train", "evaluate", "all"),
+            [_hours_row(hours) for hours in self.hours],
+            _closing_lines(self),
+        )
+
+    def heading(self) -> str:
+        """What was measured, where."""
+        revision = f"{self.commit} " if self.commit else ""
+        return (
+            f"{revision}bench {self.clip} on {self.device}, {self.cores} cores, "
+            f"torch {self.versions['torch']}; measured in {self.seconds:.0f} s"
+        )
 
 
 def clip_name(model: str | None, pretrained: str | None) -> ClipName:
@@ -97,25 +136,30 @@ def bench(
     """
     begin = time.monotonic()
     where = clips.pick_device(device)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # whose end the clock waits for
     name = clip_name(model, pretrained)
     say(f"loading {name} on {where}")
     clip = clips.load(name, device=where)
-    with scratch() as folder:
+    with tempfile.TemporaryDirectory(prefix="bieff-bench-") as folder:
         say("ceilings")
         best = ceilings(where)
         say("decoding")
-        decode = measure_decoding(folder, num_cores())
+        decode = measure_decoding(Path(folder))
         say("visual tower")
         tower = measure_tower(clip, where)
-        stage_two = _stage_two(clip, where, folder, say)
-    measured = Measured(
-        decode=decode,
-        tower=tower,
-        steps=stage_two["steps"],
-        evaluation=stage_two["evaluation"],
-        overlaps=where.type != "cpu",
+        stage_two = _stage_two(clip, where, Path(folder), say)
+    steps, evaluation = stage_two["steps"], stage_two["evaluation"]
+    overlaps = where.type != "cpu"
+    estimates = hours(
+        decode=decode, tower=tower, steps=steps, evaluation=evaluation, overlaps=overlaps
     )
-    estimates = hours(measured)
+    shares = {  # of the ceilings, on Kinetics-400 at 32 frames
+        "decoding": decode[0].ceiling / decode[0].many,
+        "visual tower": tower.tower * tower.flops / best.flops,
+        "training step": steps[-1].flops / steps[-1].seconds / best.flops,
+        "evaluation": evaluation[0].flops / evaluation[0].seconds / best.flops,
+    }
     return Bench(
         clip=str(name),
         device=device_name(where),
@@ -127,7 +171,7 @@ def bench(
         decode=decode,
         tower=tower,
         hours=estimates,
-        bottleneck=bottleneck(estimates, _shares(measured, best)),
+        bottleneck=bottleneck(estimates, shares),
         seconds=round(time.monotonic() - begin, 1),
         **stage_two,
     )
@@ -136,7 +180,9 @@ def bench(
 def _stage_two(clip: Clip, device: torch.device, folder: Path, say: Say) -> dict[str, Any]:
     say("store")
     store = make_store(folder, clip)
-    few, many = (trainer_for(store, clip, frames) for frames in (FRAMES[0], FRAMES[-1]))
+    few, many = (
+        prepare(store, clip, TrainConfig(frames=frames)) for frames in (FRAMES[0], FRAMES[-1])
+    )
     say("training step")
     with few.batches, many.batches:
         steps = measure_steps(few, many)
@@ -153,24 +199,70 @@ def _stage_two(clip: Clip, device: torch.device, folder: Path, say: Say) -> dict
     }
 
 
-def _shares(measured: Measured, best: Ceilings) -> dict[str, float]:
-    """What each part reaches of its ceiling on Kinetics-400 at 32 frames."""
-    decode, step, view = measured.decode[0], measured.steps[-1], measured.evaluation[0]
-    return {
-        "decoding": decode.ceiling / decode.many,
-        "visual tower": measured.tower.tower * measured.tower.flops / best.flops,
-        "training step": step.flops / step.seconds / best.flops,
-        "evaluation": view.flops / view.seconds / best.flops,
-    }
+def _rates(bench: Bench) -> list[Row]:
+    best, tower, text, store = bench.ceilings.flops, bench.tower, bench.text, bench.store
+    rows = [
+        _rate(f"decode: {cost.clip}", 1 / cost.many, 1 / cost.ceiling, "clips/s")
+        for cost in bench.decode
+    ]
+    rows.append(("cut and resize", f"{tower.cut:,.0f} images/s", "", ""))
+    rows.append(_rate("visual tower", tower.tower, best / tower.flops, "images/s"))
+    for step in bench.steps:
+        what = f"training step: {step.videos} videos, {step.frames} frames"
+        rows.append(_rate(what, 1 / step.seconds, best / step.flops, "steps/s"))
+    for cost in bench.evaluation:
+        what = f"evaluation: {cost.names} names of {cost.data_set}"
+        rows.append(_rate(what, 1 / cost.seconds, best / cost.flops, "views/s"))
+    what = f"text tower: {text.videos} videos x {text.names} names, forward and backward"
+    rows.append(_rate(what, 1 / text.tree, best / text.flops, "batches/s"))
+    rows.append(_rate("store: random videos", store.videos, store.memmap, "videos/s"))
+    return rows
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"cpu, {model}"
+def _rate(what: str, rate: float, ceiling: float, unit: str) -> Row:
+    shown = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (rate, ceiling)]
+    return (what, *(f"{number} {unit}" for number in shown), f"{rate / ceiling:.0%}")
+
+
+def _ceiling_lines(bench: Bench) -> list[str]:
+    """The ceilings, and the text tower beside the usual way."""
+    best, text = bench.ceilings, bench.text
+    upload = "" if best.upload_bytes is None else f", to the device {_giga(best.upload_bytes)}"
+    return [
+        f"ceilings: matrix products {best.flops / 1e9:,.0f} GFLOP/s in {best.precision}; "
+        f"memory copy {_giga(best.copy_bytes)}{upload}; decoding: one process alone times "
+        f"{bench.cores} cores; store: np.memmap of the same bytes, "
+        f"{_giga(bench.store.memmap * bench.store.row_bytes)}",
+        f"text tower: {text.tree:.3g} s a batch as a tree, {text.whole:.3g} s with every "
+        f"prompt encoded whole: {text.whole / text.tree:,.0f} times",
+        f"visual tower: {bench.tower.precision}",
+    ]
+
+
+def _giga(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB/s"
+
+
+def _hours_row(row: Hours) -> Row:
+    parts = (row.decode, row.encode, row.extract, row.train, row.evaluate, row.total)
+    return (row.data_set, str(row.frames), *map(_short, parts))
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _closing_lines(bench: Bench) -> list[str]:
+    """The paper's figure, the bottleneck and the assumptions."""
+    ours = next(h for h in bench.hours if (h.data_set, h.frames) == ("k400", 16))
+    return [
+        f"beside it: the paper trained on k400 at 16 frames in {PAPER_GPU_HOURS} hours of an "
+        f"RTX 3090 (Table 3); here it would be {_short(ours.extract)} h to extract once and "
+        f"{_short(ours.train or 0)} h for each training, on another device",
+        f"bottleneck: {bench.bottleneck}",
+        *(f"assumed: {line}" for line in ASSUMPTIONS),
+    ]

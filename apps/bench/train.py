@@ -1,20 +1,26 @@
-"""Stage two, measured on a store of random features: reading, training steps, evaluation."""
+"""Stage two, measured on a store of random features: reading, steps, evaluation, text.
 
-from collections.abc import Sequence
+B videos, k names, M context tokens, Q rows of a video, W width of the tower, D joint width.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from bieff.apps.bench.clock import flops_of, seconds
+from bieff.apps.bench.timing import flops_of, precision_of, seconds
 from bieff.clip import Clip
 from bieff.extract.datasets.official import class_names
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video
 from bieff.features.store import FeatureStore, Partition
 from bieff.train.config import TrainConfig
-from bieff.train.fit.loop import prepare
 from bieff.train.fit.step import Trainer
 from bieff.train.text.tower import TextTower
 
@@ -25,6 +31,9 @@ STORED, VIEWS, VIDEOS = 32, 2, 512
 NAMED = ("k400", "ucf101", "hmdb51")
 EVALUATED = {"cuda": 32, "cpu": 1}
 """Videos at a time; `bieff eval` takes up to 32, which changes memory more than speed."""
+
+WHOLE = {"cuda": (8, 32), "cpu": (1, 16)}
+"""Videos and names whose prompts are encoded whole; the time is linear in their product."""
 
 _BATCHES = 32
 
@@ -61,14 +70,29 @@ class EvalCost:
     flops: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextCost:
+    """Of the prompts of one batch, forward and backward."""
+
+    videos: int
+    names: int
+    tree: float
+    """Seconds."""
+
+    whole: float
+    """Seconds with every prompt encoded whole, from fewer prompts, multiplied."""
+
+    flops: float
+    """Of the tree's matrix products."""
+
+
 def make_store(folder: Path, clip: Clip) -> FeatureStore:
     """A finished store of random features under the class names of Kinetics-400."""
     names = [readable for _, readable in class_names("k400")]
     draw = np.random.default_rng(0)
-    labels = draw.integers(len(names), size=VIDEOS)
     videos = [
-        Video(id=str(row), path=f"{row}.mp4", label=int(label))
-        for row, label in enumerate(labels)
+        Video(id=str(row), path=f"{row}.mp4", label=label)
+        for row, label in enumerate(draw.integers(len(names), size=VIDEOS).tolist())
     ]
     store = FeatureStore.create(
         folder / "store",
@@ -98,23 +122,16 @@ def measure_store(partition: Partition, folder: Path, *, batch_size: int) -> Sto
     mapped = np.memmap(plain, np.float16, mode="r", shape=shape)
     draw = np.random.default_rng(1)
     batches = [draw.integers(0, len(rows), batch_size) for _ in range(_BATCHES)]
-    here = torch.device("cpu")
 
-    def rate(read: object) -> float:
-        assert callable(read)
-        taken = seconds(lambda: [read(batch) for batch in batches], here, at_least=0.5)
+    def rate(read: Callable[[Any], object]) -> float:
+        taken = seconds(lambda: [read(batch) for batch in batches], at_least=0.5)
         return _BATCHES * batch_size / taken
 
     return StoreRate(
         videos=rate(partition.read),
-        memmap=rate(lambda batch: mapped[batch]),
+        memmap=rate(mapped.__getitem__),
         row_bytes=2 * int(np.prod(shape[1:])),
     )
-
-
-def trainer_for(store: FeatureStore, clip: Clip, frames: int) -> Trainer:
-    """What a run of the paper's recipe would train with."""
-    return prepare(store, clip, TrainConfig(frames=frames))
 
 
 def measure_steps(few: Trainer, many: Trainer) -> list[StepCost]:
@@ -123,19 +140,20 @@ def measure_steps(few: Trainer, many: Trainer) -> list[StepCost]:
     Two numbers of frames in turns, the quicker of two rounds; what is between them is
     interpolated, as the matrix products grow with the frames by a constant.
     """
-    ends = [_Stepper(trainer) for trainer in (few, many)]
-    flops = [flops_of(end.step) for end in ends]  # also warms up
-    rounds = [[seconds(end.step, few.device) for end in ends] for _ in range(2)]
+    steps = [_stepping(few), _stepping(many)]
+    flops = [flops_of(step) for step in steps]  # also warms up
+    rounds = [[seconds(step) for step in steps] for _ in range(2)]
     taken = [min(times) for times in zip(*rounds, strict=True)]
 
     def between(frames: int, values: Sequence[float]) -> float:
         share = (frames - few.num_frames) / (many.num_frames - few.num_frames)
         return values[0] + share * (values[1] - values[0])
 
+    videos = min(few.config.batch_size, len(few.features))
     return [
         StepCost(
             frames=frames,
-            videos=min(few.config.batch_size, len(few.features)),
+            videos=videos,
             seconds=between(frames, taken),
             flops=between(frames, flops),
         )
@@ -143,13 +161,9 @@ def measure_steps(few: Trainer, many: Trainer) -> list[StepCost]:
     ]
 
 
-class _Stepper:
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer, self._taken = trainer, 0
-
-    def step(self) -> None:
-        self._trainer.step(self._taken)
-        self._taken += 1
+def _stepping(trainer: Trainer) -> Callable[[], object]:
+    numbers = itertools.cycle(range(trainer.num_steps))
+    return lambda: trainer.step(next(numbers))
 
 
 def measure_evaluation(trainer: Trainer, clip: Clip) -> list[EvalCost]:
@@ -161,23 +175,11 @@ def measure_evaluation(trainer: Trainer, clip: Clip) -> list[EvalCost]:
     for name in NAMED:
         names = [readable for _, readable in class_names(name)]
         text = TextTower(clip.model, clip.tokenize(names)).to(trainer.device)
-
-        def score(text: TextTower = text) -> None:
-            with torch.no_grad():
-                model(frames, text)
-
-        def score_one(text: TextTower = text) -> None:
-            model(frames[:1], text)  # with a graph, which the counter wants
-
-        taken = seconds(score, trainer.device)
-        found.append(
-            EvalCost(
-                data_set=name,
-                names=len(names),
-                seconds=taken / count,
-                flops=flops_of(score_one),
-            )
-        )
+        # with a graph, which the counter wants
+        flops = flops_of(partial(model, frames[:1], text))
+        with torch.no_grad():
+            taken = seconds(partial(model, frames, text)) / count
+        found.append(EvalCost(data_set=name, names=len(names), seconds=taken, flops=flops))
     model.train()
     return found
 
@@ -186,3 +188,87 @@ def first_names(trainer: Trainer, clip: Clip, names: Sequence[str]) -> Tensor:
     """Tokens of the categories of the first batch."""
     draw, _ = trainer.batches.at(0)
     return clip.tokenize([names[label] for label in draw.labels.unique().tolist()])
+
+
+def measure_text(
+    clip: nn.Module, tokens: Int[Tensor, "k length"], *, batch_size: int, device: torch.device
+) -> TextCost:
+    """Encode the prompts of a batch as a tree, and whole, as the authors' code does."""
+    tower = TextTower(clip, tokens).to(device)
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> Tensor:
+        rows = 0.02 * torch.randn(*shape, tower.width, generator=generator)
+        return rows.to(device).requires_grad_()
+
+    context, video = leaf(TrainConfig().num_context), leaf(batch_size, 1)
+
+    def learn(encode: Callable[[], Tensor]) -> None:
+        dtype = precision_of(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            classes = encode()
+        classes.float().sum().backward()
+
+    def tree() -> None:
+        learn(lambda: tower(context, video).classes)
+
+    num_videos, num_names = WHOLE.get(device.type, (1, 16))
+    num_videos, num_names = min(num_videos, batch_size), min(num_names, len(tokens))
+    some = tokens[:num_names].to(device)
+
+    def whole() -> None:
+        learn(lambda: encode_in_full(clip, some, context, video[:num_videos], ends_only=True))
+
+    share = batch_size * len(tokens) / (num_videos * num_names)
+    return TextCost(
+        videos=batch_size,
+        names=len(tokens),
+        tree=seconds(tree),
+        whole=share * seconds(whole),
+        flops=flops_of(tree),
+    )
+
+
+def encode_in_full(
+    clip: nn.Module,
+    tokens: Int[Tensor, "k length"],
+    context: Float[Tensor, "M W"] | None,
+    video: Float[Tensor, "B Q W"] | None,
+    *,
+    cut: int | None = None,
+    ends_only: bool = False,
+) -> Float[Tensor, "B k rows D"]:
+    """Encode B x k whole prompts as the authors do, in the joint space.
+
+    Args:
+        clip: Any open_clip model with a causal text tower.
+        tokens: The bare names with SOT and EOT.
+        context: The same for all prompts, after SOT.
+        video: Rows of each video, after the context.
+        cut: Encode this many positions only; all 77 by default.
+        ends_only: Project EOT rows only, as open_clip does, and return these alone.
+    """
+    tower: Any = getattr(clip, "text", clip)
+    embedded = tower.token_embedding(tokens)[None]  # (1, k, length, W)
+    num_videos = 1 if video is None else len(video)
+    parts = [embedded[:, :, :1]]
+    if context is not None:
+        parts.append(context.expand(1, len(tokens), -1, -1))
+    if video is not None:
+        parts.append(video[:, None].expand(-1, len(tokens), -1, -1))
+    parts.append(embedded[:, :, 1:])
+    prompts = torch.cat([part.expand(num_videos, -1, -1, -1) for part in parts], dim=2)
+    length = cut or tokens.shape[1]
+    x = prompts[:, :, :length].flatten(0, 1) + tower.positional_embedding[:length]
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    x = tower.ln_final(x).unflatten(0, (num_videos, len(tokens)))
+    if ends_only:
+        ends = tokens.argmax(dim=1) + prompts.shape[2] - tokens.shape[1]
+        x = x[:, torch.arange(len(tokens)), ends, None]
+    projection = tower.text_projection
+    if isinstance(projection, nn.Linear):
+        x = projection(x)
+    elif projection is not None:
+        x = x @ projection
+    encoded: Tensor = x
+    return encoded

@@ -7,24 +7,22 @@ forbids every script but its own, and everything from elsewhere.
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
 from markupsafe import Markup
 
+from bieff.apps import keyframes
 from bieff.apps.predictor import Predictor
 from bieff.apps.progress import videos_bar
-from bieff.apps.report import classes as report_classes
-from bieff.apps.report import files as report_files
-from bieff.apps.report import videos as report_videos
+from bieff.apps.report import files, tables
 from bieff.apps.report.charts import HEIGHT, WIDTH, charts
-from bieff.apps.report.classes import Cell, ClassFigures
-from bieff.apps.report.cost import cost
-from bieff.apps.report.videos import VideoCard
+from bieff.apps.report.tables import Cell, ClassFigures, ClosedSet
 from bieff.clip import pick_device
 from bieff.features.errors import BieffError, StoreMismatchError
 from bieff.features.files import write_atomically
@@ -36,6 +34,9 @@ RUNS = Path("runs")
 
 SHOWN = 3
 """Videos of each kind, and the confusions named are four times as many."""
+
+PICTURE_SIDE = 160
+"""Pixels of a frame's picture, at most."""
 
 HEADLINES = 4
 """Results that stand at the top in large figures."""
@@ -51,8 +52,8 @@ class Videos:
     names: list[str] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     confusions: list[Cell] = field(default_factory=list)
-    surest: list[VideoCard] = field(default_factory=list)
-    furthest_off: list[VideoCard] = field(default_factory=list)
+    surest: list[dict[str, Any]] = field(default_factory=list)
+    furthest_off: list[dict[str, Any]] = field(default_factory=list)
     missing: str = ""
     """Why there is none of it."""
 
@@ -116,24 +117,52 @@ def _videos(run: Run, store: FeatureStore, device: torch.device) -> Videos:
     try:
         clip = clip_of(store, device=device)
         with videos_bar("evaluating") as watch:
-            found = report_classes.closed_set(run, clip, store, watch=watch)
-        table = report_classes.confusion(found)
+            found = tables.closed_set(run, clip, store, watch=watch)
+        table = tables.confusion(found)
         with Predictor(clip, run=run) as predictor:
-
-            def show(choose: Callable[[Any, int], Any]) -> list[VideoCard]:
-                chosen = choose(found, SHOWN).tolist()
-                return report_videos.cards(predictor, store, found, chosen) if chosen else []
-
-            return Videos(
-                classes=report_classes.class_figures(found),
-                names=found.names,
-                cells=report_classes.cells(table),
-                confusions=report_classes.top_confusions(table, 4 * SHOWN),
-                surest=show(report_videos.surest),
-                furthest_off=show(report_videos.furthest_off),
+            surest, furthest_off = (
+                _cards(predictor, store, found, choose(found, SHOWN).tolist())
+                for choose in (tables.surest, tables.furthest_off)
             )
+        return Videos(
+            classes=tables.class_figures(found),
+            names=found.names,
+            cells=tables.cells(table),
+            confusions=tables.top_confusions(table, 4 * SHOWN),
+            surest=surest,
+            furthest_off=furthest_off,
+        )
     except BieffError as error:
         return Videos(missing=str(error))
+
+
+def _cards(
+    predictor: Predictor, store: FeatureStore, found: ClosedSet, chosen: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Decode some videos again, where they still lie, and show what the model looked at."""
+    if not chosen:
+        return []
+    videos = store.partitions[tables.PARTITION].videos
+    listed = [videos[int(found.rows[i])] for i in chosen]
+    paths = [Path(store.root) / video.path for video in listed]
+    by_path = {p.video: p for p in predictor.predict(paths, store.class_names)}
+    cards = []
+    for i, video, path in zip(chosen, listed, paths, strict=True):
+        prediction, label = by_path[path], int(found.labels[i])
+        best = np.argsort(-found.ours[i], kind="stable")[:3].tolist()
+        caption, frames = keyframes.shown(prediction, side=PICTURE_SIDE)
+        cards.append(
+            {
+                "path": video.path,
+                "truth": found.names[label],
+                "is_right": best[0] == label,
+                "ranking": [(found.names[k], float(found.ours[i, k])) for k in best],
+                "caption": caption,
+                "frames": frames,
+                "note": "" if frames else prediction.message,
+            }
+        )
+    return cards
 
 
 def render(run: Run, store: FeatureStore | None, videos: Videos) -> str:
@@ -147,8 +176,8 @@ def render(run: Run, store: FeatureStore | None, videos: Videos) -> str:
     )
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    results = report_files.read_results(run)
-    rows, settings = _result_rows(results), report_files.settings(run)
+    results = files.read_results(run)
+    rows, settings = _result_rows(results), files.settings(run)
     record = run.record
     return environment.get_template("report.html").render(
         run=run,
@@ -158,16 +187,16 @@ def render(run: Run, store: FeatureStore | None, videos: Videos) -> str:
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         results=rows,
-        damage=report_files.damage(run),
+        damage=files.damage(run),
         headlines=[row for row in rows if row["is_ours"]][:HEADLINES],
-        charts=charts(report_files.read_curves(run.path)),
+        charts=charts(files.read_curves(run.path)),
         width=WIDTH,
         height=HEIGHT,
         videos=videos,
-        cost=cost(run, store),
+        cost=tables.cost(run, store),
         settings=settings,
         changed=[line for line in settings if line[1] != line[2]],
-        commands=report_files.commands(run, store, results),
+        commands=files.commands(run, store, results),
         everything=json.dumps(record, indent=2),
     )
 

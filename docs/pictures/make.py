@@ -8,7 +8,6 @@ commands really print, write and serve; only fonts and compression are chosen he
 """
 
 import argparse
-import importlib.util
 import re
 import shlex
 import shutil
@@ -19,7 +18,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from PIL import Image
@@ -27,6 +25,10 @@ from rich.console import Console
 from rich.text import Text
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parents[1] / "tests"))
+
+from helpers import browser  # noqa: E402  the one that the tests look at pages with
+
 RUN = Path("runs/shapes")
 CLIP = Path("data/shapes-unseen/heart moving right/000.mp4")
 VIDEO = "clip.mp4"
@@ -60,7 +62,6 @@ def make(demo: Path, out: Path) -> list[Path]:
     """All pictures, from the folder of a demo into another; returns their files."""
     if not (demo / CLIP).is_file() or not (demo / RUN).is_dir():
         sys.exit(f"{demo} holds no finished demo; make one with `bieff demo --out {demo}`")
-    browser = load_browser()
     if missing := [name for name in browser.PROGRAMS if shutil.which(name) is None]:
         sys.exit(f"no {' and no '.join(missing)} here; install chromium and chromium-driver")
     out.mkdir(parents=True, exist_ok=True)
@@ -81,18 +82,6 @@ def make(demo: Path, out: Path) -> list[Path]:
         compress(report, out / report.name, height=REPORT_HEIGHT)
         compress(served, out / served.name)
     return [out / picture.name for picture in (said, strip, report, served)]
-
-
-def load_browser() -> ModuleType:
-    """The browser that the tests look at pages with."""
-    spec = importlib.util.spec_from_file_location(
-        "browser", HERE.parent.parent / "tests" / "helpers" / "browser.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["browser"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def predicted(folder: Path) -> tuple[Path, Path]:

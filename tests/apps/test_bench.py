@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from fractions import Fraction
 
@@ -12,50 +11,36 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bieff.apps.bench import clock as bench_clock
-from bieff.apps.bench.clips import KINDS, write_clip
-from bieff.apps.bench.extract import (
-    DecodeCost,
-    TowerRate,
-    measure_decoding,
-    measure_tower,
-    num_cores,
-)
-from bieff.apps.bench.hours import SETS, Measured, bottleneck, hours
+from bieff.apps.bench.extract import KINDS, DecodeCost, TowerRate, write_clip
+from bieff.apps.bench.hours import SIZES, bottleneck, hours
 from bieff.apps.bench.run import clip_name
-from bieff.apps.bench.text import measure_text
+from bieff.apps.bench.timing import flops_of, once, seconds
 from bieff.apps.bench.train import EvalCost, StepCost
 from bieff.cli import main
-from bieff.clip import TINYCLIP, ClipName, load
-from bieff.extract.config import ExtractConfig
-from bieff.extract.datasets.dataset import DataSet
+from bieff.clip import ClipName
 from bieff.extract.datasets.official import class_names, kinetics_val, splits
-from bieff.extract.run import extract, plan
 from bieff.features.errors import InputError
-from bieff.features.schema import Video
-
-CPU = torch.device("cpu")
 
 
 def decode(kind, few, many):
     return DecodeCost(kind=kind, clip="", views=3, few=few, many=many, ceiling=many / 2)
 
 
-MEASURED = Measured(
-    decode=[
+MEASURED = {
+    "decode": [
         decode("k400", 0.02, 0.056),  # 0.0005 s an image
         decode("ucf101", 0.01, 0.01),
         decode("hmdb51", 0.01, 0.009),  # quicker for more frames: noise
     ],
-    tower=TowerRate(cut=1000.0, tower=250.0, flops=1.0, precision="float32"),
-    steps=[StepCost(frames=t, videos=32, seconds=0.5, flops=1.0) for t in (8, 32)],
-    evaluation=[EvalCost(data_set=size.name, names=1, seconds=0.1, flops=1.0) for size in SETS],
-    overlaps=False,
-)
+    "tower": TowerRate(cut=1000.0, tower=250.0, flops=1.0, precision="float32"),
+    "steps": [StepCost(frames=t, videos=32, seconds=0.5, flops=1.0) for t in (8, 32)],
+    "evaluation": [EvalCost(data_set=name, names=1, seconds=0.1, flops=1.0) for name in SIZES],
+    "overlaps": False,
+}
 
 
 def test_hours_of_kinetics_by_hand():
-    k400 = next(h for h in hours(MEASURED) if (h.data_set, h.frames) == ("k400", 32))
+    k400 = next(h for h in hours(**MEASURED) if (h.data_set, h.frames) == ("k400", 32))
     # 96 images cost 0.056 s, 64 images 0.02 + 40 * 0.0005 = 0.04 s
     assert k400.decode * 3600 == pytest.approx(19_906 * 0.056 + 240_000 * 0.04)
     images = 19_906 * 96 + 240_000 * 64
@@ -68,23 +53,23 @@ def test_hours_of_kinetics_by_hand():
 
 
 def test_a_device_of_its_own_hides_the_shorter_part():
-    k400, *_ = hours(replace(MEASURED, overlaps=True))
+    k400, *_ = hours(**MEASURED | {"overlaps": True})
     assert k400.extract == max(k400.decode, k400.encode)
 
 
 def test_sets_that_are_only_evaluated_on_have_no_training():
-    found = {h.data_set: h.train for h in hours(MEASURED)}
+    found = {h.data_set: h.train for h in hours(**MEASURED)}
     assert found["ucf101"] is found["hmdb51"] is None
     assert found["k400"] > 0
 
 
 def test_noise_never_makes_more_frames_cheaper_than_free():
-    hmdb51 = MEASURED.decode[2]
+    hmdb51 = MEASURED["decode"][2]
     assert hmdb51.seconds(96) == hmdb51.seconds(24) == 0.01
 
 
 def test_sizes_are_those_of_the_official_lists():
-    sizes = {size.name: size.evaluated for size in SETS}
+    sizes = {name: evaluated for name, (evaluated, _) in SIZES.items()}
     assert sizes["k400"] == len(kinetics_val())
     assert sizes["ucf101"] == len(splits("ucf101"))
     assert sizes["hmdb51"] == len(splits("hmdb51"))
@@ -93,10 +78,10 @@ def test_sizes_are_those_of_the_official_lists():
 
 def test_the_bottleneck_is_the_largest_part():
     shares = {"decoding": 0.9, "visual tower": 0.75, "training step": 0.5, "evaluation": 0.5}
-    estimates = hours(MEASURED)
+    estimates = hours(**MEASURED)
     assert bottleneck(estimates, shares).startswith("training step: 60.4 of the ")
-    slow = replace(MEASURED, tower=replace(MEASURED.tower, tower=1.0))
-    said = bottleneck(hours(slow), shares)
+    slow = {"tower": replace(MEASURED["tower"], tower=1.0)}
+    said = bottleneck(hours(**MEASURED | slow), shares)
     assert said.startswith("visual tower: ")
     assert said.endswith("reaches 75% of its ceiling")
 
@@ -117,28 +102,20 @@ def test_clips_are_what_they_say(kind, tmp_path):
     assert 200_000 < bits < 1_500_000  # of the order of the data sets' files
 
 
-def test_a_slow_call_is_its_own_measurement(monkeypatch):
+def test_quick_calls_are_repeated_and_slow_ones_are_not():
     calls = []
-    clock = iter(range(100))
-    monkeypatch.setattr(bench_clock.time, "perf_counter", lambda: next(clock))
-    assert bench_clock.seconds(lambda: calls.append(1), CPU, at_least=1.0) == 1
-    assert len(calls) == 1
-    assert bench_clock.seconds(lambda: calls.append(1), CPU, at_least=2.5) == 1
-    assert len(calls) == 1 + 1 + 3  # to warm up, and until 2.5 s are over
+    assert seconds(lambda: calls.append(1), at_least=0) > 0
+    assert len(calls) == 1 or torch.cuda.is_available()  # there the first is to warm up
+    calls.clear()
+    assert seconds(lambda: calls.append(1), at_least=0.01) > 0
+    assert len(calls) > 10
+    assert once(lambda: calls.clear()) > 0
+    assert calls == []
 
 
 def test_flops_of_a_product():
     a, b = torch.ones(3, 5), torch.ones(5, 7)
-    assert bench_clock.flops_of(lambda: a @ b) == 2 * 3 * 5 * 7
-
-
-def test_the_tree_is_faster_than_whole_prompts():
-    clip = load(ClipName(model=TINYCLIP, pretrained=None))
-    tokens = clip.tokenize([f"a name with number {i}" for i in range(16)])
-    cost = measure_text(clip.model, tokens, batch_size=8, device=CPU)
-    assert (cost.videos, cost.names) == (8, 16)
-    assert cost.tree < cost.whole / 3
-    assert cost.flops > 0
+    assert flops_of(lambda: a @ b) == 2 * 3 * 5 * 7
 
 
 def test_weights_are_random_unless_the_model_brings_its_own():
@@ -181,32 +158,8 @@ def test_the_command(tmp_path):
     )
     assert found["bench"] == "machine"
     assert [step["frames"] for step in found["steps"]] == [8, 16, 32]
-    tower, best = found["tower"], found["ceilings"]["flops"]
-    assert 0 < tower["tower"] * tower["flops"] < best
-    for step in found["steps"]:
-        assert 0 < step["flops"] / step["seconds"] < best
+    for cost in (found["tower"], found["text"], *found["steps"], *found["evaluation"]):
+        assert cost["flops"] > 0
+        assert min(v for v in cost.values() if isinstance(v, float)) > 0
     assert len(found["hours"]) == 9
     assert list(tmp_path.iterdir()) == []  # it leaves nothing
-
-
-@pytest.mark.slow
-def test_hours_are_those_of_an_extraction(tmp_path):
-    """What the parts add up to, against 24 clips extracted for real."""
-    kind, count = KINDS[0], 24
-    clip = load(ClipName(model=TINYCLIP, pretrained=None))
-    source = write_clip(kind, tmp_path)
-    videos = [
-        Video(id=str(i), path=source.name, label=0, size=source.stat().st_size)
-        for i in range(count)
-    ]
-    data = DataSet(name="bench", class_names=("a",), partitions={"val": videos}, root=tmp_path)
-    [cost, *_] = measure_decoding(tmp_path, num_cores())
-    rate = measure_tower(clip, CPU)
-    images = 96 * count
-    expected = count * cost.seconds(96) + images * (1 / rate.tower + 1 / rate.cut)
-    store = plan(data, ExtractConfig(), clip, tmp_path / "store")
-    begin = time.monotonic()
-    assert extract(store, clip, ExtractConfig(), device=CPU).is_whole
-    taken = time.monotonic() - begin
-    print(f"expected {expected:.1f} s, took {taken:.1f} s")
-    assert 0.4 < taken / expected < 2.5  # with the start of the decoders, on a busy machine

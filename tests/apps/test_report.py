@@ -12,11 +12,18 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bieff.apps.report.charts import charts, nice_ticks
-from bieff.apps.report.classes import ClosedSet, cells, class_figures, confusion, top_confusions
-from bieff.apps.report.cost import cost
 from bieff.apps.report.files import commands, read_curves, read_results
 from bieff.apps.report.page import TEMPLATES
-from bieff.apps.report.videos import furthest_off, surest
+from bieff.apps.report.tables import (
+    ClosedSet,
+    cells,
+    class_figures,
+    confusion,
+    cost,
+    furthest_off,
+    surest,
+    top_confusions,
+)
 from bieff.cli import main
 from bieff.features.store import FeatureStore
 from bieff.train.runs.run import open_run

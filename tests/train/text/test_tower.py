@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bieff.apps.bench.text import encode_in_full
+from bieff.apps.bench.train import encode_in_full
 from bieff.clip import ClipName, import_open_clip, load
 from bieff.features.errors import InputError
 from bieff.train.text.tower import TextTower
