@@ -73,6 +73,13 @@ class ClipName:
             )
         return cls(model=model, pretrained=pretrained)
 
+    @classmethod
+    def given(cls, model: str | None, pretrained: str | None) -> "ClipName | None":
+        """The CLIP that a user named with --model and --pretrained; None if with neither."""
+        if model is None and pretrained is None:
+            return None
+        return cls.of(model or cls().model, pretrained)
+
     @property
     def options(self) -> str:
         """The options of a command that name it."""
@@ -216,59 +223,66 @@ def load(
     )
 
 
-def load_claimed(
-    claimed: ClipName,
-    fingerprint: str,
-    *,
-    source: Path,
-    named: ClipName | None = None,
-    device: str | torch.device = "cpu",
-) -> Clip:
-    """Load the CLIP that a store, a run or a file of scores says it was made with.
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Words of a store, a run or a file of scores about the CLIP it was made with.
 
-    Anybody may have written that: it is compared, and never obeyed.  A folder or a file of
-    weights is read only if the user named it, and so is the network used.
-
-    Args:
-        claimed: The name written there.
-        fingerprint: The fingerprint written there.
-        source: Where it is written.
-        named: The name the user gave; None takes the one claimed.
-        device: Where the weights go.
-
-    Raises:
-        InputError: If the user must name it, or it cannot be loaded.
-        StoreMismatchError: If it is another CLIP than the one claimed.
+    Anybody may have written them: they are compared, and never obeyed.  A folder or a file
+    of weights is read only if the user named it, and so is the network used.
     """
-    if named is None and not _is_public(claimed):
-        raise InputError(
-            f"{source} was made with CLIP {str(claimed)!r}, which is read only where you name "
-            f"it; give {claimed.options} if you trust it"
-        )
-    clip = load(named or claimed, device=device, from_cache=named is None)
-    if clip.fingerprint != fingerprint:
-        raise StoreMismatchError(
-            f"{source} was made with other weights than {str(clip.name)!r}: expected "
-            f"fingerprint {fingerprint[:12]}, got {clip.fingerprint[:12]}; bring the old "
-            "weights back and name them with --model, or extract again"
-        )
-    if not may_be_one(clip.name, claimed):
-        raise StoreMismatchError(
-            f"{source} was made with {claimed.model!r}, which computes otherwise than "
-            f"{clip.name.model!r} with the same weights; give {claimed.options}"
-        )
-    return clip
 
+    name: ClipName
+    fingerprint: str
+    source: Path
+    """The store, run or file."""
 
-def may_be_one(one: ClipName, other: ClipName) -> bool:
-    """True unless two names of open_clip's own stand for different networks.
+    @classmethod
+    def of(cls, held: object, *, source: Path) -> "Claim":
+        """The claim in a recipe or a record: model, pretrained, fingerprint.
 
-    The fingerprint sees the weights alone: ViT-B-16 and ViT-B-16-quickgelu share theirs.
-    """
-    open_clip = import_open_clip()
-    configs = [open_clip.get_model_config(name.model) for name in (one, other)
-               if not _is_elsewhere(name.model) and name.model != TINYCLIP]  # fmt: skip
-    return len(configs) < 2 or configs[0] == configs[1]
+        Raises:
+            StoreMismatchError: If they are not there.
+        """
+        words = held if isinstance(held, dict) else {}
+        model, pretrained, mark = map(words.get, ("model", "pretrained", "fingerprint"))
+        texts = (model, mark, "" if pretrained is None else pretrained)
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise StoreMismatchError(f"{source} does not say which CLIP it was made with")
+        return cls(ClipName(model=str(model), pretrained=pretrained), str(mark), source)
+
+    def load(self, *, named: ClipName | None, device: str | torch.device = "cpu") -> Clip:
+        """Load the CLIP that the user named, or the one claimed if it is here already.
+
+        Raises:
+            InputError: If the user must name it, or it cannot be loaded.
+            StoreMismatchError: If it is another CLIP than the one claimed.
+        """
+        if named is None and not _is_public(self.name):
+            raise InputError(
+                f"{self.source} was made with CLIP {str(self.name)!r}, which is read only "
+                f"where you name it; give {self.name.options} if you trust it"
+            )
+        clip = load(named or self.name, device=device, from_cache=named is None)
+        self.require(clip)
+        return clip
+
+    def require(self, clip: Clip) -> None:
+        """Compare a CLIP with the one claimed.
+
+        Its weights must be the same, and its network: ViT-B-16 and ViT-B-16-quickgelu share
+        their weights, and are known apart by open_clip's names for them.
+
+        Raises:
+            StoreMismatchError: If it is another.
+        """
+        names = [name for name in (clip.name, self.name) if _is_of_open_clip(name)]
+        configs = [import_open_clip().get_model_config(name.model) for name in names]
+        if clip.fingerprint != self.fingerprint or configs[:1] != configs[-1:]:
+            raise StoreMismatchError(
+                f"{self.source} was made with CLIP {str(self.name)!r}, fingerprint "
+                f"{self.fingerprint[:12]}, got {str(clip.name)!r}, {clip.fingerprint[:12]}; "
+                "take features and a run of the same CLIP, or name its weights with --model"
+            )
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -300,6 +314,10 @@ def fingerprint(model: nn.Module) -> str:
 def _is_elsewhere(model: str) -> bool:
     """True if a folder or a hub describes the model, not open_clip."""
     return model.startswith(("hf-hub:", "local-dir:"))
+
+
+def _is_of_open_clip(name: ClipName) -> bool:
+    return name.model != TINYCLIP and not _is_elsewhere(name.model)
 
 
 def _is_public(name: ClipName) -> bool:
@@ -335,7 +353,7 @@ def _check_config(open_clip: Any, name: ClipName) -> None:
 
 def _check_name(open_clip: Any, name: ClipName) -> None:
     """Refuse what open_clip would only warn of."""
-    if name.model == TINYCLIP or _is_elsewhere(name.model):
+    if not _is_of_open_clip(name):
         return
     known = open_clip.list_models()
     if name.model not in known:

@@ -44,6 +44,10 @@ class Evaluation:
     batch_size: int | None = None
     save_scores: Path | None = None
     device: str | None = None
+    model: str | None = None
+    """The CLIP that the user named; None takes the store's if it is here already."""
+
+    pretrained: str | None = None
 
     def __post_init__(self) -> None:
         if self.mix is not None and not 0 <= self.mix <= 1:
@@ -76,7 +80,9 @@ class Evaluation:
         if self.save_scores is not None:
             require_place(self.save_scores)
         with joined(pick_device(self.device)) as device:
-            clip = clip_of(store, device=device)
+            clip = clip_of(
+                store, device=device, named=ClipName.given(self.model, self.pretrained)
+            )
             names = None
             if self.names is not None:
                 names = read_descriptions(self.names, store.class_names)
@@ -212,7 +218,7 @@ def _extract_command(path: Path, run: Run, name: str) -> Sequence[str]:
         command += ["--videos", "DIR"]
     if path != FEATURES / name:
         command += ["--out", str(path)]
-    clip = run.clip_name
+    clip = run.clip.name
     if clip != ClipName() and not (is_shapes and clip.model == TINYCLIP):
         command += ["--model", clip.model]
         if clip.pretrained is not None:

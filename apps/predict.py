@@ -53,7 +53,7 @@ def predict_videos(
     names = parse_labels(labels) if labels else None
     if keyframes is not None:
         _require_room(keyframes, len(paths))
-    clip = named_clip(model, pretrained)
+    clip = ClipName.given(model, pretrained)
     strip_names = _strip_names(paths)
     drawn: list[Prediction] = []
     with (
@@ -73,17 +73,6 @@ def predict_videos(
                 strips.save(keyframes / strip_names[prediction.video], [prediction])
     if drawn and keyframes is not None:
         strips.save(keyframes, drawn)
-
-
-def named_clip(model: str | None, pretrained: str | None) -> ClipName | None:
-    """The CLIP of --model and --pretrained; None where neither is given.
-
-    Raises:
-        InputError: If there is none of that name.
-    """
-    if model is None and pretrained is None:
-        return None
-    return ClipName.of(model or ClipName().model, pretrained)
 
 
 def sentence(prediction: Prediction) -> str:

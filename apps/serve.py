@@ -30,8 +30,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from bieff.apps.keyframes import shown
-from bieff.apps.predict import named_clip
 from bieff.apps.predictor import Prediction, Predictor
+from bieff.clip import ClipName
 from bieff.extract.datasets.files import VIDEO_SUFFIXES
 from bieff.features.class_names import readable
 from bieff.features.errors import BieffError, ConfigError, InputError
@@ -91,7 +91,7 @@ def serve(
         raise ConfigError(
             f"expected --max-upload and --deadline above 0, got {max_upload} and {deadline}"
         )
-    clip = named_clip(model, pretrained)
+    clip = ClipName.given(model, pretrained)
     limits = Limits(num_bytes=max_upload * 10**6, seconds=deadline)
     with (
         _listening(host, port) as listener,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bieff.apps.progress import steps_bar
-from bieff.clip import Clip, pick_device
+from bieff.clip import Clip, ClipName, pick_device
 from bieff.features.errors import ConfigError
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
@@ -28,6 +28,8 @@ def train_run(
     overrides: Sequence[str],
     device: str | None,
     dry_run: bool,
+    model: str | None = None,
+    pretrained: str | None = None,
     resume: bool = False,
     command: Sequence[str] = (),
     few: Few | None = None,
@@ -61,14 +63,14 @@ def train_run(
     if shots is not None:
         store = training_view(store, shots)
     with joined(pick_device(device)) as where:
-        clip = clip_of(store, device=where)
+        loaded = clip_of(store, device=where, named=ClipName.given(model, pretrained))
         if dry_run:
-            return _plan(store, clip, chosen)
+            return _plan(store, loaded, chosen)
         folder = earlier.path if earlier else out or free(RUNS / store.path.resolve().name)
         with steps_bar("training", is_shown=current().writes) as bar:
             run = train(
                 store,
-                clip,
+                loaded,
                 chosen,
                 folder,
                 watch=bar,
@@ -77,7 +79,7 @@ def train_run(
                 command=command,
                 shots=None if shots is None else shots.to_dict(),
             )
-        return _summary(run, clip) if current().writes else ""
+        return _summary(run, loaded) if current().writes else ""
 
 
 def _plan(store: FeatureStore, clip: Clip, config: settings.TrainConfig) -> str:

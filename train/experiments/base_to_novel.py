@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bieff.apps.progress import steps_bar, videos_bar
-from bieff.clip import Clip, pick_device
+from bieff.clip import Clip, ClipName, pick_device
 from bieff.features.errors import ConfigError
 from bieff.features.files import write_atomically
 from bieff.features.schema import UNLABELLED, Status
@@ -93,6 +93,8 @@ def base2novel(
     shots: int,
     draws: int,
     split: str | None = None,
+    model: str | None = None,
+    pretrained: str | None = None,
     device: str | None = None,
     command: Sequence[str] = (),
 ) -> list[Figures]:
@@ -105,6 +107,8 @@ def base2novel(
         shots: Training videos a base class.
         draws: How many; draw i has the seed of the settings plus i.
         split: Official split; None takes the first.
+        model: The CLIP, named; None takes the store's if it is here already.
+        pretrained: Its weights.
         device: Where to train.
         command: What the user typed, for the record.
 
@@ -121,7 +125,8 @@ def base2novel(
     store = FeatureStore.open(features)
     out = out or Path("runs") / f"{features.resolve().name}-{PROTOCOL}"
     classes = dict(zip(HALVES, halves(store, split), strict=True))
-    clip = clip_of(store, device=pick_device(device))
+    named = ClipName.given(model, pretrained)
+    clip = clip_of(store, device=pick_device(device), named=named)
     found: dict[str, list[list[Result]]] = {half: [] for half in HALVES}
     for draw in range(draws):
         chosen = draw_shots(store, shots=shots, split=split, seed=draw, classes=classes["base"])

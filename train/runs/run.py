@@ -28,9 +28,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from bieff import clip as clips
-from bieff.clip import Clip, ClipName
-from bieff.features.errors import InputError, StoreMismatchError
+from bieff.clip import Claim, Clip, ClipName
+from bieff.features.errors import InputError
 from bieff.features.files import write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
@@ -62,27 +61,28 @@ class Run:
         return TrainConfig.from_dict(self.record["config"])
 
     @property
-    def clip_name(self) -> ClipName:
-        """Which CLIP its features and its text tower come from."""
-        return ClipName(**self.record["clip"]["name"])
+    def clip(self) -> Claim:
+        """The CLIP that its features and its text tower come from, as it says."""
+        held = self.record["clip"]
+        return Claim.of({**held["name"], **held}, source=self.path)
 
 
-def clip_of(store: FeatureStore, *, device: torch.device) -> Clip:
+def clip_of(
+    store: FeatureStore, *, device: torch.device, named: ClipName | None = None
+) -> Clip:
     """The CLIP whose features the store holds; its text tower is needed live.
 
+    Args:
+        store: What it says of its CLIP is compared, not obeyed; see `clip.Claim`.
+        device: Where the weights go.
+        named: The CLIP that the user named, if any.
+
     Raises:
-        StoreMismatchError: If the model of that name has other weights by now.
+        InputError: If the user must name it.
+        StoreMismatchError: If it is another CLIP than the store's.
     """
-    wanted = store.recipe["clip"]
-    name = ClipName(model=wanted["model"], pretrained=wanted["pretrained"])
-    clip = clips.load(name, device=device)
-    if clip.fingerprint != wanted["fingerprint"]:
-        raise StoreMismatchError(
-            f"{store.path} was written by other weights of {str(name)!r}: expected fingerprint "
-            f"{wanted['fingerprint'][:12]}, got {clip.fingerprint[:12]}; extract again, or "
-            "bring the old weights back"
-        )
-    return clip
+    claim = Claim.of(store.recipe.get("clip"), source=store.path)
+    return claim.load(named=named, device=device)
 
 
 def build_model(
@@ -176,12 +176,7 @@ def load_model(
         InputError: If the weights are missing or damaged.
         StoreMismatchError: If the run was trained on another CLIP.
     """
-    wanted = run.record["clip"]["fingerprint"]
-    if clip.fingerprint != wanted:
-        raise StoreMismatchError(
-            f"run {run.path} was trained on {run.clip_name!s}, fingerprint {wanted[:12]}, got "
-            f"{clip.name!s}, {clip.fingerprint[:12]}; extract the store with the run's CLIP"
-        )
+    run.clip.require(clip)
     patches = run.record["patches"]
     model = build_model(
         run.config,
