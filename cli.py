@@ -405,11 +405,11 @@ def train(
     Example: bieff train --features features/k400 --frames 8 --set epochs=30
     """
     from bieff.apps.train import train_run
-    from bieff.train.fit.few_shot import Few
+    from bieff.train.fit.few_shot import FewShotOptions
 
     few = None
     if any(option is not None for option in (shots, split, draw, same_shots)):
-        few = Few(shots=shots, split=split, seed=draw, same_as=same_shots)
+        few = FewShotOptions(shots=shots, split=split, seed=draw, same_as=same_shots)
     if said := train_run(**options, few=few, command=sys.argv):
         click.echo(said)
 
@@ -488,11 +488,11 @@ def scores(
     from bieff.train.evaluate.results import results_of
     from bieff.train.evaluate.tables import video_table
 
-    examination = read_scores(file, mix=mix)
+    table = read_scores(file, mix=mix)
     if video is not None:
-        _print_table(*video_table(examination, video))
+        _print_table(*video_table(table, video))
         return
-    _print_results(results_of(examination), per_class=per_class, confusions=confusions)
+    _print_results(results_of(table), per_class=per_class, confusions=confusions)
 
 
 @main.command()
@@ -664,8 +664,10 @@ def base2novel(**options: Any) -> None:
 
     Example: bieff base2novel --features features/hmdb51 --shots 16 --draws 3
     """
+    from bieff.apps.progress import steps_bar, videos_bar
     from bieff.train.experiments.base_to_novel import base2novel as run_all
 
+    found = run_all(**options, steps_bar=steps_bar, videos_bar=videos_bar, command=sys.argv)
     rows = [
         (
             line.model,
@@ -673,7 +675,7 @@ def base2novel(**options: Any) -> None:
             f"{line.novel:.2f} ± {line.novel_std:.2f}",
             f"{line.harmonic:.2f}",
         )
-        for line in run_all(**options, command=sys.argv)
+        for line in found
     ]
     _print_table(("model", "base top-1", "novel top-1", "harmonic mean"), rows)
 

@@ -15,8 +15,9 @@ from bieff.extract.shapes.sets import COMPANIONS, load_shapes
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
-from bieff.train.evaluate.results import Result, merge_results, save_results
-from bieff.train.evaluate.scoring import closed, frozen, splits3, trained
+from bieff.train.evaluate.classifier import Frozen, Trained
+from bieff.train.evaluate.results import Result, merge_results, results_of, save_results
+from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.loop import train_or_go_on
 from bieff.train.runs.checkpoint import StoppedError
 from bieff.train.runs.run import RESULTS, Run
@@ -64,10 +65,12 @@ def demo(
     run = _train(stores["shapes"], clip, config or TrainConfig(seed=seed), out)
     results = []
     for name, store in stores.items():
-        protocol = closed if name == "shapes" else splits3
-        subjects = [trained(run, clip, store), frozen(clip, store, num_frames=FRAMES)]
+        protocol = "closed" if name == "shapes" else "splits3"
+        ours = Trained(run, clip, store.class_names)
+        beside = Frozen(clip, store.class_names, num_frames=FRAMES)
         with videos_bar(f"evaluating {name}") as evaluated:
-            found = protocol(store, subjects, watch=evaluated)
+            table = evaluate(store, [ours, beside], protocol, watch=evaluated, keep_in=run.path)
+        found = results_of(table)
         # beside the run, as `bieff eval` and `bieff zeroshot` put them
         merge_results(run.path / RESULTS, found)
         results += found

@@ -2,28 +2,25 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bieff.apps.progress import videos_bar
 from bieff.apps.train import FEATURES, RUNS
-from bieff.clip import TINYCLIP, ClipName, pick_device
+from bieff.clip import TINYCLIP, Clip, ClipName, pick_device
 from bieff.features.errors import ConfigError, InputError, StoreMissingError
 from bieff.features.store import FeatureStore
 from bieff.train.distributed import current, joined
-from bieff.train.evaluate.classifier import Weights
-from bieff.train.evaluate.lists import lists_of
+from bieff.train.evaluate.classifier import Classifier, Frozen, Trained
+from bieff.train.evaluate.lists import default_protocol, lists_of
 from bieff.train.evaluate.results import Result, load_results, merge_results, results_of
-from bieff.train.evaluate.scores import Examination, load_scores, require_place, save_scores
-from bieff.train.evaluate.scoring import default_protocol, examine, frozen, trained
-from bieff.train.fit.few_shot import BASE, FEW_SHOT, Shots, evaluation_view, labels_of
+from bieff.train.evaluate.scores import ScoreTable, load_scores, require_place, save_scores
+from bieff.train.evaluate.scoring import evaluate
+from bieff.train.fit.few_shot import FewShotDraw
 from bieff.train.runs.run import RESULTS, Run, clip_of, newest_run, open_run
-from bieff.train.text.wording import find_templates, read_descriptions
-
-PARTIAL = "partial"
-"""Folder of a run, for the scores of an evaluation that is under way."""
+from bieff.train.text.wording import Descriptions, find_templates, read_descriptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,13 +56,10 @@ class Evaluation:
             )
         find_templates(self.template or "one")  # before any work is done
 
-    def of(
-        self, run: Run, store: FeatureStore, protocol: str, *, called: str | None = None
-    ) -> list[Result]:
+    def of(self, run: Run, store: FeatureStore, protocol: str) -> list[Result]:
         """Evaluate, and add the figures to the run's results.json.
 
         Of several processes that `torchrun` started, one writes and has results to show.
-        `called` is the name that results give the protocol, of a view of a store.
 
         Raises:
             InputError: If the run is not finished, its results.json is damaged, or scores
@@ -73,47 +67,48 @@ class Evaluation:
             ConfigError: If the run was trained on videos that the protocol asks about.
         """
         _require_finished(run)
-        _require_unseen(run, store, protocol)
+        draw = FewShotDraw.of_run(run)
+        split = None if draw is None else draw.split
+        _require_unseen(run, draw, store, protocol)
         known = run.path / RESULTS
         if known.exists():
             load_results(known)  # rather now than when hours of scoring are done
         if self.save_scores is not None:
             require_place(self.save_scores)
         with joined(pick_device(self.device)) as device:
-            clip = clip_of(
-                store, device=device, named=ClipName.given(self.model, self.pretrained)
-            )
-            names = None
-            if self.names is not None:
-                names = read_descriptions(self.names, store.class_names)
-            weights: Weights = "best" if self.best else "last"
-            subjects = [trained(run, clip, store, weights=weights, names=names)]
-            if not self.model_only:
-                frames, template = subjects[0].num_frames, self.template or "one"
-                beside = frozen(clip, store, num_frames=frames, template=template, names=names)
-                subjects.append(beside)
-            what = f"evaluating {_data_set(store)}, {protocol}"
+            named = ClipName.given(self.model, self.pretrained)
+            clip = clip_of(store, device=device, named=named)
+            classifiers = self._classifiers(run, store, clip)
+            what = f"evaluating {store.recipe['data_set']}, {protocol}"
             with videos_bar(what, is_shown=current().writes) as watch:
-                examination = examine(
+                table = evaluate(
                     store,
-                    subjects,
+                    classifiers,
                     protocol,
                     watch=watch,
+                    split=split,
                     batch_size=self.batch_size,
-                    keep_in=run.path / PARTIAL,
+                    keep_in=run.path,
                 )
-            if called is not None:
-                head = replace(examination.head, protocol=called)
-                examination = replace(examination, head=head)
-            return self._write(run, examination) if current().writes else []
+            return self._write(run, table) if current().writes else []
 
-    def _write(self, run: Run, examination: Examination) -> list[Result]:
+    def _classifiers(self, run: Run, store: FeatureStore, clip: Clip) -> list[Classifier]:
+        names: Sequence[str] | Descriptions = store.class_names
+        if self.names is not None:
+            names = read_descriptions(self.names, store.class_names)
+        ours = Trained(run, clip, names, weights="best" if self.best else "last")
+        if self.model_only:
+            return [ours]
+        template = self.template or "one"
+        return [ours, Frozen(clip, names, num_frames=ours.about.frames, template=template)]
+
+    def _write(self, run: Run, table: ScoreTable) -> list[Result]:
         if self.mix is not None:
-            examination = examination.with_mix(self.mix)
-        results = results_of(examination)
+            table = table.with_mix(self.mix)
+        results = results_of(table)
         merge_results(run.path / RESULTS, results)
         if self.save_scores is not None:
-            save_scores(examination, self.save_scores)
+            save_scores(table, self.save_scores)
         return results
 
 
@@ -133,12 +128,9 @@ def evaluate_closed(
     chosen = newest_run(RUNS) if run is None else open_run(run)
     path = features or Path(chosen.record["store"])
     store = _open(path, chosen, str(chosen.record["data_set"]))
-    shots = Shots.of_run(chosen)
-    if shots is not None and protocol == "closed":
-        classes = labels_of(store, list(shots.videos))
-        view = evaluation_view(store, shots.split, classes=classes)
-        is_half = len(classes) < len(store.class_names)  # a run of `bieff base2novel`
-        return evaluation.of(chosen, view, protocol, called=BASE if is_half else FEW_SHOT)
+    draw = FewShotDraw.of_run(chosen)
+    if draw is not None and protocol == "closed":
+        protocol = draw.protocol(store)
     return evaluation.of(chosen, store, protocol)
 
 
@@ -164,10 +156,10 @@ def evaluate_zero_shot(
     return evaluation.of(chosen, store, protocol or default_protocol(store))
 
 
-def read_scores(file: Path, *, mix: float | None = None) -> Examination:
-    """Scores that `--save-scores` wrote, with the mix that is asked for, if any."""
-    examination = load_scores(file)
-    return examination if mix is None else examination.with_mix(mix)
+def read_scores(file: Path, *, mix: float | None = None) -> ScoreTable:
+    """Scores that an evaluation wrote, with the mix that is asked for, if any."""
+    table = load_scores(file)
+    return table if mix is None else table.with_mix(mix)
 
 
 def _require_finished(run: Run) -> None:
@@ -179,13 +171,15 @@ def _require_finished(run: Run) -> None:
         )
 
 
-def _require_unseen(run: Run, store: FeatureStore, protocol: str) -> None:
+def _require_unseen(
+    run: Run, draw: FewShotDraw | None, store: FeatureStore, protocol: str
+) -> None:
     """A training video on a test list: other splits list it, and so do `full` and `half10`."""
-    shots = Shots.of_run(run)
-    if shots is None or shots.split is None or run.record["data_set"] != _data_set(store):
+    is_own = run.record["data_set"] == str(store.recipe["data_set"])
+    if draw is None or draw.split is None or not is_own:
         return
-    partition, lists = lists_of(store, protocol)
-    trained_on = {id_ for ids in shots.videos.values() for id_ in ids}
+    partition, lists = lists_of(store, protocol, split=draw.split)
+    trained_on = {id_ for ids in draw.videos.values() for id_ in ids}
     asked = np.unique(np.concatenate([chosen.rows for chosen in lists])).tolist()
     seen = [id_ for row in asked if (id_ := partition.videos[row].id) in trained_on]
     if seen:
@@ -194,10 +188,6 @@ def _require_unseen(run: Run, store: FeatureStore, protocol: str) -> None:
             f"about, such as {seen[0]!r}; `bieff eval {shlex.quote(str(run.path))}` asks about "
             "the test list of its split, or name another run"
         )
-
-
-def _data_set(store: FeatureStore) -> str:
-    return str(store.recipe["data_set"])
 
 
 def _open(path: Path, run: Run, name: str) -> FeatureStore:

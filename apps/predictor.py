@@ -33,8 +33,8 @@ from bieff.extract.views import ViewPlan, views_for
 from bieff.features.class_names import label_of_key
 from bieff.features.errors import ConfigError, InputError
 from bieff.features.schema import Status
-from bieff.train.evaluate.classifier import Highlights, Scorer, frozen_scorer, trained_scorer
-from bieff.train.runs.run import Run, open_run
+from bieff.train.evaluate.classifier import Classifier, Frozen, Highlights, Trained
+from bieff.train.runs.run import Run, load_model, open_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -151,10 +151,10 @@ class Predictor:
         self._views = tuple(views_for(0, CLIPS, 1)[1])
         self._shown = CLIPS // 2
         self._plan = ViewPlan(self._views, self.num_frames, "")
-        self._scorer = frozen_scorer(clip) if run is None else trained_scorer(run, clip)
+        self._model = None if run is None else load_model(run, clip)
         self._tower = VisualTower(
             clip,
-            device=next(clip.model.parameters()).device,
+            device=clip.device,
             batch_size=CLIPS * self.num_frames,
             wants_patches=run is not None and run.config.prompts_see == "patches",
             reduced=False,  # a few videos do not pay for compiling
@@ -229,10 +229,15 @@ class Predictor:
             InputError: If there are no labels, or one is empty, double or too long.
         """
         names = self._names(labels)
-        return self._predict(list(videos), names, self._scorer(names))
+        return self._predict(list(videos), names, self._classifier(names))
+
+    def _classifier(self, names: tuple[str, ...]) -> Classifier:
+        if self.run is None:
+            return Frozen(self.clip, names, num_frames=self.num_frames)
+        return Trained(self.run, self.clip, names, model=self._model)
 
     def _predict(
-        self, paths: list[Path], names: tuple[str, ...], scorer: Scorer
+        self, paths: list[Path], names: tuple[str, ...], classifier: Classifier
     ) -> Generator[Prediction, None, None]:
         if self._pool is None:
             self._pool = DecodePool(
@@ -242,7 +247,7 @@ class Predictor:
         outcomes: Any = self._pool.decode(jobs)
         with contextlib.closing(outcomes):
             for outcome in in_order(outcomes, most_bytes=_HELD_BYTES):
-                yield self._found(paths[outcome.row], outcome, names, scorer)
+                yield self._found(paths[outcome.row], outcome, names, classifier)
 
     def _names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
         if labels is None and self.run is not None:
@@ -256,7 +261,7 @@ class Predictor:
         return tuple(labels)
 
     def _found(
-        self, path: Path, outcome: Outcome, names: tuple[str, ...], scorer: Scorer
+        self, path: Path, outcome: Outcome, names: tuple[str, ...], classifier: Classifier
     ) -> Prediction:
         """Encode and score a video that was decoded, or say why it was not."""
         status, message = outcome.status, outcome.message
@@ -268,17 +273,17 @@ class Predictor:
         if not bool(frames.isfinite().all()):
             message = f"the embeddings of video {str(path)!r} are not finite in float16"
             return Prediction(video=path, labels=names, status=Status.CORRUPT, message=message)
-        said = scorer(frames, patches, self._shown)
+        scores, highlights = classifier.explain(frames, patches, self._shown)
         shown = squares.unflatten(0, numbers.shape)[self._shown].permute(0, 2, 3, 1)
         return Prediction(
             video=path,
             labels=names,
             status=status,
             message=message,
-            scores=said.probabilities,
+            scores=scores,
             frame_numbers=numbers[self._shown],
             seconds=frame_seconds(path, numbers[self._shown], outcome.num_frames),
-            highlights=said.highlights,
+            highlights=highlights,
             pictures=shown.cpu().numpy(),
         )
 

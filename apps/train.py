@@ -9,9 +9,10 @@ from bieff.clip import Clip, ClipName, pick_device
 from bieff.features.errors import ConfigError
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
+from bieff.train.data import VideoList
 from bieff.train.distributed import current, joined
-from bieff.train.fit.few_shot import Few, Shots, training_view
-from bieff.train.fit.loop import prepare, train
+from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions
+from bieff.train.fit.loop import EVERY_VIDEO, prepare, train
 from bieff.train.runs.run import Run, clip_of, newest_stopped, open_run
 
 RUNS = Path("runs")
@@ -32,7 +33,7 @@ def train_run(
     pretrained: str | None = None,
     resume: bool = False,
     command: Sequence[str] = (),
-    few: Few | None = None,
+    few: FewShotOptions | None = None,
 ) -> str:
     """Train a run, or go on with one; returns what there is to say of it.
 
@@ -57,15 +58,14 @@ def train_run(
         features = Path(earlier.record["store"])
     store = FeatureStore.open(features)
     if earlier is not None:
-        shots = Shots.of_run(earlier)
+        shots = FewShotDraw.of_run(earlier)
     else:
         shots = None if few is None else few.draw(store)
-    if shots is not None:
-        store = training_view(store, shots)
+    videos = EVERY_VIDEO if shots is None else shots.listed(store)
     with joined(pick_device(device)) as where:
         loaded = clip_of(store, device=where, named=ClipName.given(model, pretrained))
         if dry_run:
-            return _plan(store, loaded, chosen)
+            return _plan(store, loaded, chosen, videos)
         folder = earlier.path if earlier else out or free(RUNS / store.path.resolve().name)
         with steps_bar("training", is_shown=current().writes) as bar:
             run = train(
@@ -73,6 +73,7 @@ def train_run(
                 loaded,
                 chosen,
                 folder,
+                videos=videos,
                 watch=bar,
                 say=bar.say,
                 resume=resume,
@@ -82,12 +83,14 @@ def train_run(
         return _summary(run, loaded) if current().writes else ""
 
 
-def _plan(store: FeatureStore, clip: Clip, config: settings.TrainConfig) -> str:
+def _plan(
+    store: FeatureStore, clip: Clip, config: settings.TrainConfig, videos: VideoList
+) -> str:
     """What would be trained."""
-    trainer = prepare(store, clip, config)
+    trainer = prepare(store, clip, config, videos=videos)
     with trainer.batches:
         return (
-            f"{len(trainer.features):,} videos, {len(store.class_names)} classes, "
+            f"{len(trainer.features):,} videos, {len(videos.class_names(store))} classes, "
             f"{trainer.num_frames} frames, {trainer.num_steps:,} steps\n"
             f"{trainer.features.text()}\n"
             f"{describe(trainer.model.parameter_counts(), clip)}"
@@ -109,7 +112,7 @@ def _summary(run: Run, clip: Clip) -> str:
             f"{best['val_top1']:.2f} after {best['steps']:,} steps"
         )
     lines.append(f"run: {run.path}")
-    if (shots := Shots.of_run(run)) is not None:
+    if (shots := FewShotDraw.of_run(run)) is not None:
         path = shlex.quote(str(run.path))
         lines += [shots.text(), f"`bieff eval {path}` evaluates it on the whole test list"]
     return "\n".join(lines)

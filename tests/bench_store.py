@@ -59,8 +59,8 @@ def measure(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[float,
         assert partition.read(rows).tobytes() == raw[rows].tobytes()
     assert array.oindex[batches[0]].tobytes() == raw[batches[0]].tobytes()
     ways = {
-        "map": (partition.read, batches),
-        "np.memmap": (raw.__getitem__, batches),
+        "shards": (partition.read, batches),
+        "one map": (raw.__getitem__, batches),
         "zarr": (array.oindex.__getitem__, batches[:2]),
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
@@ -68,7 +68,7 @@ def measure(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[float,
         for way, (read, some) in ways.items():
             taken = once(lambda read=read, some=some: [read(rows) for rows in some])
             times[way].append(taken / sum(map(len, some)))
-    ratios = [b / a for a, b in zip(times["map"], times["np.memmap"], strict=True)]
+    ratios = [b / a for a, b in zip(times["shards"], times["one map"], strict=True)]
     mapped, plain, fancy = (statistics.median(values) for values in times.values())
     print(
         f"{commit()} store (V, T, D)={shape} N={num} batch={BATCH} float16"

@@ -1,4 +1,4 @@
-"""Cached features as training sees them, and which of them make a batch.
+"""Cached features as training sees them: which videos, where they lie, what makes a batch.
 
 n usable videos, V views, T frames of the store, t frames of the model, B videos of a batch,
 P patches of width U.
@@ -19,8 +19,362 @@ from jaxtyping import Float, Float16, Int
 from torch import Tensor
 
 from bieff.features.errors import ConfigError, StoreError
-from bieff.features.schema import Status
-from bieff.features.store import Partition
+from bieff.features.schema import UNLABELLED, Status
+from bieff.features.store import FeatureStore, Partition
+
+CPU = torch.device("cpu")
+
+# --- which videos
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoList:
+    """Some videos of a store's partition, told apart among some of its classes."""
+
+    partition: str
+    rows: Int[np.ndarray, " n"] | None = None
+    """Ascending, usable or not; None: all of the partition."""
+
+    classes: Int[np.ndarray, " k"] | None = None
+    """Labels in the store; a class is called by its place among them.  None: all."""
+
+    @property
+    def is_whole(self) -> bool:
+        """True for a partition as it is."""
+        return self.rows is None and self.classes is None
+
+    def class_names(self, store: FeatureStore) -> list[str]:
+        """Names of the classes, in their order here."""
+        if self.classes is None:
+            return list(store.class_names)
+        return [store.class_names[label] for label in self.classes.tolist()]
+
+
+def patches_of(store: FeatureStore) -> tuple[int, int] | None:
+    """Number and width of the store's patch tokens, if it has them."""
+    patches = store.recipe.get("patches")
+    return None if patches is None else (int(patches[0]), int(patches[1]))
+
+
+def load_features(
+    partition: Partition,
+    rows: Int[np.ndarray, " listed"] | None = None,
+    *,
+    device: torch.device,
+    classes: Int[np.ndarray, " k"] | None = None,
+    wants_patches: bool = False,
+    gigabytes: float | None = None,
+    sharers: int = 1,
+) -> "Features":
+    """Hold videos on the device or in memory if they fit, else read them from the disk.
+
+    Args:
+        partition: Of a store.
+        rows: Which of its videos, ascending; None takes all.
+        device: Where the model is.
+        classes: As in `VideoList`; each labelled video has one of them.
+        wants_patches: Also the patch tokens.
+        gigabytes: What they may take; None takes a share of what is free.
+        sharers: Processes on this machine that do the same.
+
+    Raises:
+        StoreError: If one of them is not extracted yet, or none is usable.
+    """
+    listed = np.arange(partition.num_videos) if rows is None else np.asarray(rows)
+    status = partition.status()[listed]
+    if pending := int((status == Status.PENDING).sum()):
+        raise StoreError(
+            f"{partition.path}: {pending:,} of {len(listed):,} videos are not extracted yet; "
+            "run `bieff extract` again to finish"
+        )
+    usable = listed[np.isin(status, [Status.OK, Status.SALVAGED])]
+    if not len(usable):
+        raise StoreError(f"{partition.path}: none of its {len(listed):,} videos is usable")
+    if wants_patches and partition.geometry.patches is None:
+        partition.read_patches(usable[:1])  # raises, and says what to do
+    disk = OnDisk(partition, usable, wants_patches)
+    limits = budget(device, gigabytes, sharers=sharers)
+    place = limits.place(disk.video_bytes * len(usable))
+    embeddings = patches = window = None
+    if place == "disk":
+        window = max(RUN, int(limits.memory / disk.video_bytes))
+    else:
+        where = device if place == "device" else CPU
+        embeddings = load_rows(partition.read, usable, disk.shape[1:], where)
+        if wants_patches:
+            shape = (partition.num_views, *(partition.geometry.patches or ()))
+            patches = load_rows(partition.read_patches, usable, shape, where)
+    return Features(
+        embeddings=embeddings,
+        labels=torch.from_numpy(_labels(partition.labels[usable], classes)),
+        rows=usable,
+        device=device,
+        patches=patches,
+        disk=disk if place == "disk" else None,
+        window=window,
+    )
+
+
+def _labels(
+    labels: Int[np.ndarray, " n"], classes: Int[np.ndarray, " k"] | None
+) -> Int[np.ndarray, " n"]:
+    """Place of each label among the classes."""
+    if classes is None:
+        return labels
+    place = {UNLABELLED: UNLABELLED, **{label: i for i, label in enumerate(classes.tolist())}}
+    return np.array([place[label] for label in labels.tolist()], np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """The usable videos of a list, wherever they lie."""
+
+    embeddings: Float16[Tensor, "n V T D"] | None
+    """On the device or in memory; None where they stay on disk."""
+
+    labels: Int[Tensor, " n"]
+    """Index into the class names, int64, on the CPU."""
+
+    rows: Int[np.ndarray, " n"]
+    """Row in the partition of each video."""
+
+    device: torch.device = CPU
+    """Where batches go."""
+
+    patches: Float16[Tensor, "n V P U"] | None = None
+    disk: "OnDisk | None" = None
+    """Reads them, where they stay there."""
+
+    window: int | None = None
+    """Videos to be shuffled with one another; None for all, and fewer where they are read
+    from the disk, so that what is read lies close together."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """n, V, T, D."""
+        if self.disk is not None:
+            return self.disk.shape
+        assert self.embeddings is not None
+        videos, views, frames, dim = self.embeddings.shape
+        return videos, views, frames, dim
+
+    @property
+    def place(self) -> "Place":
+        """Where they lie."""
+        if self.embeddings is None:
+            return "disk"
+        return "memory" if self.embeddings.device.type == "cpu" else "device"
+
+    def pick(
+        self, videos: Int[Tensor, " B"], views: Int[Tensor, " B"], frames: Int[Tensor, "B t"]
+    ) -> "Batch":
+        """Take a view of each video and some of its frames; `Batch.to` brings them."""
+        if self.disk is not None:
+            batch = self.disk.pick(videos, views, frames)
+        else:
+            assert self.embeddings is not None
+            where = self.embeddings.device
+            videos, views, frames = (index.to(where) for index in (videos, views, frames))
+            batch = Batch(
+                self.embeddings[videos[:, None], views[:, None], frames],
+                None if self.patches is None else self.patches[videos, views],
+            )
+        is_sent = self.device.type == "cuda" and self.place != "device"
+        return batch.pinned() if is_sent else batch
+
+    def chunk(self, videos: Int[Tensor, " B"], view: int, frames: Int[Tensor, " t"]) -> "Batch":
+        """The same view and frames of some videos, on the model's device, in float32."""
+        views = torch.full_like(videos, view)
+        return self.pick(videos, views, frames.expand(len(videos), -1)).to(self.device)
+
+    def text(self) -> str:
+        """Where they lie, for people."""
+        where = {"device": f"on {self.device}", "memory": "in memory"}.get(self.place)
+        if where is None:
+            where = (
+                "stay on disk, they are more than the memory set aside; read through the map, "
+                f"shuffled {self.window:,} at a time"
+            )
+        return f"features: {len(self):,} videos, {self.num_bytes / 1e6:,.1f} MB, {where}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the embeddings and patches."""
+        if self.disk is not None:
+            return len(self) * self.disk.video_bytes
+        held = (self.embeddings, self.patches)
+        return sum(part.numel() * part.element_size() for part in held if part is not None)
+
+
+# --- what makes a batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchIndex:
+    """What a step trains on: which videos, and what of them."""
+
+    videos: Int[Tensor, " B"]
+    """Index into the features."""
+
+    views: Int[Tensor, " B"]
+    frames: Int[Tensor, "B t"]
+    labels: Int[Tensor, " B"]
+
+    def pick(self, features: Features, part: slice) -> "Batch":
+        """Take some of the batch out of the features."""
+        return features.pick(self.videos[part], self.views[part], self.frames[part])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Features on their way to the model, in half precision as stored until `to`."""
+
+    frames: Float[Tensor, "B t D"]
+    patches: Float[Tensor, "B P U"] | None
+
+    def pinned(self) -> "Batch":
+        """Where a copy to the device need not be waited for."""
+        return self.each(lambda part: part.pin_memory())
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to the device, in float32."""
+        return self.each(lambda part: part.to(device, non_blocking=True).float())
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of the videos."""
+        return self.each(lambda part: part[rows])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Frames and patches, changed alike."""
+        patches = None if self.patches is None else change(self.patches)
+        return Batch(change(self.frames), patches)
+
+
+def draw_batch(
+    features: Features,
+    step: int,
+    *,
+    batch_size: int,
+    num_frames: int,
+    seed: int,
+    window: int | None = None,
+) -> BatchIndex:
+    """The batch of a step, a function of its arguments alone.
+
+    So a resumed run sees the batches the uninterrupted one would have seen.  Each epoch is a
+    fresh permutation; its last, short batch is left out.  A video shows one of its views,
+    drawn at random, and one frame at random from each group of T / t.
+    """
+    count, num_views, num_stored, _ = features.shape
+    size = min(batch_size, count)
+    epoch, index = divmod(step, count // size)
+    order = epoch_order(count, epoch=epoch, seed=seed, window=window)
+    videos = order[index * size : (index + 1) * size]
+    draws = _generator(seed, "step", step)
+    view = torch.randint(num_views, (size,), generator=draws)
+    group = frame_groups(num_stored, num_frames)
+    frame = torch.arange(num_frames) * group + torch.randint(
+        group, (size, num_frames), generator=draws
+    )
+    return BatchIndex(videos, view, frame, features.labels[videos])
+
+
+RUN = 64
+"""Videos that lie side by side in the store and stay together when disk reads are shuffled."""
+
+
+@lru_cache(maxsize=2)  # an epoch of Kinetics takes milliseconds to shuffle
+def epoch_order(
+    count: int, *, epoch: int, seed: int, window: int | None = None
+) -> Int[Tensor, " count"]:
+    """All videos in the order of an epoch.
+
+    With a window, runs of `RUN` neighbours are shuffled, then the videos within every
+    `window` of them: reading from a disk stays within so many videos at a time.
+    """
+    generator = _generator(seed, "epoch", epoch)
+    if window is None or window >= count:
+        return torch.randperm(count, generator=generator)
+    runs = torch.arange(count).split(RUN)
+    order = torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator)])
+    return torch.cat(
+        [part[torch.randperm(len(part), generator=generator)] for part in order.split(window)]
+    )
+
+
+def frame_groups(num_stored: int, num_frames: int) -> int:
+    """How many stored frames stand for one frame of the model: T / t.
+
+    Raises:
+        ConfigError: If t does not divide T.
+    """
+    if num_stored % num_frames:
+        divisors = [str(n) for n in range(1, num_stored + 1) if num_stored % n == 0]
+        raise ConfigError(
+            f"frames: expected a divisor of the store's {num_stored} ({', '.join(divisors)}), "
+            f"got {num_frames}"
+        )
+    return num_stored // num_frames
+
+
+def _generator(seed: int, what: str, number: int) -> torch.Generator:
+    """A stream of its own for each epoch and each step."""
+    salt = {"epoch": 0, "step": 1}[what]
+    mixed = np.random.SeedSequence([seed, salt, number]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0] >> 1))
+
+
+class Batches(AbstractContextManager["Batches"]):
+    """Batches by step.  Which they are does not depend on who gathers them, or when.
+
+    Rows that lie where the model is are picked on the spot; others, in memory or on disk, by
+    a thread that works one step ahead.
+
+    Args:
+        features: To pick from.
+        draw: The index of a step.
+        part: Of each batch, what this process computes.
+        last: The step after the last.
+    """
+
+    def __init__(
+        self, features: Features, draw: Callable[[int], BatchIndex], part: slice, *, last: int
+    ) -> None:
+        self.draw = draw
+        self._features, self._part, self._last = features, part, last
+        is_far = features.place == "disk" or (
+            features.place == "memory" and features.device.type != "cpu"
+        )
+        self._pool = ThreadPoolExecutor(1, "bieff-batches") if is_far else None
+        self._next: tuple[int, Future[tuple[BatchIndex, Batch]]] | None = None
+
+    def at(self, step: int) -> tuple[BatchIndex, Batch]:
+        """The index, and this process's part of the batch on the model's device, in float32."""
+        if self._pool is None:
+            index, batch = self._gather(step)
+            return index, batch.to(self._features.device)
+        if self._next is None or self._next[0] != step:
+            self._next = (step, self._pool.submit(self._gather, step))
+        index, batch = self._next[1].result()
+        self._next = None
+        if step + 1 < self._last:
+            self._next = (step + 1, self._pool.submit(self._gather, step + 1))
+        return index, batch.to(self._features.device)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        """Leave no thread behind."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _gather(self, step: int) -> tuple[BatchIndex, Batch]:
+        index = self.draw(step)
+        return index, index.pick(self._features, self._part)
+
+
+# --- where they lie
 
 Place = Literal["device", "memory", "disk"]
 
@@ -95,31 +449,6 @@ def _available() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Picked:
-    """Rows on their way to the model, in half precision as stored until `to`."""
-
-    frames: Float[Tensor, "B t D"]
-    patches: Float[Tensor, "B P U"] | None
-
-    def pinned(self) -> "Picked":
-        """Where a copy to the device need not be waited for."""
-        return self._each(lambda part: part.pin_memory())
-
-    def to(self, device: torch.device) -> "Picked":
-        """Copy to the device, in float32."""
-        return self._each(lambda part: part.to(device, non_blocking=True).float())
-
-    def part(self, rows: slice) -> "Picked":
-        """Some of the videos."""
-        return self._each(lambda part: part[rows])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Picked":
-        return Picked(
-            change(self.frames), None if self.patches is None else change(self.patches)
-        )
-
-
 def load_rows(
     read: Any, rows: Int[np.ndarray, " n"], shape: tuple[int, ...], place: torch.device
 ) -> Float16[Tensor, "n ..."]:
@@ -134,8 +463,8 @@ def load_rows(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Mapped:
-    """A partition left on disk, its rows copied out of the map as they are asked for."""
+class OnDisk:
+    """Videos left on disk, copied out of the store's map as they are asked for."""
 
     partition: Partition
     rows: Int[np.ndarray, " n"]
@@ -157,7 +486,7 @@ class Mapped:
 
     def pick(
         self, videos: Int[Tensor, " B"], views: Int[Tensor, " B"], frames: Int[Tensor, "B t"]
-    ) -> Picked:
+    ) -> Batch:
         """Take one view of each video, and some of its frames."""
         rows, chosen = self.rows[videos.numpy()], views.numpy()
         embeddings = self._views(self.partition.read, rows, chosen)
@@ -165,7 +494,7 @@ class Mapped:
         patches = None
         if self.has_patches:
             patches = torch.from_numpy(self._views(self.partition.read_patches, rows, chosen))
-        return Picked(torch.from_numpy(embeddings[at, frames.numpy()]), patches)
+        return Batch(torch.from_numpy(embeddings[at, frames.numpy()]), patches)
 
     @staticmethod
     def _views(read: Any, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
@@ -180,303 +509,3 @@ class Mapped:
             found[at] = part
         assert found is not None
         return found
-
-
-RUN = 64
-"""Videos that lie side by side in the store and stay together when disk reads are shuffled."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Features:
-    """The usable videos of one partition, wherever they lie."""
-
-    embeddings: Float16[Tensor, "n V T D"] | None
-    """On the device or in memory; None where they stay on disk."""
-
-    labels: Int[Tensor, " n"]
-    """Index into the class names, int64, on the CPU."""
-
-    rows: Int[np.ndarray, " n"]
-    """Row in the store of each video."""
-
-    num_listed: int
-    """Videos of the partition, usable or not."""
-
-    patches: Float16[Tensor, "n V P U"] | None = None
-    mapped: Mapped | None = None
-    """Reads them, where they stay on disk."""
-
-    target: torch.device | None = None
-    """Where batches go; None: to where the embeddings lie."""
-
-    window: int | None = None
-    """Videos to be shuffled with one another; None for all, and fewer where they are read
-    from the disk, so that what is read lies close together."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """n, V, T, D."""
-        if self.embeddings is None:
-            assert self.mapped is not None
-            return self.mapped.shape
-        videos, views, frames, dim = self.embeddings.shape
-        return videos, views, frames, dim
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches go."""
-        if self.target is not None:
-            return self.target
-        return torch.device("cpu") if self.embeddings is None else self.embeddings.device
-
-    @property
-    def place(self) -> Place:
-        """Where they lie."""
-        if self.embeddings is None:
-            return "disk"
-        return "memory" if self.embeddings.device.type == "cpu" else "device"
-
-    def pick(
-        self, videos: Int[Tensor, " B"], views: Int[Tensor, " B"], frames: Int[Tensor, "B t"]
-    ) -> Picked:
-        """Take a view of each video and some of its frames; `Picked.to` brings them."""
-        if self.embeddings is None:
-            assert self.mapped is not None
-            picked = self.mapped.pick(videos, views, frames)
-        else:
-            where = self.embeddings.device
-            videos, views, frames = (index.to(where) for index in (videos, views, frames))
-            picked = Picked(
-                self.embeddings[videos[:, None], views[:, None], frames],
-                None if self.patches is None else self.patches[videos, views],
-            )
-        is_sent = self.device.type == "cuda" and self.place != "device"
-        return picked.pinned() if is_sent else picked
-
-    def chunk(self, videos: Int[Tensor, " B"], view: int, frames: Int[Tensor, " t"]) -> Picked:
-        """The same view and frames of some videos, on the model's device, in float32."""
-        picked = self.pick(
-            videos, torch.full_like(videos, view), frames.expand(len(videos), -1)
-        )
-        return picked.to(self.device)
-
-    def text(self) -> str:
-        """Where they lie, for people."""
-        where = {"device": f"on {self.device}", "memory": "in memory"}.get(self.place)
-        if where is None:
-            where = (
-                "stay on disk, they are more than the memory set aside; read through the map, "
-                f"shuffled {self.window:,} at a time"
-            )
-        return f"features: {len(self):,} videos, {self.num_bytes / 1e6:,.1f} MB, {where}"
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the embeddings and patches."""
-        if self.mapped is not None:
-            return len(self) * self.mapped.video_bytes
-        held = (self.embeddings, self.patches)
-        return sum(part.numel() * part.element_size() for part in held if part is not None)
-
-
-def load_features(
-    partition: Partition,
-    *,
-    device: torch.device,
-    wants_patches: bool = False,
-    gigabytes: float | None = None,
-    sharers: int = 1,
-) -> Features:
-    """Hold a partition on the device or in memory if it fits, else read it from the disk.
-
-    Args:
-        partition: Of a store.
-        device: Where the model is.
-        wants_patches: Also the patch tokens.
-        gigabytes: What they may take; None takes a share of what is free.
-        sharers: Processes on this machine that do the same.
-
-    Raises:
-        StoreError: If it is not finished, or no video of it is usable.
-    """
-    status = partition.status()
-    pending = int((status == Status.PENDING).sum())
-    if pending:
-        raise StoreError(
-            f"{partition.path}: {pending:,} of {len(status):,} videos are not extracted yet; "
-            "run `bieff extract` again to finish"
-        )
-    rows = np.flatnonzero(np.isin(status, [Status.OK, Status.SALVAGED]))
-    if not len(rows):
-        raise StoreError(f"{partition.path}: none of its {len(status):,} videos is usable")
-    if wants_patches and partition.geometry.patches is None:
-        partition.read_patches(rows[:1])  # raises, and says what to do
-    mapped = Mapped(partition, rows, wants_patches)
-    limits = budget(device, gigabytes, sharers=sharers)
-    place = limits.place(mapped.video_bytes * len(rows))
-    embeddings = patches = window = None
-    if place == "disk":
-        window = max(RUN, int(limits.memory / mapped.video_bytes))
-    else:
-        where = device if place == "device" else torch.device("cpu")
-        embeddings = load_rows(partition.read, rows, mapped.shape[1:], where)
-        if wants_patches:
-            shape = (partition.num_views, *(partition.geometry.patches or ()))
-            patches = load_rows(partition.read_patches, rows, shape, where)
-    return Features(
-        embeddings=embeddings,
-        labels=torch.from_numpy(partition.labels[rows]),
-        rows=rows,
-        num_listed=len(status),
-        patches=patches,
-        mapped=mapped if place == "disk" else None,
-        target=device,
-        window=window,
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Draw:
-    """What a step trains on: which videos, and what of them."""
-
-    videos: Int[Tensor, " B"]
-    """Index into the features."""
-
-    views: Int[Tensor, " B"]
-    frames: Int[Tensor, "B t"]
-    labels: Int[Tensor, " B"]
-
-    def pick(self, features: Features, part: slice) -> Picked:
-        """Take some of the batch out of the features."""
-        return features.pick(self.videos[part], self.views[part], self.frames[part])
-
-
-def draw_batch(
-    features: Features,
-    step: int,
-    *,
-    batch_size: int,
-    num_frames: int,
-    seed: int,
-    window: int | None = None,
-) -> Draw:
-    """The batch of a step, a function of its arguments alone.
-
-    So a resumed run sees the batches the uninterrupted one would have seen.  Each epoch is a
-    fresh permutation; its last, short batch is left out.  A video shows one of its views,
-    drawn at random, and one frame at random from each group of T / t.
-    """
-    count, num_views, num_stored, _ = features.shape
-    size = min(batch_size, count)
-    epoch, index = divmod(step, count // size)
-    order = epoch_order(count, epoch=epoch, seed=seed, window=window)
-    videos = order[index * size : (index + 1) * size]
-    draws = _generator(seed, "step", step)
-    view = torch.randint(num_views, (size,), generator=draws)
-    group = frame_groups(num_stored, num_frames)
-    frame = torch.arange(num_frames) * group + torch.randint(
-        group, (size, num_frames), generator=draws
-    )
-    return Draw(videos, view, frame, features.labels[videos])
-
-
-@lru_cache(maxsize=2)  # an epoch of Kinetics takes milliseconds to shuffle
-def epoch_order(
-    count: int, *, epoch: int, seed: int, window: int | None = None
-) -> Int[Tensor, " count"]:
-    """All videos in the order of an epoch.
-
-    With a window, runs of `RUN` neighbours are shuffled, then the videos within every
-    `window` of them: reading from a disk stays within so many videos at a time.
-    """
-    generator = _generator(seed, "epoch", epoch)
-    if window is None or window >= count:
-        return torch.randperm(count, generator=generator)
-    runs = torch.arange(count).split(RUN)
-    order = torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator)])
-    return torch.cat(
-        [part[torch.randperm(len(part), generator=generator)] for part in order.split(window)]
-    )
-
-
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Batches of an epoch over `count` videos."""
-    return count // min(batch_size, count)
-
-
-def frame_groups(num_stored: int, num_frames: int) -> int:
-    """How many stored frames stand for one frame of the model: T / t.
-
-    Raises:
-        ConfigError: If t does not divide T.
-    """
-    if num_stored % num_frames:
-        divisors = [str(n) for n in range(1, num_stored + 1) if num_stored % n == 0]
-        raise ConfigError(
-            f"frames: expected a divisor of the store's {num_stored} ({', '.join(divisors)}), "
-            f"got {num_frames}"
-        )
-    return num_stored // num_frames
-
-
-def _generator(seed: int, what: str, number: int) -> torch.Generator:
-    """A stream of its own for each epoch and each step."""
-    salt = {"epoch": 0, "step": 1}[what]
-    mixed = np.random.SeedSequence([seed, salt, number]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(mixed[0] >> 1))
-
-
-Gathered = tuple[Draw, Picked]
-"""The whole batch's draw, and the rows that this process computes."""
-
-
-class Batches(AbstractContextManager["Batches"]):
-    """Batches by step.  Which they are does not depend on who gathers them, or when.
-
-    Rows that lie where the model is are picked on the spot; others, in memory or on disk, by
-    a thread that works one step ahead.
-
-    Args:
-        features: To pick from.
-        draw: The draw of a step.
-        part: Of each batch, what this process computes.
-        last: The step after the last.
-    """
-
-    def __init__(
-        self, features: Features, draw: Callable[[int], Draw], part: slice, *, last: int
-    ) -> None:
-        self.draw = draw
-        self._features, self._part, self._last = features, part, last
-        is_far = features.place == "disk" or features.device != _place(features)
-        self._pool = ThreadPoolExecutor(1, "bieff-batches") if is_far else None
-        self._next: tuple[int, Future[Gathered]] | None = None
-
-    def at(self, step: int) -> Gathered:
-        """The batch of a step, on the model's device, in float32."""
-        if self._pool is None:
-            draw, picked = self._gather(step)
-            return draw, picked.to(self._features.device)
-        if self._next is None or self._next[0] != step:
-            self._next = (step, self._pool.submit(self._gather, step))
-        draw, picked = self._next[1].result()
-        self._next = None
-        if step + 1 < self._last:
-            self._next = (step + 1, self._pool.submit(self._gather, step + 1))
-        return draw, picked.to(self._features.device)
-
-    def __exit__(self, *exc_info: Any) -> None:
-        """Leave no thread behind."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def _gather(self, step: int) -> Gathered:
-        draw = self.draw(step)
-        return draw, draw.pick(self._features, self._part)
-
-
-def _place(features: Features) -> torch.device:
-    return features.device if features.place == "device" else torch.device("cpu")

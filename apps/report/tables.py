@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from bieff.apps.evaluate import PARTIAL
 from bieff.clip import Clip
 from bieff.features.store import FeatureStore
-from bieff.train.evaluate.scoring import examine, frozen, trained
+from bieff.train.evaluate.classifier import Frozen, Trained
+from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.cost import stage_one
 from bieff.train.runs.run import Run
 
@@ -60,21 +60,21 @@ class Cell:
 def closed_set(
     run: Run, clip: Clip, store: FeatureStore, *, watch: Callable[[int, int], None]
 ) -> ClosedSet:
-    """Score all videos of `val` as `bieff eval` does, by the run's model and by frozen CLIP.
+    """Scores of all videos of `val`, of the run's model and of frozen CLIP, as of `bieff eval`.
+
+    Those that it left beside the run are read; else they are made, and left there.
 
     Raises:
         StoreError: If the store has no such partition, or is not finished.
     """
-    ours = trained(run, clip, store)
-    beside = frozen(clip, store, num_frames=ours.num_frames)
-    examination = examine(
-        store, [ours, beside], "closed", watch=watch, keep_in=run.path / PARTIAL
-    )
-    (scores,), (scores_beside,) = examination.scores
+    ours = Trained(run, clip, store.class_names)
+    beside = Frozen(clip, store.class_names, num_frames=ours.about.frames)
+    table = evaluate(store, [ours, beside], "closed", watch=watch, keep_in=run.path)
+    (scores,), (scores_beside,) = table.scores
     return ClosedSet(
         names=list(store.class_names),
-        rows=examination.rows[examination.usable].astype(np.int64),
-        labels=examination.labels[examination.usable].astype(np.int64),
+        rows=table.rows[table.usable].astype(np.int64),
+        labels=table.labels[table.usable].astype(np.int64),
         ours=scores,
         frozen=scores_beside,
     )

@@ -21,8 +21,8 @@ from bieff.features.errors import ConfigError, InputError
 from bieff.features.schema import Status
 from bieff.features.store import FeatureStore
 from bieff.train.data import load_features
-from bieff.train.evaluate.classifier import Highlights
-from bieff.train.evaluate.scoring import frozen, probabilities, trained
+from bieff.train.evaluate.classifier import Frozen, Highlights, Trained
+from bieff.train.evaluate.scoring import probabilities
 from bieff.train.runs.run import clip_of, load_model, open_run
 from bieff.train.text.tower import TextTower
 
@@ -66,18 +66,17 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
 
 
-def scores_of(store, rows, subject):
+def scores_of(store, rows, classifier):
     features = load_features(store.partitions["val"], device=CPU, wants_patches=False)
-    parts = probabilities(features, subject.score, num_frames=subject.num_frames, clips=3)
+    parts = probabilities(features, classifier.logits, num_frames=8, clips=3)
     return np.concatenate(list(parts))[rows]
 
 
 def test_a_run_scores_as_it_does_on_its_store(predictor, val, run_folder):
     store, rows, paths = val
     found = list(predictor.predict(paths))
-    want = scores_of(
-        store, rows, trained(open_run(run_folder), clip_of(store, device=CPU), store)
-    )
+    clip = clip_of(store, device=CPU)
+    want = scores_of(store, rows, Trained(open_run(run_folder), clip, store.class_names))
     assert [p.video for p in found] == paths
     # another batch of the tower turns last bits of float16, which tau = 0.01 enlarges
     np.testing.assert_allclose([p.scores for p in found], want, atol=5e-3)
@@ -90,7 +89,7 @@ def test_frozen_clip_scores_as_beside_a_run(frozen_predictor, val):
     store, rows, paths = val
     found = list(frozen_predictor.predict(paths, store.class_names))
     clip = clip_of(store, device=CPU)
-    want = scores_of(store, rows, frozen(clip, store, num_frames=8))
+    want = scores_of(store, rows, Frozen(clip, store.class_names, num_frames=8))
     np.testing.assert_allclose([p.scores for p in found], want, atol=5e-3)
 
 

@@ -183,6 +183,13 @@ def test_classes_add_up_to_what_eval_says(told):
     assert (videos * frozen).sum() / videos.sum() == pytest.approx(results["frozen"]["top1"])
 
 
+def test_what_eval_scored_is_not_scored_again(told, tmp_path):
+    file = told / "scores" / "closed-shapes.h5"
+    before = file.stat().st_mtime_ns
+    run("report", told, "--device", "cpu", "--out", tmp_path / "again.html")
+    assert file.stat().st_mtime_ns == before
+
+
 # --- curves
 
 

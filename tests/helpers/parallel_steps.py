@@ -14,12 +14,18 @@ from safetensors.torch import save_file
 
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
-from bieff.train.data import Picked
+from bieff.train.data import Batch
 from bieff.train.distributed import joined
 from bieff.train.fit.loop import prepare
 from bieff.train.runs.run import clip_of
 
 STEPS = 6
+
+
+def doubled(batch: Batch) -> Batch:
+    """The same numbers, for a model in double precision."""
+
+    return batch.each(lambda part: part.double())
 
 
 def main() -> None:
@@ -35,9 +41,7 @@ def main() -> None:
         losses = []
         for step in range(STEPS):
             draw, picked = trainer.batches.at(step)
-            patches = None if picked.patches is None else picked.patches.double()
-            doubled = Picked(picked.frames.double(), patches)
-            losses.append(trainer.update(step, doubled, draw.labels))
+            losses.append(trainer.update(step, doubled(picked), draw.labels))
         if trainer.group.writes:
             weights = {name: w.contiguous() for name, w in trainer.model.state_dict().items()}
             save_file({**weights, "losses": torch.stack(losses)}, out)

@@ -10,6 +10,7 @@ from bieff.train.data import (
     RUN,
     Batches,
     Budget,
+    VideoList,
     budget,
     draw_batch,
     epoch_order,
@@ -48,10 +49,27 @@ def draw(features, step, **changes):
 
 def test_only_usable_videos_are_held(store, resident):
     assert len(resident) == 50
-    assert resident.num_listed == 53
     assert not set(BAD["train"]) & set(resident.rows.tolist())
     assert np.array_equal(resident.labels, store.partitions["train"].labels[resident.rows])
     assert resident.embeddings.isfinite().all()
+
+
+def test_a_list_of_rows_is_held_with_labels_of_its_own(store, resident):
+    """Some videos of two classes, which are told apart among these alone."""
+    partition = store.partitions["train"]
+    rows = np.flatnonzero(np.isin(partition.labels, [4, 1]))
+    listed = VideoList("train", rows, np.array([4, 1]))
+    assert listed.class_names(store) == ["playing drums", "archery"]
+    assert not listed.is_whole
+    chosen = load_features(partition, rows, classes=listed.classes, device=CPU)
+    want = [row for row in rows.tolist() if row not in BAD["train"]]
+    assert chosen.rows.tolist() == want
+    assert np.array_equal(listed.classes[chosen.labels], partition.labels[want])
+    place = np.searchsorted(resident.rows, want)
+    assert torch.equal(chosen.embeddings, resident.embeddings[place])
+    disk = load_features(partition, rows, device=CPU, gigabytes=1e-9)
+    picks = [draw(f, 2).pick(f, slice(None)).frames for f in (chosen, disk)]
+    assert torch.equal(*picks)
 
 
 def test_a_batch_depends_on_step_and_seed_alone(resident):

@@ -1,12 +1,14 @@
-"""Frozen CLIP on the same store: the column that every result of ours stands beside.
+"""Models that say how well each class fits a video: a trained one, and frozen CLIP beside it.
 
-B videos, T frames, K categories, D joint width.
+B videos, t frames of each, K classes that the model knows, k of them asked about, V views of
+one video, D joint width.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bieff.clip import Clip
-from bieff.features.store import FeatureStore
 from bieff.train.data import free_bytes
+from bieff.train.evaluate.scores import About
 from bieff.train.method.loss import cosine
 from bieff.train.method.model import BiEfficient, Scores
 from bieff.train.method.pre_prompt import prompt_rows
@@ -29,15 +31,194 @@ from bieff.train.text.wording import HAND_CRAFTED, Descriptions, Templates, find
 LARGEST_BATCH = 32
 """Videos scored at a time, where the text tower's rows allow it."""
 
-
 TOWER_BYTES = 1 << 30
 """What the text tower's rows may take while scoring, where so much is free twice over.  A
 fixed figure, so that the same videos share a batch on every machine that has the room: which
 ones do decides the last bits of a score."""
 
+CHUNK = 256
+"""Texts the text tower takes at a time."""
 
-Score = Callable[[Tensor, Tensor | None], Tensor]
-"""(frames (B, t, D) float32, patches or None) -> logits (B, K)."""
+Weights = Literal["last", "best"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Highlights:
+    """Which frames speak for a class."""
+
+    kind: Literal["weights", "cosine"]
+    """S of Eq. 8, which sums to 1; or, of frozen CLIP, each frame's cosine with the class."""
+
+    values: Float64[np.ndarray, " T"]
+
+    category: int
+    """Whose words weighted the frames (not always the best class); or the best class."""
+
+
+class Trained:
+    """A run's model.
+
+    Args:
+        run: A run that has been trained.
+        clip: The CLIP that it was trained on.
+        names: Of the classes, or descriptions of them: every description is a prompt of its
+            own, see `class_logits`.
+        weights: After the last step, or at the best evaluation on `val`.
+        model: The run's model, where it is loaded already.
+
+    Raises:
+        InputError: If the weights are missing or damaged.
+        StoreMismatchError: If the run was trained on another CLIP.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        clip: Clip,
+        names: Sequence[str] | Descriptions,
+        *,
+        weights: Weights = "last",
+        model: BiEfficient | None = None,
+    ) -> None:
+        described = _described(names)
+        self.about = About(
+            model="bieff",
+            frames=int(run.record["frames"]),
+            template=run.config.prompt,
+            names=described.source,
+            names_hash=described.hash,
+            run=run.id,
+            weights=weights,
+        )
+        self.device = clip.device
+        self.wants_patches = run.config.prompts_see == "patches"
+        self._run, self._clip, self._described = run, clip, described
+        self._model = load_model(run, clip, weights=weights) if model is None else model
+        self._text = TextTower(clip.model, clip.tokenize(described.flat)).to(self.device)
+
+    @property
+    def batch_size(self) -> int:
+        """Videos to score at a time, fewer for many classes."""
+        patches = self._run.record["patches"]
+        return batch_size_of(
+            self._text, self._model, num_frames=self.about.frames, patches=patches
+        )
+
+    def fingerprint(self) -> str:
+        """Everything its scores depend on but the features, as a hash."""
+        file = self._run.path / (LAST if self.about.weights == "last" else BEST)
+        weights = hashlib.sha256(file.read_bytes()).hexdigest()
+        parts = [self._clip.fingerprint, weights, self._described.hash, self.about.frames]
+        return _digest([*parts, self._run.config.to_dict()])
+
+    def logits(
+        self,
+        frames: Float[Tensor, "B t D"],
+        patches: Float[Tensor, "B P U"] | None,
+        classes: Int[Tensor, " k"] | None = None,
+    ) -> Float[Tensor, "B n"]:
+        """Logits of some classes, as if there were no others; of all by default."""
+        return self._ask(frames, patches, classes)[0]
+
+    def explain(
+        self, frames: Float[Tensor, "V t D"], patches: Float[Tensor, "V P U"] | None, view: int
+    ) -> tuple[Float64[np.ndarray, " K"], Highlights | None]:
+        """Scores of one video, and the Word-Guided weights of a view's frames, if any."""
+        logits, scores = self._ask(frames, patches, None)
+        mean = _array(mean_softmax(logits[:, None])[0])
+        if scores.frame_weights is None or scores.picked is None:
+            return mean, None
+        weights = _array(scores.frame_weights[view])
+        return mean, Highlights("weights", weights, int(scores.picked[view]))
+
+    @torch.no_grad()
+    def _ask(
+        self, frames: Tensor, patches: Tensor | None, classes: Tensor | None
+    ) -> tuple[Float[Tensor, "B k"], Scores]:
+        """Logits of the classes, and what the model says of their texts."""
+        texts = owners = None
+        if classes is not None or not self._described.are_single:
+            texts, owners = texts_of(self._described, classes)
+        scores: Scores = self._model(frames, self._text, categories=texts, patches=patches)
+        if owners is None or self._described.are_single:
+            return scores.logits, scores
+        return class_logits(self._model, scores, owners.to(self.device)), scores
+
+
+class Frozen:
+    """CLIP as it is, asked in a template, or in several.
+
+    Args:
+        clip: The CLIP that the features come from.
+        names: Of the classes, or descriptions of them.
+        num_frames: Frames of a video, as of the model it stands beside.
+        template: By name, as a text with `{}` in it, or several; embeddings are averaged.
+    """
+
+    batch_size = LARGEST_BATCH
+    wants_patches = False
+
+    def __init__(
+        self,
+        clip: Clip,
+        names: Sequence[str] | Descriptions,
+        *,
+        num_frames: int,
+        template: str | Templates = HAND_CRAFTED,
+    ) -> None:
+        described = _described(names)
+        templates = template if isinstance(template, Templates) else find_templates(template)
+        self.about = About(
+            model="frozen",
+            frames=num_frames,
+            template=templates.label,
+            names=described.source,
+            names_hash=described.hash,
+            run=None,
+            weights=None,
+        )
+        self.device = clip.device
+        self._classes = class_embeddings(clip, described, templates)
+        self._temperature = clip.temperature
+        self._parts = [clip.fingerprint, templates.texts, described.hash, num_frames]
+
+    def fingerprint(self) -> str:
+        """Everything its scores depend on but the features, as a hash."""
+        return _digest(self._parts)
+
+    @torch.no_grad()
+    def logits(
+        self,
+        frames: Float[Tensor, "B t D"],
+        patches: Tensor | None,
+        classes: Int[Tensor, " k"] | None = None,
+    ) -> Float[Tensor, "B n"]:
+        """Logits of some classes, columns of those of all."""
+        every = frozen_logits(frames, self._classes, self._temperature)
+        return every if classes is None else every[:, classes]
+
+    def explain(
+        self, frames: Float[Tensor, "V t D"], patches: Float[Tensor, "V P U"] | None, view: int
+    ) -> tuple[Float64[np.ndarray, " K"], Highlights | None]:
+        """Scores of one video, and each frame's cosine with the best class."""
+        mean = _array(mean_softmax(self.logits(frames, patches)[:, None])[0])
+        best = int(mean.argmax())
+        cosines = F.normalize(frames[view], dim=-1) @ self._classes[best]
+        return mean, Highlights("cosine", _array(cosines), best)
+
+
+Classifier = Trained | Frozen
+"""What is evaluated: `about` says what it is, `logits` how well each class fits."""
+
+
+def mean_softmax(views: Iterable[Float[Tensor, "B k"]]) -> Float64[Tensor, "B k"]:
+    """Softmax scores averaged over the views of some videos, in float64.
+
+    Args:
+        views: Logits of each view, one after the other.
+    """
+    softmax = [logits.double().softmax(dim=-1) for logits in views]
+    return reduce(torch.add, softmax) / len(softmax)
 
 
 def batch_size_of(
@@ -65,8 +246,7 @@ def batch_size_of(
     return min(LARGEST_BATCH, fitting)
 
 
-CHUNK = 256
-"""Texts the text tower takes at a time."""
+# --- frozen CLIP
 
 
 def class_embeddings(
@@ -86,7 +266,7 @@ def class_embeddings(
         ConfigError: If there is no such template.
         InputError: If a text does not fit the tower.
     """
-    described = names if isinstance(names, Descriptions) else Descriptions.of(names)
+    described = _described(names)
     templates = template if isinstance(template, Templates) else find_templates(template)
     prompts = [templates.fill(text) for text in described.flat]
     total: Tensor | None = None
@@ -102,15 +282,15 @@ def class_embeddings(
 @torch.no_grad()
 def _embed(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts D"]:
     """CLIP's own embeddings; rows that texts share are computed once, and padding never."""
-    device = next(clip.model.parameters()).device
     order = sorted(range(len(texts)), key=lambda index: texts[index])  # neighbours share rows
     parts = []
     for start in range(0, len(texts), CHUNK):
         chunk = [texts[index] for index in order[start : start + CHUNK]]
-        tower = TextTower(clip.model, clip.tokenize(chunk)).to(device)
+        tower = TextTower(clip.model, clip.tokenize(chunk)).to(clip.device)
         parts.append(tower(None, None).classes[0].float())
     found = torch.cat(parts)
-    return torch.empty_like(found).index_copy_(0, torch.tensor(order, device=device), found)
+    places = torch.tensor(order, device=clip.device)
+    return torch.empty_like(found).index_copy_(0, places, found)
 
 
 def frozen_logits(
@@ -121,159 +301,16 @@ def frozen_logits(
     return video @ classes.T / temperature
 
 
-Weights = Literal["last", "best"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
-    """A model to be evaluated on one store."""
-
-    score: Score
-    """Logits for all classes of the store, in their order."""
-
-    num_frames: int
-    template: str
-    run: str | None
-    """Id of the trained run; None for frozen CLIP."""
-
-    among: Callable[[Int[Tensor, " k"]], Score] | None = None
-    """Logits for some of the classes, as if there were no others; None takes columns of
-    `score`, which is right for models that look at each class by itself."""
-
-    weights: str | None = None
-    """Of the run: after the last step, or at the best evaluation."""
-
-    names: str | None = None
-    """File of the descriptions; None for the store's class names."""
-
-    names_hash: str | None = None
-    """Of what the classes are called."""
-
-    batch_size: int = LARGEST_BATCH
-    wants_patches: bool | None = None
-    """None: if the store has them."""
-
-    device: torch.device | None = None
-    """Where features are brought; None: to CUDA if there is one."""
-
-    fingerprint: str | None = None
-    """Of everything its scores depend on but the features; partial scores are kept only with
-    one."""
-
-    @property
-    def model(self) -> Literal["bieff", "frozen"]:
-        """What results call it."""
-        return "bieff" if self.run else "frozen"
-
-    def on(self, categories: Int[Tensor, " k"] | None) -> Score:
-        """Logits for some of the classes; None for all."""
-        if categories is None:
-            return self.score
-        if self.among is not None:
-            return self.among(categories)
-        return lambda frames, patches: self.score(frames, patches)[:, categories]
-
-
-def trained(
-    run: Run,
-    clip: Clip,
-    store: FeatureStore,
-    *,
-    weights: Weights = "last",
-    names: Descriptions | None = None,
-) -> Subject:
-    """The run's model, asked about the store's classes.
-
-    Args:
-        run: A run that has been trained.
-        clip: The CLIP that both come from.
-        store: Whose classes are asked.
-        weights: After the last step, or at the best evaluation on `val`.
-        names: Descriptions of the classes; None for their names.  Every description is a
-            prompt of its own, see `class_logits`.
-    """
-    model: BiEfficient = load_model(run, clip, weights=weights)
-    device = next(clip.model.parameters()).device
-    described = names or Descriptions.of(store.class_names)
-    text = TextTower(clip.model, clip.tokenize(described.flat)).to(device)
-
-    def among(categories: Tensor | None) -> Score:
-        texts = owners = None
-        if categories is not None or not described.are_single:
-            texts, owners = texts_of(described, categories)
-
-        def score(frames: Tensor, patches: Tensor | None) -> Tensor:
-            scores: Scores = model(frames, text, categories=texts, patches=patches)
-            if described.are_single:
-                return scores.logits
-            assert owners is not None
-            return class_logits(model, scores, owners.to(device))
-
-        return score
-
-    file = run.path / (LAST if weights == "last" else BEST)
-    parts = [clip.fingerprint, _digest(file.read_bytes()), described.hash, run.record["frames"]]
-    return Subject(
-        score=among(None),
-        among=among,
-        num_frames=int(run.record["frames"]),
-        template=run.config.prompt,
-        run=run.id,
-        weights=weights,
-        names=described.source,
-        names_hash=described.hash,
-        batch_size=batch_size_of(
-            text, model, num_frames=int(run.record["frames"]), patches=run.record["patches"]
-        ),
-        wants_patches=run.config.prompts_see == "patches",
-        device=device,
-        fingerprint=_digest(json.dumps([*parts, run.config.to_dict()]).encode()),
-    )
-
-
-def frozen(
-    clip: Clip,
-    store: FeatureStore,
-    *,
-    num_frames: int,
-    template: str | Templates = HAND_CRAFTED,
-    names: Descriptions | None = None,
-) -> Subject:
-    """CLIP as it is, asked about the store's classes in a template, or in several.
-
-    Args:
-        clip: The CLIP that the store comes from.
-        store: Whose classes are asked.
-        num_frames: Frames of a video, as of the model it stands beside.
-        template: By name, as a text with `{}` in it, or several; embeddings are averaged.
-        names: Descriptions of the classes; None for their names.
-    """
-    templates = template if isinstance(template, Templates) else find_templates(template)
-    described = names or Descriptions.of(store.class_names)
-    classes = class_embeddings(clip, described, templates)
-    model: Any = clip.model
-    temperature = 1 / model.logit_scale.exp().item()
-    parts = [clip.fingerprint, templates.texts, described.hash, num_frames]
-    return Subject(
-        score=lambda frames, _: frozen_logits(frames, classes, temperature),
-        num_frames=num_frames,
-        template=templates.label,
-        run=None,
-        names=described.source,
-        names_hash=described.hash,
-        wants_patches=False,
-        device=next(clip.model.parameters()).device,
-        fingerprint=_digest(json.dumps(parts).encode()),
-    )
+# --- classes of several descriptions
 
 
 def texts_of(
-    described: Descriptions, categories: Int[Tensor, " k"] | None
+    described: Descriptions, classes: Int[Tensor, " k"] | None
 ) -> tuple[Int[Tensor, " texts"], Int[Tensor, " texts"]]:
     """The texts of some classes, and which of these classes each belongs to, from 0."""
-    if categories is None:
+    if classes is None:
         return torch.arange(len(described.flat)), described.owners
-    chosen = [(described.owners == label).nonzero()[:, 0] for label in categories.tolist()]
+    chosen = [(described.owners == label).nonzero()[:, 0] for label in classes.tolist()]
     counts = torch.tensor([len(texts) for texts in chosen])
     return torch.cat(chosen), torch.arange(len(chosen)).repeat_interleave(counts)
 
@@ -302,85 +339,12 @@ def class_logits(
     return similarity * model.scale()
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _described(names: Sequence[str] | Descriptions) -> Descriptions:
+    return names if isinstance(names, Descriptions) else Descriptions.of(names)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Highlights:
-    """Which frames speak for a class."""
-
-    kind: Literal["weights", "cosine"]
-    """S of Eq. 8, which sums to 1; or, of frozen CLIP, each frame's cosine with the class."""
-
-    values: Float64[np.ndarray, " T"]
-
-    category: int
-    """Whose words weighted the frames (not always the best class); or the best class."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Said:
-    """What a model says of the views of one video."""
-
-    probabilities: Float64[np.ndarray, " K"]
-    """Softmax scores, averaged over the views."""
-
-    highlights: Highlights | None
-    """Of the view that was asked for; None for a model that weights no frames."""
-
-
-Scorer = Callable[[Tensor, Tensor | None, int], Said]
-"""(frames (V, T, D) float32, patches (V, P, U) or None, view to explain) -> what it says."""
-
-
-def trained_scorer(run: Run, clip: Clip) -> Callable[[Sequence[str]], Scorer]:
-    """From class names to scores by the run's model; the weights are read once.
-
-    Raises:
-        InputError: If the weights are missing or damaged.
-        StoreMismatchError: If the run was trained on another CLIP.
-    """
-    model: BiEfficient = load_model(run, clip)
-    device = next(clip.model.parameters()).device
-
-    def of(names: Sequence[str]) -> Scorer:
-        text = TextTower(clip.model, clip.tokenize(names)).to(device)
-
-        def score(frames: Tensor, patches: Tensor | None, view: int) -> Said:
-            scores: Scores = model(frames, text, patches=patches)
-            highlights = None
-            if scores.frame_weights is not None and scores.picked is not None:
-                weights = _array(scores.frame_weights[view])
-                highlights = Highlights("weights", weights, int(scores.picked[view]))
-            return Said(_mean_softmax(scores.logits), highlights)
-
-        return torch.no_grad()(score)
-
-    return of
-
-
-def frozen_scorer(clip: Clip) -> Callable[[Sequence[str]], Scorer]:
-    """From class names to scores by CLIP as it is, asked in the hand-crafted template."""
-    model: Any = clip.model
-    temperature = 1 / model.logit_scale.exp().item()
-
-    def of(names: Sequence[str]) -> Scorer:
-        classes = class_embeddings(clip, names, HAND_CRAFTED)
-
-        def score(frames: Tensor, _: Tensor | None, view: int) -> Said:
-            mean = _mean_softmax(frozen_logits(frames, classes, temperature))
-            best = int(mean.argmax())
-            cosines = F.normalize(frames[view], dim=-1) @ classes[best]
-            return Said(mean, Highlights("cosine", _array(cosines), best))
-
-        return torch.no_grad()(score)
-
-    return of
-
-
-def _mean_softmax(logits: Float[Tensor, "V K"]) -> Float64[np.ndarray, " K"]:
-    return _array(logits.double().softmax(dim=-1).mean(dim=0))
+def _digest(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _array(values: Float[Tensor, " n"]) -> Float64[np.ndarray, " n"]:

@@ -1,4 +1,4 @@
-"""Results: what was measured, on what, under which protocol."""
+"""Results: what was measured, on what, under which protocol; counted from scores."""
 
 import json
 from collections import Counter
@@ -12,19 +12,8 @@ from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import InputError
 from bieff.features.files import waiting_for, write_atomically
-from bieff.train.evaluate.lists import (
-    EvalList,
-)
-from bieff.train.evaluate.scores import Examination, Examinee, Question, Scores
-
-
-def hits(
-    scores: Float64[np.ndarray, "B K"], labels: Int[np.ndarray, " B"], top: int
-) -> Bool[np.ndarray, " B"]:
-    """True where the label is among the `top` best; a tie goes to the smaller index."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-    found: Bool[np.ndarray, " B"] = (best == labels[:, None]).any(axis=1)
-    return found
+from bieff.train.evaluate.lists import EvalList
+from bieff.train.evaluate.scores import About, Scores, ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,14 +140,6 @@ class Result:
         )
 
 
-def confusion_matrix(result: Result) -> Int[np.ndarray, "K K"]:
-    """Videos by label (row) and prediction (column)."""
-    matrix = np.diag([part.n_right for part in result.classes])
-    for label, predicted, count in result.confusions:
-        matrix[label, predicted] = count
-    return matrix
-
-
 def save_results(path: Path, results: Sequence[Result]) -> None:
     """Write a list of records, whole or not at all; a field a line."""
     records = []
@@ -190,31 +171,37 @@ def merge_results(path: Path, results: Sequence[Result]) -> None:
         save_results(path, list(merged.values()))
 
 
-def results_of(examination: Examination) -> list[Result]:
-    """The figures of each examinee."""
-    questions = examination.questions
+# --- counting
+
+
+def hits(
+    scores: Float64[np.ndarray, "B K"], labels: Int[np.ndarray, " B"], top: int
+) -> Bool[np.ndarray, " B"]:
+    """True where the label is among the `top` best; a tie goes to the smaller index."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    found: Bool[np.ndarray, " B"] = (best == labels[:, None]).any(axis=1)
+    return found
+
+
+def results_of(table: ScoreTable) -> list[Result]:
+    """The figures of each model."""
     return [
-        _result(examination, questions, examinee, scores)
-        for examinee, scores in zip(examination.examinees, examination.scores, strict=True)
+        _result(table, about, scores)
+        for about, scores in zip(table.models, table.scores, strict=True)
     ]
 
 
-def _result(
-    examination: Examination, questions: list[Question], examinee: Examinee, scores: Scores
-) -> Result:
-    lists, pooled = [], Pooled(len(examination.class_names))
-    for chosen in examination.lists:
-        lists.append(_count(examination, questions, chosen, scores, pooled))
-    head = examination.head
-    several = len(lists) > 1
+def _result(table: ScoreTable, about: About, scores: Scores) -> Result:
+    counted = [_count(table, chosen, scores) for chosen in table.lists]
+    lists = [figures for figures, _, _ in counted]
+    listed = Counter(label for _, labels, _ in counted for label in labels)
+    pairs = Counter(pair for _, _, answers in counted for pair in answers)
     top1, top1_all = ([getattr(part, name) for part in lists] for name in ("top1", "top1_all"))
-    n_listed, n_evaluated = (
-        sum(getattr(p, n) for p in lists) for n in ("n_listed", "n_evaluated")
-    )
+    n_listed, n_evaluated = listed.total(), pairs.total()
+    several = len(lists) > 1
     return Result(
-        protocol=head.protocol,
-        dataset=head.dataset,
-        model=examinee.model,
+        **asdict(table.head),
+        **asdict(about),
         top1=float(np.mean(top1)),
         top1_std=float(np.std(top1)) if several else None,
         top1_all=float(np.mean(top1_all)),
@@ -223,82 +210,56 @@ def _result(
         n_evaluated=n_evaluated,
         n_listed=n_listed,
         n_undecodable=n_listed - n_evaluated,
-        frames=examinee.frames,
-        clips=head.clips,
-        crops=head.crops,
-        template=examinee.template,
-        names=examinee.names,
-        names_hash=examinee.names_hash,
-        store=head.store,
-        run=examinee.run,
-        weights=examinee.weights,
-        mix=examinee.mix,
         lists=tuple(lists),
-        classes=pooled.classes(examination.class_names),
-        confusions=pooled.confusions(),
+        classes=_classes(table.class_names, listed, pairs),
+        confusions=_confusions(pairs),
     )
 
 
 def _count(
-    examination: Examination,
-    questions: list[Question],
-    chosen: EvalList,
-    scores: Scores,
-    pooled: "Pooled",
-) -> ListFigures:
-    """The figures of one list; its classes' go to `pooled` too."""
-    at = np.searchsorted(examination.rows, chosen.rows)
-    labels, usable = examination.labels[at], examination.usable[at]
-    asked = [np.array_equal(q.categories, chosen.categories) for q in questions].index(True)
-    question = questions[asked]
-    values = scores[asked][np.searchsorted(question.rows, chosen.rows[usable])]
-    true = np.searchsorted(chosen.categories, labels[usable])
+    table: ScoreTable, chosen: EvalList, scores: Scores
+) -> tuple[ListFigures, list[int], list[tuple[int, int]]]:
+    """The figures of one list, its labels, and (label, predicted) of the evaluated videos."""
+    at = np.searchsorted(table.rows, chosen.rows)
+    labels, usable = table.labels[at], table.usable[at]
+    question, values = next(
+        (question, values)
+        for question, values in zip(table.questions, scores, strict=True)
+        if np.array_equal(question.classes, chosen.classes)
+    )
+    values = values[np.searchsorted(question.rows, chosen.rows[usable])]
+    true = np.searchsorted(chosen.classes, labels[usable])
     first, fifth = (hits(values, true, top) for top in (1, 5))
-    predicted = chosen.categories[values.argmax(axis=1)]  # a tie goes to the smaller label
-    pooled.add(labels, labels[usable], predicted)
-    return ListFigures(
+    predicted = chosen.classes[values.argmax(axis=1)]  # a tie goes to the smaller label
+    figures = ListFigures(
         name=chosen.name,
-        n_classes=len(chosen.categories),
+        n_classes=len(chosen.classes),
         n_listed=len(labels),
         n_evaluated=len(true),
         n_top1=int(first.sum()),
         n_top5=int(fifth.sum()),
     )
+    answers = list(zip(labels[usable].tolist(), predicted.tolist(), strict=True))
+    return figures, labels.tolist(), answers
 
 
-class Pooled:
-    """Counts by class over all lists of a protocol, a video once for each list it is on."""
-
-    def __init__(self, num_classes: int) -> None:
-        self._listed = np.zeros(num_classes, np.int64)
-        self._pairs: Counter[tuple[int, int]] = Counter()
-
-    def add(
-        self,
-        listed: Int[np.ndarray, " m"],
-        labels: Int[np.ndarray, " n"],
-        predicted: Int[np.ndarray, " n"],
-    ) -> None:
-        """Count a list."""
-        self._listed += np.bincount(listed, minlength=len(self._listed))
-        self._pairs.update(zip(labels.tolist(), predicted.tolist(), strict=True))
-
-    def classes(self, names: Sequence[str]) -> tuple[ClassFigures, ...]:
-        """Figures of each class, by label."""
-        evaluated: Counter[int] = Counter()
-        for (label, _), count in self._pairs.items():
-            evaluated[label] += count
-        return tuple(
-            ClassFigures(
-                name=name,
-                n_listed=int(self._listed[label]),
-                n_evaluated=evaluated[label],
-                n_right=self._pairs[label, label],
-            )
-            for label, name in enumerate(names)
+def _classes(
+    names: Sequence[str], listed: Counter[int], pairs: Counter[tuple[int, int]]
+) -> tuple[ClassFigures, ...]:
+    evaluated: Counter[int] = Counter()
+    for (label, _), count in pairs.items():
+        evaluated[label] += count
+    return tuple(
+        ClassFigures(
+            name=name,
+            n_listed=listed[label],
+            n_evaluated=evaluated[label],
+            n_right=pairs[label, label],
         )
+        for label, name in enumerate(names)
+    )
 
-    def confusions(self) -> tuple[tuple[int, int, int], ...]:
-        """(label, predicted, videos) of the mistakes, the most frequent first."""
-        wrong = [(a, b, count) for (a, b), count in self._pairs.items() if a != b and count]
-        return tuple(sorted(wrong, key=lambda pair: (-pair[2], pair[0], pair[1])))
+
+def _confusions(pairs: Counter[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
+    wrong = [(a, b, count) for (a, b), count in pairs.items() if a != b]
+    return tuple(sorted(wrong, key=lambda pair: (-pair[2], pair[0], pair[1])))

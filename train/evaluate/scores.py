@@ -1,9 +1,12 @@
-"""Scores of an evaluation that is under way, on disk until all are there.
+"""Scores of an evaluation, and their files beside the run.
 
-    runs/k400/partial/3fa9.../81-1767225600000000000.npz
+    runs/k400/
+      scores/closed-k400.h5                        of the last such evaluation
+      partial/3fa9.../81-1767225600000000000.npz   of one that is under way
 
-A folder belongs to one evaluation; its name is a hash of everything that the scores depend on.
-A file holds the batches of a few seconds, and is whole or not there.
+Both know what they are of by a key: a hash of everything that the bits of a score depend on.
+So an evaluation that was stopped goes on, and one that is asked for again is read.  A partial
+file holds the batches of a few seconds, and is whole or not there.
 """
 
 import io
@@ -30,75 +33,15 @@ from bieff.features.files import (
     sync,
     write_atomically,
 )
-from bieff.train.evaluate.lists import (
-    EvalList,
-)
+from bieff.train.evaluate.lists import EvalList
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """Which videos are to be told apart among which classes."""
-
-    categories: Int[np.ndarray, " k"]
-    """Labels, ascending."""
-
-    rows: Int[np.ndarray, " n"]
-    """Of the partition, usable, ascending."""
-
-
-Batch = tuple[int, int, int]
-"""Subject, question, and place of its first video: the key of a batch's scores."""
-
-Scored = Mapping[Batch, Float64[np.ndarray, "_ _"]]
-
-SECONDS = 5.0
-"""Between two writings; what a kill can cost."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeptScores:
-    """A folder of scores; several processes may write to it at the same time."""
-
-    folder: Path
-
-    def read(self) -> dict[Batch, Float64[np.ndarray, "_ _"]]:
-        """What earlier processes left."""
-        found: dict[Batch, np.ndarray] = {}
-        for file in sorted(self.folder.glob("*.npz")):
-            try:
-                with file.open("rb") as opened, np.load(opened) as parts:
-                    read = {name: parts[name] for name in parts.files}
-            except (OSError, EOFError, ValueError, BadZipFile):
-                continue  # damaged by the disk: these videos are scored again
-            for name, values in read.items():
-                subject, question, start = map(int, name.split("-"))
-                found[subject, question, start] = values
-        return found
-
-    def write(self, scored: Scored) -> None:
-        """Keep some batches.
-
-        Raises:
-            StoreError: If the disk is full or refuses.
-        """
-        content = io.BytesIO()
-        named = {"-".join(map(str, batch)): values for batch, values in scored.items()}
-        np.savez(content, allow_pickle=False, **named)
-        file = self.folder / f"{os.getpid()}-{time.time_ns()}.npz"
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, content.getvalue())
-
-    def clear(self) -> None:
-        """Forget everything: the evaluation is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
-            self.folder.parent.rmdir()
+Scores = Sequence[Float64[np.ndarray, "_ _"]]
+"""Of one model, for each question; a row sums to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """What was examined, for all who were."""
+    """What was evaluated on, for all models."""
 
     protocol: str
     dataset: str
@@ -110,26 +53,32 @@ class Head:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Examinee:
-    """Who was asked, and how."""
+class About:
+    """Which model was asked, and how."""
 
     model: Literal["bieff", "frozen", "mix"]
     frames: int
     template: str
+    """How frozen CLIP is asked, or the trained prompt's name."""
+
     names: str | None
+    """File of the descriptions of the classes; None for the store's class names."""
+
     names_hash: str | None
+    """Of what the classes are called."""
+
     run: str | None
+    """Id of the trained run; None for frozen CLIP."""
+
     weights: str | None
+    """Of the run: after the last step, or at the best evaluation."""
+
     mix: float | None = None
     """Weight of ours in the mix of both."""
 
 
-Scores = Sequence[Float64[np.ndarray, "_ _"]]
-"""Of one examinee, for each question; a row sums to 1."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Examination:
+class ScoreTable:
     """Scores on the lists of one protocol."""
 
     head: Head
@@ -143,16 +92,16 @@ class Examination:
     usable: Bool[np.ndarray, " m"]
     """False where a video has no embeddings."""
 
-    examinees: tuple[Examinee, ...]
+    models: tuple[About, ...]
     scores: tuple[Scores, ...]
-    """Of each examinee."""
+    """Of each model."""
 
     @property
-    def questions(self) -> list[Question]:
+    def questions(self) -> list[EvalList]:
         """What was asked, in the order of scores."""
         return questions_of(self.lists, self.rows[self.usable])
 
-    def with_mix(self, weight: float) -> "Examination":
+    def with_mix(self, weight: float) -> "ScoreTable":
         """Both combined: weight x the scores of ours + (1 - weight) x those of frozen CLIP.
 
         Scores are softmax scores over the categories, each at its model's own temperature,
@@ -163,24 +112,24 @@ class Examination:
         """
         if not 0 <= weight <= 1:
             raise ConfigError(f"mix: expected a weight from 0 to 1, got {weight}")
-        places = {examinee.model: at for at, examinee in enumerate(self.examinees)}
-        if not {"bieff", "frozen"} <= set(places):
+        asked = [p for p in zip(self.models, self.scores, strict=True) if p[0].model != "mix"]
+        known = {about.model: (about, scores) for about, scores in asked}
+        if not {"bieff", "frozen"} <= set(known):
             raise ConfigError("mix: expected the scores of a run and of frozen CLIP, got one")
-        ours, beside = (self.scores[places[model]] for model in ("bieff", "frozen"))
-        mixed = [weight * a + (1 - weight) * b for a, b in zip(ours, beside, strict=True)]
-        one = self.examinees[places["bieff"]]
-        prompt = f"{one.template} + {self.examinees[places['frozen']].template}"
-        examinee = replace(one, model="mix", mix=weight, template=prompt)
-        kept = [at for at, known in enumerate(self.examinees) if known.model != "mix"]
-        return replace(
-            self,
-            examinees=(*(self.examinees[at] for at in kept), examinee),
-            scores=(*(self.scores[at] for at in kept), mixed),
+        (ours, our_scores), (frozen, frozen_scores) = known["bieff"], known["frozen"]
+        mix = replace(
+            ours, model="mix", mix=weight, template=f"{ours.template} + {frozen.template}"
         )
+        mixed = [
+            weight * a + (1 - weight) * b
+            for a, b in zip(our_scores, frozen_scores, strict=True)
+        ]
+        models, scores = zip(*asked, (mix, mixed), strict=True)
+        return replace(self, models=models, scores=scores)
 
 
-def questions_of(lists: Sequence[EvalList], usable: Int[np.ndarray, " rows"]) -> list[Question]:
-    """Lists with the same classes are one question about all their videos, each asked once.
+def questions_of(lists: Sequence[EvalList], usable: Int[np.ndarray, " rows"]) -> list[EvalList]:
+    """Lists with the same classes are one about all their usable videos, each asked once.
 
     Raises:
         StoreError: If no video of a list is usable.
@@ -192,94 +141,45 @@ def questions_of(lists: Sequence[EvalList], usable: Int[np.ndarray, " rows"]) ->
                 f"no video of the list {chosen.name!r} is usable; `bieff extract --status` "
                 "says what became of them"
             )
-        grouped.setdefault(chosen.categories.tobytes(), []).append(chosen)
+        grouped.setdefault(chosen.classes.tobytes(), []).append(chosen)
     return [
-        Question(
-            alike[0].categories,
+        EvalList(
+            ", ".join(part.name for part in alike),
             np.intersect1d(np.concatenate([part.rows for part in alike]), usable),
+            alike[0].classes,
         )
         for alike in grouped.values()
     ]
 
 
+# --- one file
+
 _FORMAT, _VERSION = "bieff scores", 1
 
 
-def save_scores(examination: Examination, file: Path) -> None:
-    """Write an examination, whole or not at all; a file that is there is replaced.
+def scores_file(folder: Path, head: Head) -> Path:
+    """Where a run's scores of a protocol and a data set lie."""
+    return folder / "scores" / f"{head.protocol}-{head.dataset}.h5"
+
+
+def save_scores(table: ScoreTable, file: Path, *, key: str | None = None) -> None:
+    """Write scores, whole or not at all; a file that is there is replaced.
 
     Raises:
         StoreError: If the disk is full or refuses.
     """
-    needed = sum(values.nbytes for scores in examination.scores for values in scores)
+    needed = sum(values.nbytes for scores in table.scores for values in scores)
     partial = file.with_name(file.name + PARTIAL)
     with disk_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         # on a full disk the HDF5 library ends the whole process
         require_space(file, 2**20 + 2 * needed)
         with h5py.File(partial, "w") as out:
-            _write(examination, out)
+            if key is not None:
+                out.attrs["key"] = key
+            _write(table, out)
         sync(partial)
         partial.replace(file)
-
-
-def _write(examination: Examination, out: h5py.File) -> None:
-    out.attrs.update({"format": _FORMAT, "version": _VERSION})
-    out.attrs["head"] = json.dumps(asdict(examination.head))
-    text = h5py.string_dtype()
-    out.create_dataset("classes", data=list(examination.class_names), dtype=text)
-    out.create_dataset("videos/id", data=list(examination.ids), dtype=text)
-    out["videos/row"] = examination.rows
-    out["videos/label"] = examination.labels
-    out["videos/usable"] = examination.usable
-    for index, chosen in enumerate(examination.lists):
-        group = out.create_group(f"lists/{index}")
-        group.attrs["name"] = chosen.name
-        group["rows"], group["categories"] = chosen.rows, chosen.categories
-    questions = examination.questions
-    for index, (examinee, scores) in enumerate(
-        zip(examination.examinees, examination.scores, strict=True)
-    ):
-        group = out.create_group(f"examinees/{index}")
-        group.attrs["record"] = json.dumps(asdict(examinee))
-        for number, (question, values) in enumerate(zip(questions, scores, strict=True)):
-            part = group.create_group(str(number))
-            part["rows"], part["categories"] = question.rows, question.categories
-            part.create_dataset("scores", data=values, fletcher32=True)
-
-
-def load_scores(file: Path) -> Examination:
-    """Read what `save_scores` wrote.
-
-    Raises:
-        InputError: If there is no such file, or it is something else.
-    """
-    if not file.is_file():
-        raise InputError(
-            f"no scores at {file}; write some with `bieff eval --save-scores FILE`"
-        )
-    try:
-        opened = h5py.File(file, "r")
-    except OSError as error:
-        raise InputError(f"cannot read scores {str(file)!r}: {error}") from None
-    with opened, _damage(file):
-        if opened.attrs.get("format") != _FORMAT or opened.attrs["version"] != _VERSION:
-            raise InputError(
-                f"{file}: expected scores of version {_VERSION} from --save-scores, got "
-                f"{opened.attrs.get('format', 'another HDF5 file')}"
-            )
-        return _read(opened)
-
-
-@contextmanager
-def _damage(file: Path) -> Iterator[None]:
-    """Turn what is missing in a file, or fails its checksum, into one sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"scores {str(file)!r} are damaged: {error}") from None
 
 
 def require_place(file: Path) -> None:
@@ -299,10 +199,67 @@ def require_place(file: Path) -> None:
         raise InputError(f"cannot write scores {str(file)!r}: {error.strerror}") from None
 
 
-def _read(opened: h5py.File) -> Examination:
-    videos, lists, examinees = (opened[name] for name in ("videos", "lists", "examinees"))
-    asked = [examinees[str(index)] for index in range(len(examinees))]
-    return Examination(
+def load_scores(file: Path, *, key: str | None = None) -> ScoreTable:
+    """Read what `save_scores` wrote, under that key if one is given.
+
+    Raises:
+        InputError: If there is no such file, or it is something else.
+    """
+    if not file.is_file():
+        raise InputError(
+            f"no scores at {file}; write some with `bieff eval --save-scores FILE`"
+        )
+    try:
+        opened = h5py.File(file, "r")
+    except OSError as error:
+        raise InputError(f"cannot read scores {str(file)!r}: {error}") from None
+    with opened, _damage(file):
+        if opened.attrs.get("format") != _FORMAT or opened.attrs["version"] != _VERSION:
+            raise InputError(
+                f"{file}: expected scores of version {_VERSION} from --save-scores, got "
+                f"{opened.attrs.get('format', 'another HDF5 file')}"
+            )
+        if key is not None and opened.attrs.get("key") != key:
+            raise InputError(f"{file} holds the scores of another evaluation")
+        return _read(opened)
+
+
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Turn what is missing in a file, or fails its checksum, into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"scores {str(file)!r} are damaged: {error}") from None
+
+
+def _write(table: ScoreTable, out: h5py.File) -> None:
+    out.attrs.update({"format": _FORMAT, "version": _VERSION})
+    out.attrs["head"] = json.dumps(asdict(table.head))
+    text = h5py.string_dtype()
+    out.create_dataset("classes", data=list(table.class_names), dtype=text)
+    out.create_dataset("videos/id", data=list(table.ids), dtype=text)
+    out["videos/row"] = table.rows
+    out["videos/label"] = table.labels
+    out["videos/usable"] = table.usable
+    for index, chosen in enumerate(table.lists):
+        group = out.create_group(f"lists/{index}")
+        group.attrs["name"] = chosen.name
+        group["rows"], group["categories"] = chosen.rows, chosen.classes
+    for index, (about, scores) in enumerate(zip(table.models, table.scores, strict=True)):
+        group = out.create_group(f"examinees/{index}")
+        group.attrs["record"] = json.dumps(asdict(about))
+        for number, (question, values) in enumerate(zip(table.questions, scores, strict=True)):
+            part = group.create_group(str(number))
+            part["rows"], part["categories"] = question.rows, question.classes
+            part.create_dataset("scores", data=values, fletcher32=True)
+
+
+def _read(opened: h5py.File) -> ScoreTable:
+    videos, asked = opened["videos"], _numbered(opened["examinees"])
+    return ScoreTable(
         head=Head(**json.loads(opened.attrs["head"])),
         class_names=tuple(opened["classes"].asstr()[:].tolist()),
         lists=tuple(
@@ -311,15 +268,68 @@ def _read(opened: h5py.File) -> Examination:
                 np.asarray(group["rows"][:]),
                 np.asarray(group["categories"][:]),
             )
-            for group in (lists[str(index)] for index in range(len(lists)))
+            for group in _numbered(opened["lists"])
         ),
         rows=np.asarray(videos["row"][:]),
         ids=tuple(videos["id"].asstr()[:].tolist()),
         labels=np.asarray(videos["label"][:]),
         usable=np.asarray(videos["usable"][:]),
-        examinees=tuple(Examinee(**json.loads(group.attrs["record"])) for group in asked),
+        models=tuple(About(**json.loads(group.attrs["record"])) for group in asked),
         scores=tuple(
-            [np.asarray(group[str(number)]["scores"][:]) for number in range(len(group))]
-            for group in asked
+            [np.asarray(part["scores"][:]) for part in _numbered(group)] for group in asked
         ),
     )
+
+
+def _numbered(groups: h5py.Group) -> list[h5py.Group]:
+    return [groups[str(index)] for index in range(len(groups))]
+
+
+# --- parts of it, until all are there
+
+Batch = tuple[int, int, int]
+"""Model, question, and place of its first video: the key of a batch's scores."""
+
+SECONDS = 5.0
+"""Between two writings; what a kill can cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartialScores:
+    """A folder of scores; several processes may write to it at the same time."""
+
+    folder: Path
+
+    def read(self) -> dict[Batch, Float64[np.ndarray, "_ _"]]:
+        """What earlier processes left."""
+        found: dict[Batch, np.ndarray] = {}
+        for file in sorted(self.folder.glob("*.npz")):
+            try:
+                with file.open("rb") as opened, np.load(opened) as parts:
+                    read = {name: parts[name] for name in parts.files}
+            except (OSError, EOFError, ValueError, BadZipFile):
+                continue  # damaged by the disk: these videos are scored again
+            for name, values in read.items():
+                model, question, start = map(int, name.split("-"))
+                found[model, question, start] = values
+        return found
+
+    def write(self, scored: Mapping[Batch, Float64[np.ndarray, "_ _"]]) -> None:
+        """Keep some batches.
+
+        Raises:
+            StoreError: If the disk is full or refuses.
+        """
+        content = io.BytesIO()
+        named = {"-".join(map(str, batch)): values for batch, values in scored.items()}
+        np.savez(content, allow_pickle=False, **named)
+        file = self.folder / f"{os.getpid()}-{time.time_ns()}.npz"
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, content.getvalue())
+
+    def clear(self) -> None:
+        """Forget everything: the evaluation is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
+            self.folder.parent.rmdir()

@@ -5,8 +5,9 @@ from difflib import get_close_matches
 from itertools import groupby
 
 from bieff.features.errors import InputError
+from bieff.train.evaluate.lists import BASE, FEW_SHOT, NOVEL
 from bieff.train.evaluate.results import ListFigures, Result
-from bieff.train.evaluate.scores import Examination
+from bieff.train.evaluate.scores import ScoreTable
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Header and rows."""
@@ -20,8 +21,9 @@ WHAT = {
     "full": "every video",
     "half10": "draws of half of the classes",
     "k600": "choices of classes outside Kinetics-400",
-    "fewshot": "whole test list",
-    "base2novel-base": "test list of the base classes",
+    FEW_SHOT: "whole test list",
+    BASE: "test list of the base classes",
+    NOVEL: "test list of the novel classes",
 }
 """What a protocol's lists are, for a paper."""
 
@@ -80,6 +82,33 @@ def confusion_table(result: Result, top: int) -> Table:
         share = f"{100 * count / true.n_evaluated:.1f} %"
         rows.append((true.name, taken.name, f"{count:,}", share))
     return ("class", "taken for", "videos", "of the class"), rows
+
+
+def video_table(table: ScoreTable, video: str) -> Table:
+    """The best classes of one video, as each model scores it in each question.
+
+    Raises:
+        InputError: If the video is on no list, or has no embeddings.
+    """
+    if video not in table.ids:
+        close = get_close_matches(video, table.ids, n=1, cutoff=0.0)
+        raise InputError(f"no scores of a video {video!r}; did you mean {close[0]!r}?")
+    at = table.ids.index(video)
+    if not table.usable[at]:
+        raise InputError(f"video {video!r} has no embeddings; it counts as wrong in top1_all")
+    true = int(table.labels[at])
+    rows: list[tuple[str, ...]] = []
+    for about, scores in zip(table.models, table.scores, strict=True):
+        for question, values in zip(table.questions, scores, strict=True):
+            for of_video in values[question.rows == table.rows[at]]:  # one, or none
+                best = (-of_video).argsort(kind="stable")[:BEST]
+                for rank, place in enumerate(best.tolist(), start=1):
+                    label = int(question.classes[place])
+                    name = table.class_names[label] + (" (true)" if label == true else "")
+                    among = f"{len(question.classes)} classes"
+                    score = f"{of_video[place]:.4f}"
+                    rows.append((about.model, among, str(rank), name, score))
+    return ("model", "among", "rank", "class", "score"), rows
 
 
 def paper_lines(results: Sequence[Result]) -> list[str]:
@@ -142,38 +171,3 @@ def _percent(value: float | None, deviation: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
-
-
-def video_table(examination: Examination, video: str) -> Table:
-    """The best classes of one video, as each examinee scores it in each question.
-
-    Raises:
-        InputError: If the video is on no list, or has no embeddings.
-    """
-    if video not in examination.ids:
-        close = get_close_matches(video, examination.ids, n=1, cutoff=0.0)
-        raise InputError(f"no scores of a video {video!r}; did you mean {close[0]!r}?")
-    at = examination.ids.index(video)
-    if not examination.usable[at]:
-        raise InputError(f"video {video!r} has no embeddings; it counts as wrong in top1_all")
-    true, row = int(examination.labels[at]), int(examination.rows[at])
-    rows: list[tuple[str, ...]] = []
-    for examinee, scores in zip(examination.examinees, examination.scores, strict=True):
-        for question, values in zip(examination.questions, scores, strict=True):
-            places = (question.rows == row).nonzero()[0]
-            if not len(places):
-                continue
-            of_video = values[places[0]]
-            best = (-of_video).argsort(kind="stable")[:BEST]
-            for rank, place in enumerate(best.tolist(), start=1):
-                label = int(question.categories[place])
-                rows.append(
-                    (
-                        examinee.model,
-                        f"{len(question.categories)} classes",
-                        str(rank),
-                        examination.class_names[label] + (" (true)" if label == true else ""),
-                        f"{of_video[place]:.4f}",
-                    )
-                )
-    return ("model", "among", "rank", "class", "score"), rows

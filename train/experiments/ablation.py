@@ -1,36 +1,36 @@
-"""`bieff ablate`: every row of the paper's tables, trained and evaluated by one command.
+"""`bieff ablate`: every row of the paper's tables, made by the commands that anybody can type.
 
     runs/shapes-ablation/
       ablation.md                      the tables, for people; written anew after every run
       ablation.json                    the same for programs, and what the rows have in common
+      table-4-baseline-seed-0.toml     the settings of a run
       table-4-baseline-seed-0/         a run folder, shared by all rows of the same settings
-        closed-shapes.json             its figures, beside frozen CLIP's
-        splits3-shapes-unseen.json
 
-Rows that are the same settings share their runs; the same command again goes on.
+A run is `bieff train --config TOML`, `bieff eval`, and `bieff zeroshot` for each other set, in
+processes of their own.  What is there already is not made again, so the same command goes on.
 """
 
-import contextlib
+import ctypes
 import json
 import os
-import selectors
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from bieff.features.errors import ConfigError, StoreMismatchError
+from bieff.features.errors import ConfigError, InputError, StoreMismatchError
 from bieff.features.files import exclusive, write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
 from bieff.train.evaluate.lists import test_lists
-from bieff.train.evaluate.results import Result, load_results, save_results
+from bieff.train.evaluate.results import Result, load_results
 from bieff.train.experiments.report import RowRuns, as_dict, as_markdown
 from bieff.train.experiments.rows import (
     TITLES,
@@ -42,42 +42,15 @@ from bieff.train.experiments.rows import (
 )
 from bieff.train.fit.loop import stop_requests
 from bieff.train.runs.checkpoint import StoppedError
-from bieff.train.runs.run import RECORD, open_run
+from bieff.train.runs.metrics import METRICS
+from bieff.train.runs.run import RECORD, RESULTS, open_run
+from bieff.train.text.wording import HAND_CRAFTED
 
-Tell = Callable[[Mapping[str, Any]], None]
+STATE = "ablation.json"
+REPORT = "ablation.md"
 
 _SECONDS = 0.2
-"""Between two reports of progress, and between two looks whether to stop."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """A run to be made, plain JSON."""
-
-    name: str
-    out: str
-    """Folder of the run."""
-
-    features: str
-    zero_shot: Sequence[str]
-    """Stores of other classes, to be evaluated on too."""
-
-    config: Mapping[str, Any]
-    device: str | None
-    threads: int | None
-    """Of torch; None: its own choice."""
-
-    command: Sequence[str]
-
-
-def results_file(folder: Path, store: Path, *, is_closed: bool) -> Path:
-    """Where the figures of a run on a store lie."""
-    return folder / f"{'closed' if is_closed else 'splits3'}-{store.resolve().name}.json"
-
-
-def is_evaluated(file: Path, store: FeatureStore) -> bool:
-    """Whether a file has figures on this store, not on one that lay there before it."""
-    return file.is_file() and load_results(file)[0].store == store.recipe_hash
+"""Between two looks at the runs."""
 
 
 @runtime_checkable
@@ -92,198 +65,6 @@ class Watch(Protocol):
 
     def end(self, name: str, line: str) -> None:
         """A run has ended; `line` says how."""
-
-
-class RunProcess:
-    """The parent's hold on one."""
-
-    def __init__(self, task: Task) -> None:
-        """Start it; what it prints, such as why it died, goes to a file beside its folder."""
-        self.task = task
-        self.what, self.share = "starting", 0.0
-        """What it is doing, and how much of that is done."""
-
-        self._problem: str | None = None
-        self._is_told = False
-        self._log = Path(f"{task.out}.log")
-        self._read, write = os.pipe()
-        entry = f"from bieff.train.experiments.ablation import main; main({write})"
-        threads = {} if task.threads is None else {"OMP_NUM_THREADS": str(task.threads)}
-        with self._log.open("wb") as printed:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", entry],
-                stdin=subprocess.PIPE,
-                stdout=printed,
-                stderr=printed,
-                pass_fds=[write],
-                process_group=0,  # Ctrl-C in a terminal reaches the parent alone
-                env={**os.environ, **threads},
-            )
-        os.close(write)
-        self._unread = b""
-        assert self._process.stdin is not None
-        with self._process.stdin as stdin:
-            stdin.write(json.dumps(asdict(task)).encode())
-
-    def fileno(self) -> int:
-        """For a selector: what it tells."""
-        return self._read
-
-    def hear(self) -> bool:
-        """Read what it told since; false: it has ended."""
-        data = os.read(self._read, 1 << 16)
-        *lines, self._unread = (self._unread + data).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
-            if "problem" in message:
-                self._problem = message["problem"]
-            else:
-                self.what, self.share = message["what"], message["share"]
-        return bool(data)
-
-    def stop(self) -> None:
-        """Ask it to save and end; once is enough."""
-        if not self._is_told:
-            self._is_told = True
-            self._process.terminate()
-
-    def end(self, *, kill: bool = False) -> str | None:
-        """Wait for its end; returns why its run is not whole, if it is not."""
-        if kill:
-            self._process.kill()
-        code = self._process.wait()
-        os.close(self._read)
-        if code == 0:
-            self._log.unlink()
-            return self._problem
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"its process ended with {how}; {self._log} has what it printed"
-
-
-def run_all(
-    tasks: Sequence[Task],
-    *,
-    jobs: int,
-    watch: Watch,
-    ended: Callable[[Task, str | None], None],
-) -> None:
-    """Do the tasks in processes, some at a time.
-
-    Args:
-        tasks: In order.
-        jobs: Processes at a time.
-        watch: Hears how far each is.
-        ended: Called with each task that has ended, and why it failed if it did.
-
-    Raises:
-        StoppedError: If it was asked to stop; all runs have saved by then.
-    """
-    waiting, done = deque(tasks), 0
-    running: set[RunProcess] = set()
-    with selectors.DefaultSelector() as selector, stop_requests() as is_stopping:
-        try:
-            while running or (waiting and not is_stopping()):
-                while waiting and len(running) < jobs and not is_stopping():
-                    process = RunProcess(waiting.popleft())
-                    running.add(process)
-                    selector.register(process, selectors.EVENT_READ)
-                if is_stopping():
-                    for process in running:
-                        process.stop()
-                for process in _ready(selector):
-                    if process.hear():
-                        watch.update(process.task.name, process.what, process.share)
-                        continue
-                    selector.unregister(process)
-                    running.discard(process)
-                    problem = process.end()
-                    if problem is None or not is_stopping():
-                        done += 1
-                        ended(process.task, problem)
-        finally:
-            for process in running:
-                process.end(kill=True)
-    if done < len(tasks):
-        raise StoppedError(
-            f"stopped and saved, {done} of the {len(tasks)} runs left were made; the same "
-            "command again goes on"
-        )
-
-
-def _ready(selector: selectors.BaseSelector) -> list[RunProcess]:
-    """The processes that have told something, or ended."""
-    found = [key.fileobj for key, _ in selector.select(timeout=_SECONDS)]
-    return [process for process in found if isinstance(process, RunProcess)]
-
-
-def main(number: int) -> None:
-    """What the process does; `number` is the pipe to its parent."""
-    task = Task(**json.loads(sys.stdin.read()))
-    from bieff.features.errors import BieffError
-
-    with os.fdopen(number, "w", buffering=1) as pipe:
-
-        def tell(message: Mapping[str, Any]) -> None:
-            pipe.write(json.dumps(message) + "\n")
-
-        try:
-            work(task, tell)
-        except BrokenPipeError:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-            sys.exit("the process that asked for this run has gone")
-        except BieffError as error:  # also that it was stopped
-            tell({"problem": str(error)})
-
-
-def work(task: Task, tell: Tell) -> None:
-    """Train the run or go on with it, and evaluate it; what is done already is kept."""
-    from bieff.clip import pick_device
-    from bieff.train.config import TrainConfig
-    from bieff.train.evaluate.scoring import closed, frozen, splits3, trained
-    from bieff.train.fit.loop import train_or_go_on
-    from bieff.train.runs.run import clip_of
-
-    device = pick_device(task.device)
-    store = FeatureStore.open(Path(task.features))
-    often = _Throttled(tell)
-    run = train_or_go_on(
-        store,
-        clip_of(store, device=device),
-        TrainConfig.from_dict(task.config),
-        Path(task.out),
-        watch=lambda done, total, loss: often("training", done, total),
-        command=task.command,
-    )
-    for place in (task.features, *task.zero_shot):
-        is_closed = place == task.features
-        file = results_file(run.path, Path(place), is_closed=is_closed)
-        store = FeatureStore.open(Path(place))
-        if is_evaluated(file, store):
-            continue
-        clip = clip_of(store, device=device)
-        ours = trained(run, clip, store)
-        subjects = [ours, frozen(clip, store, num_frames=ours.num_frames)]
-        protocol = closed if is_closed else splits3
-        watch = partial(often, f"evaluating {store.recipe['data_set']}")
-        save_results(file, protocol(store, subjects, watch=watch))
-
-
-class _Throttled:
-    """Tells how far something is, now and then and at its end."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell, self._told_at = tell, 0.0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done == total or now - self._told_at >= _SECONDS:
-            self._told_at = now
-            self._tell({"what": what, "share": done / total})
-
-
-STATE = "ablation.json"
-REPORT = "ablation.md"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -325,33 +106,212 @@ class Ablation:
             return []
         return experiments_of(row, self.base, self.seeds, self.frames)
 
+    def figures(self, name: str) -> dict[str, dict[str, Result]]:
+        """Results of a run's last weights and of frozen CLIP, by store as it is by now."""
+        file = self.out / name / RESULTS
+        found = load_results(file) if file.is_file() else []
+        return {
+            place: {
+                result.model: result
+                for result in found
+                if result.store == store.recipe_hash
+                and result.protocol == self._protocol(store)
+                and result.weights != "best"
+                and result.names is None
+                and (result.run is not None or result.template == HAND_CRAFTED)
+            }
+            for place, store in self.stores.items()
+        }
+
+    def commands(self, experiment: Experiment) -> Iterator[tuple[str, list[str]]]:
+        """What is to be typed for a run, each as soon as the one before is done, and why."""
+        folder = self.out / experiment.name
+        where = [] if self.device is None else ["--device", self.device]
+        is_begun = (folder / RECORD).is_file()
+        if not is_begun and folder.is_dir():
+            shutil.rmtree(folder)  # left by a process that died before there was a run
+        if not is_begun or not open_run(folder).record["finished"]:
+            file = write_settings(experiment, self.out)
+            words = ["train", "--features", str(self.store.path), "--out", str(folder)]
+            resume = ["--resume"] if is_begun else []
+            yield "training", [*words, "--config", str(file), *resume, *where]
+        for name, store in self.stores.items():
+            if {"bieff", "frozen"} <= self.figures(experiment.name)[name].keys():
+                continue
+            data_set = str(store.recipe["data_set"])
+            words = ["zeroshot", data_set, "--run", str(folder)]
+            if store is self.store:
+                words = ["eval", str(folder)]
+            asked = ["--features", str(store.path), "--protocol", self._protocol(store)]
+            yield f"evaluating {data_set}", [*words, *asked, *where]
+
     def is_done(self, experiment: Experiment) -> bool:
-        """Whether a run is finished and evaluated on every store, as it is by now."""
+        """Whether a run is finished and evaluated on every store."""
         folder = self.out / experiment.name
         if not (folder / RECORD).is_file() or not open_run(folder).record["finished"]:
             return False
-        files = self.result_files(folder)
-        return all(is_evaluated(files[name], store) for name, store in self.stores.items())
+        return next(self.commands(experiment), None) is None
 
-    def result_files(self, run: Path) -> dict[str, Path]:
-        """Where the figures of a run lie, by store."""
-        return {
-            name: results_file(run, store.path, is_closed=store is self.store)
-            for name, store in self.stores.items()
-        }
+    def _protocol(self, store: FeatureStore) -> str:
+        return "closed" if store is self.store else "splits3"
 
-    def task(self, experiment: Experiment, threads: int | None) -> Task:
-        """A run for a process."""
-        return Task(
-            name=experiment.name,
-            out=str(self.out / experiment.name),
-            features=str(self.store.path),
-            zero_shot=[str(store.path) for store in self.zero_shot],
-            config=experiment.config.to_dict(),
-            device=self.device,
-            threads=threads,
-            command=list(self.command),
+
+def write_settings(experiment: Experiment, out: Path) -> Path:
+    """A file for `bieff train --config`."""
+    lines = [
+        f"{name} = {json.dumps('none' if value is None else value)}\n"
+        for name, value in experiment.config.to_dict().items()
+    ]
+    file = out / f"{experiment.name}.toml"
+    write_atomically(file, "".join(lines).encode())
+    return file
+
+
+# --- processes
+
+
+class RunProcess:
+    """A run that is being made, one command after the other.
+
+    Args:
+        asked: The ablation that it is of.
+        experiment: Which run.
+        threads: Of torch; None: its own choice.
+    """
+
+    def __init__(self, asked: Ablation, experiment: Experiment, threads: int | None) -> None:
+        self.name = experiment.name
+        self.problem: str | None = "stopped"
+        """Why the run is not whole; None at its end."""
+
+        self._folder = asked.out / experiment.name
+        self._log = Path(f"{self._folder}.log")
+        self._threads = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        self._commands = asked.commands(experiment)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._next()
+
+    def goes_on(self, *, is_stopping: bool) -> bool:
+        """Whether it is still at work; begins its next command if one has ended."""
+        if self._process is None:
+            return False
+        code = self._process.poll()
+        if code is None:
+            if is_stopping:
+                self._process.terminate()
+            return True
+        if code:
+            self.problem = self._why(code)
+            return False
+        return not is_stopping and self._next()
+
+    def progress(self) -> tuple[str, float]:
+        """What it does, and how much of that is done; evaluating is short."""
+        share = _share_trained(self._folder) if self._what == "training" else 1.0
+        return self._what, share
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _next(self) -> bool:
+        """Begin the next command; false: there is none."""
+        self._what, words = next(self._commands, ("", []))
+        if not words:
+            self._process = self.problem = None
+            self._log.unlink(missing_ok=True)
+            return False
+        with self._log.open("wb") as printed:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "bieff.cli", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,
+                process_group=0,  # Ctrl-C in a terminal reaches the parent alone
+                preexec_fn=_stop_with_parent,
+                env={**os.environ, **self._threads},
+            )
+        return True
+
+    def _why(self, code: int) -> str:
+        """The sentence that the command ended with, or where its last words are."""
+        _, error, sentence = self._log.read_text(errors="replace").rpartition("\nError: ")
+        if code == 1 and error:
+            self._log.unlink()
+            return sentence.strip()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"its process ended with {how}; {self._log} has what it printed"
+
+
+_LIBRARY = ctypes.CDLL(None)
+
+
+def _stop_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent dies, at which training saves."""
+    if hasattr(_LIBRARY, "prctl"):
+        _LIBRARY.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def _share_trained(folder: Path) -> float:
+    """How much of a run is trained, by the last line of its metrics."""
+    try:
+        steps = int(open_run(folder).record["steps"])
+        last = json.loads((folder / METRICS).read_text().rsplit("\n", 2)[-2])
+        return min(1.0, (int(last["step"]) + 1) / steps)
+    except (InputError, OSError, IndexError, ValueError):
+        return 0.0  # it has not begun
+
+
+def run_all(
+    asked: Ablation,
+    experiments: Sequence[Experiment],
+    *,
+    jobs: int,
+    watch: Watch,
+    ended: Callable[[str, str | None], None],
+) -> None:
+    """Make the runs in processes, some at a time.
+
+    Args:
+        asked: The ablation that they are of.
+        experiments: In order.
+        jobs: Runs at a time; several have one thread each.
+        watch: Hears how far each is.
+        ended: Called with each run that has ended, and why it failed if it did.
+
+    Raises:
+        StoppedError: If it was asked to stop; all runs have saved by then.
+    """
+    waiting, done = deque(experiments), 0
+    running: list[RunProcess] = []
+    with stop_requests() as is_stopping:
+        try:
+            while running or (waiting and not is_stopping()):
+                while waiting and len(running) < jobs and not is_stopping():
+                    threads = 1 if jobs > 1 else None
+                    running.append(RunProcess(asked, waiting.popleft(), threads))
+                time.sleep(_SECONDS)
+                for process in list(running):
+                    if process.goes_on(is_stopping=is_stopping()):
+                        watch.update(process.name, *process.progress())
+                        continue
+                    running.remove(process)
+                    if process.problem is None or not is_stopping():
+                        done += 1
+                        ended(process.name, process.problem)
+        finally:
+            for process in running:
+                process.kill()
+    if done < len(experiments):
+        raise StoppedError(
+            f"stopped and saved, {done} of the {len(experiments)} runs left were made; the "
+            "same command again goes on"
         )
+
+
+# --- the whole
 
 
 def ablate(
@@ -411,16 +371,14 @@ def ablate(
         runs = list(distinct(run for row in rows_of(tables) for run in asked.experiments(row)))
         left = [run for run in runs if not asked.is_done(run)]
         watch.begin(len(runs), len(runs) - len(left))
-        threads = 1 if jobs > 1 else None
-        tasks = [asked.task(run, threads) for run in left]
 
-        def ended(task: Task, problem: str | None) -> None:
+        def ended(name: str, problem: str | None) -> None:
             if problem is not None:
-                failed[task.name] = problem
-            watch.end(task.name, problem or _line(asked, task.name))
+                failed[name] = problem
+            watch.end(name, problem or _line(asked, name))
             _report(asked, failed)
 
-        run_all(tasks, jobs=jobs, watch=watch, ended=ended)
+        run_all(asked, left, jobs=jobs, watch=watch, ended=ended)
     return asked.out / REPORT, failed
 
 
@@ -441,7 +399,8 @@ def _with_earlier(asked: Ablation) -> Ablation:
             f"{asked.out} is an ablation on another store: expected recipe {wanted[:12]}, got "
             f"{got[:12]}; choose another --out"
         )
-    held, base = _base(TrainConfig.from_dict(earlier["base"])), _base(asked.base)
+    base = _base(asked.base)
+    held = {**_base(TrainConfig()), **earlier["base"]}  # which may lack what is newer
     changed = [
         f"{name}: it has {held[name]!r}, asked for {base[name]!r}"
         for name in base
@@ -516,14 +475,14 @@ def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
 
 def _row_runs(asked: Ablation, row: Row, failed: Mapping[str, str]) -> RowRuns:
     runs = asked.experiments(row)
-    done = [asked.out / run.name for run in runs if asked.is_done(run)]
+    done = [run.name for run in runs if asked.is_done(run)]
     problems = [f"{run.name}: {failed[run.name]}" for run in runs if run.name in failed]
-    figures = [_figures(asked, folder) for folder in done]
+    figures = [asked.figures(name) for name in done]
     return RowRuns(
         row=row,
         names=[run.name for run in runs],
-        records=[open_run(folder).record for folder in done],
-        results={name: [by_store[name] for by_store in figures] for name in asked.stores},
+        records=[open_run(asked.out / name).record for name in done],
+        results={name: [of_run[name]["bieff"] for of_run in figures] for name in asked.stores},
         problem=asked.cannot(row) or "; ".join(problems) or None,
     )
 
@@ -533,20 +492,12 @@ def _frozen(asked: Ablation) -> dict[str, Result]:
     for row in rows_of(asked.tables):
         for run in asked.experiments(row):
             if asked.is_done(run):
-                return _figures(asked, asked.out / run.name, model="frozen")
+                return {name: of["frozen"] for name, of in asked.figures(run.name).items()}
     return {}
 
 
-def _figures(asked: Ablation, folder: Path, *, model: str = "bieff") -> dict[str, Result]:
-    """What a run came to, by store."""
-    return {
-        name: next(result for result in load_results(file) if result.model == model)
-        for name, file in asked.result_files(folder).items()
-    }
-
-
 def _line(asked: Ablation, name: str) -> str:
-    folder = asked.out / name
-    figures = _figures(asked, folder)
-    listed = ", ".join(f"{store} {result.top1:.2f}" for store, result in figures.items())
-    return f"top-1 {listed}; {open_run(folder).record['seconds']:,.0f} s"
+    figures = asked.figures(name).items()
+    listed = ", ".join(f"{store} {of['bieff'].top1:.2f}" for store, of in figures)
+    seconds = open_run(asked.out / name).record["seconds"]
+    return f"top-1 {listed}; {seconds:,.0f} s"

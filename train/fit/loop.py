@@ -22,9 +22,19 @@ from torch import Tensor
 from bieff.clip import Clip
 from bieff.features.errors import BieffError, InputError, StoreError
 from bieff.features.files import LOCK_NAME, exclusive
+from bieff.features.schema import Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
-from bieff.train.data import Batches, Features, Picked, draw_batch, frame_groups, load_features
+from bieff.train.data import (
+    Batch,
+    Batches,
+    Features,
+    VideoList,
+    draw_batch,
+    frame_groups,
+    load_features,
+    patches_of,
+)
 from bieff.train.distributed import Group, current, sharers
 from bieff.train.evaluate.classifier import batch_size_of, class_embeddings
 from bieff.train.evaluate.results import hits
@@ -33,7 +43,6 @@ from bieff.train.fit.cost import forget_peak, peak_memory
 from bieff.train.fit.record import (
     changed_circumstances,
     make_record,
-    patches_of,
     require_same,
     require_same_numbers,
     resumed,
@@ -151,7 +160,7 @@ class Validation:
         """Percent right, by name of the figure."""
 
         def score(frames: Tensor, patches: Tensor | None) -> Tensor:
-            return trainer.score(Picked(frames, patches), None).logits
+            return trainer.score(Batch(frames, patches), None).logits
 
         count = len(self.features)
         share = group.part(count) if count >= group.size else slice(0, count)
@@ -196,7 +205,9 @@ class Sitting:
     trainer: Trainer
     average: Average
     validation: Validation | None
-    store: FeatureStore
+    listed: Sequence[Video]
+    """Of the partition that is trained on."""
+
     out: Path
     record: dict[str, Any]
     progress: Progress
@@ -267,8 +278,7 @@ class Sitting:
         trainer = self.trainer
         draw = trainer.batches.draw(step)
         rows = trainer.features.rows[draw.videos.numpy()].tolist()
-        videos = self.store.partitions["train"].videos
-        listed = ", ".join(f"{row} {videos[row].id}" for row in rows)
+        listed = ", ".join(f"{row} {self.listed[row].id}" for row in rows)
         good = "no checkpoint was written yet"
         if self.saved_step is not None:
             good = (
@@ -345,9 +355,16 @@ class Sitting:
 Say = Callable[[str], None]
 """Called with what people should know, a line at a time."""
 
+EVERY_VIDEO = VideoList("train")
+
 
 def prepare(
-    store: FeatureStore, clip: Clip, config: TrainConfig, *, run: Run | None = None
+    store: FeatureStore,
+    clip: Clip,
+    config: TrainConfig,
+    *,
+    videos: VideoList = EVERY_VIDEO,
+    run: Run | None = None,
 ) -> Trainer:
     """Put together what a run on this store needs.
 
@@ -355,13 +372,14 @@ def prepare(
         store: Features to train on.
         clip: The CLIP they come from.
         config: Settings.
+        videos: Which of them, among which classes.
         run: A run that is to go on; its videos are shuffled as they were.
 
     Raises:
         StoreError: If the store has no training partition, or it is not finished.
         ConfigError: If a setting does not fit the store.
     """
-    if "train" not in store.partitions:
+    if videos.partition not in store.partitions:
         raise StoreError(
             f"{store.path} has no training partition, it has {', '.join(store.partitions)}; "
             "train on another store, or put the videos of a folder data set under train/ and "
@@ -369,14 +387,17 @@ def prepare(
         )
     device = next(clip.model.parameters()).device
     group = current()
+    class_names = videos.class_names(store)
     num_frames = config.frames or int(store.recipe["frames"])
     frame_groups(int(store.recipe["frames"]), num_frames)
-    text = TextTower(clip.model, clip.tokenize(store.class_names)).to(device)
+    text = TextTower(clip.model, clip.tokenize(class_names)).to(device)
     model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
     model = model.to(device)
     features = load_features(
-        store.partitions["train"],
+        store.partitions[videos.partition],
+        videos.rows,
         device=device,
+        classes=videos.classes,
         wants_patches=config.prompts_see == "patches",
         gigabytes=config.feature_memory,
         sharers=sharers(),
@@ -408,7 +429,7 @@ def prepare(
         device=device,
         precision=_precision(config, device),
         window=window,
-        frozen_classes=class_embeddings(clip, store.class_names, HAND_CRAFTED)
+        frozen_classes=class_embeddings(clip, class_names, HAND_CRAFTED)
         if config.distill
         else None,
     )
@@ -421,6 +442,7 @@ def train(
     out: Path,
     *,
     watch: Watch,
+    videos: VideoList = EVERY_VIDEO,
     say: Say = lambda line: None,
     resume: bool = False,
     command: Sequence[str] = (),
@@ -437,6 +459,7 @@ def train(
         config: Settings; of a run that goes on, the same.
         out: Folder of the run.
         watch: Called after every step.
+        videos: Which of them, among which classes; evaluated on the way where these are all.
         say: Called with what people should know.
         resume: Go on with the run in `out`.
         command: What the user typed, for the record.
@@ -461,8 +484,8 @@ def train(
             "run with --resume"
         )
     forget_peak(next(clip.model.parameters()).device)
-    trainer = prepare(store, clip, config, run=run)
-    validation = Validation.load(store, config, trainer.device)
+    trainer = prepare(store, clip, config, videos=videos, run=run)
+    validation = Validation.load(store, config, trainer.device) if videos.is_whole else None
     say(trainer.features.text())
     if run is not None:
         require_same_numbers(run, trainer)
@@ -474,7 +497,12 @@ def train(
             f"cannot make the folder {out}: {error.strerror}; name another one with --out"
         ) from None
     with trainer.batches, exclusive(out) if trainer.group.writes else nullcontext():
-        progress, record = Progress(), make_record(store, clip, trainer, command, shots)
+        progress, record = (
+            Progress(),
+            make_record(
+                store, clip, trainer, command, shots, class_names=videos.class_names(store)
+            ),
+        )
         average = Average(
             trainer.model,
             epochs=config.epochs,
@@ -494,7 +522,8 @@ def train(
                     "unbroken run bit for bit"
                 )
         trainer.group.wait()  # all have read it
-        sitting = Sitting(trainer, average, validation, store, out, record, progress, watch)
+        listed = store.partitions[videos.partition].videos
+        sitting = Sitting(trainer, average, validation, listed, out, record, progress, watch)
         sitting.run()
     return open_run(out)
 
@@ -506,6 +535,7 @@ def train_or_go_on(
     out: Path,
     *,
     watch: Watch,
+    videos: VideoList = EVERY_VIDEO,
     command: Sequence[str] = (),
     shots: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -529,6 +559,7 @@ def train_or_go_on(
         config,
         out,
         watch=watch,
+        videos=videos,
         resume=is_begun,
         command=command,
         shots=shots,

@@ -11,7 +11,7 @@ from bieff.clip import Clip
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
 from bieff.features.store import FeatureStore
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
-from bieff.train.data import Features
+from bieff.train.data import Features, patches_of
 from bieff.train.distributed import device_name
 from bieff.train.fit.cost import stage_one, step_cost
 from bieff.train.fit.step import Trainer
@@ -23,7 +23,9 @@ def make_record(
     clip: Clip,
     trainer: Trainer,
     command: Sequence[str],
-    shots: Mapping[str, Any] | None = None,
+    shots: Mapping[str, Any] | None,
+    *,
+    class_names: Sequence[str],
 ) -> dict[str, Any]:
     """What is known before the first step; `shots` is the draw of few videos, if it was one."""
     counts = trainer.model.parameter_counts()
@@ -39,7 +41,7 @@ def make_record(
         },
         "frames": trainer.num_frames,
         "patches": patches_of(store),
-        "class_names": list(store.class_names),
+        "class_names": list(class_names),
         "videos": len(features),
         "shots": shots,
         "rows_hash": rows_hash(features),
@@ -175,9 +177,3 @@ def changed_circumstances(run: Run, trainer: Trainer) -> str:
 def rows_hash(features: Features) -> str:
     """Of the rows that are trained on, in order."""
     return hashlib.sha256(features.rows.astype("<i8").tobytes()).hexdigest()[:16]
-
-
-def patches_of(store: FeatureStore) -> tuple[int, int] | None:
-    """Number and width of the store's patch tokens, if it has them."""
-    patches = store.recipe.get("patches")
-    return None if patches is None else (int(patches[0]), int(patches[1]))

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bieff.train.config import TrainConfig
-from bieff.train.data import Batches, Features, Picked, steps_per_epoch
+from bieff.train.data import Batch, Batches, Features
 from bieff.train.distributed import Group
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
 from bieff.train.method.model import BiEfficient, Scores
@@ -70,16 +70,21 @@ class Trainer:
         return self.config.epochs * self.epoch_steps
 
     @property
+    def batch_size(self) -> int:
+        """Videos of a step, fewer than the setting where there are no more."""
+        return min(self.config.batch_size, len(self.features))
+
+    @property
     def epoch_steps(self) -> int:
         """Steps of an epoch."""
-        return steps_per_epoch(len(self.features), self.config.batch_size)
+        return len(self.features) // self.batch_size
 
     def step(self, step: int) -> Tensor:
         """Take one step; returns its loss."""
         draw, picked = self.batches.at(step)
         return self.update(step, picked, draw.labels)
 
-    def update(self, step: int, picked: Picked, labels: Int[Tensor, " B"]) -> Tensor:
+    def update(self, step: int, picked: Batch, labels: Int[Tensor, " B"]) -> Tensor:
         """Learn from a batch; returns its loss.
 
         Args:
@@ -103,7 +108,7 @@ class Trainer:
         self.optimizer.step()
         return loss
 
-    def backward(self, picked: Picked, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def backward(self, picked: Batch, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """Eq. 10 on a batch, and its gradient; the categories are the distinct labels in it.
 
         With `distill`, also the videos' mean distance from frozen CLIP.
@@ -143,7 +148,7 @@ class Trainer:
             self.group.part(len(labels)),
         )
 
-    def score(self, picked: Picked, categories: Tensor | None) -> Scores:
+    def score(self, picked: Batch, categories: Tensor | None) -> Scores:
         """What the model says, in the run's precision."""
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32

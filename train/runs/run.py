@@ -9,7 +9,8 @@
       best.safetensors      those of the best evaluation on `val`
       resume.safetensors    what `--resume` goes on from; gone when the run is finished
       results.json          figures of its evaluations, see train/evaluate/results.py
-      partial/              scores of an evaluation that is under way
+      scores/               of its evaluations, see train/evaluate/scores.py
+      partial/              those of one that is under way
 
 A result without its run.json does not exist.
 """

@@ -21,7 +21,6 @@ def features():
         embeddings=torch.randn(N, V, T, D, generator=generator).half(),
         labels=torch.randint(K, (N,), generator=generator),
         rows=np.arange(N),
-        num_listed=N + 2,
     )
 
 

@@ -213,7 +213,7 @@ def test_scores_that_are_none(bieff, tmp_path):
         (("--mix", "0.5", "--model-only"), "--model-only leaves frozen CLIP out"),
         (("--template", "one", "--model-only"), "--model-only leaves frozen CLIP out"),
         (("--template", "29"), "template: expected one of bare, one, person, 16, 28, 48"),
-        (("--names", "none.txt"), "cannot read names 'none.txt': No such file"),
+        (("--names", "none.txt"), "cannot read none.txt: no such file"),
         (("--protocol", "closed"), "closed is not for it, take --protocol splits3 or full or"),
         (
             ("--protocol", "k600"),
@@ -247,7 +247,7 @@ def test_what_cannot_be_written_is_said_before_the_work(bieff, monkeypatch, cont
     def never(*arguments, **options):
         raise AssertionError("the work was done first")
 
-    monkeypatch.setattr("bieff.apps.evaluate.examine", never)
+    monkeypatch.setattr("bieff.apps.evaluate.evaluate", never)
     wrong = bieff("eval", "--save-scores", "runs/a/run.json/s.h5")
     assert (wrong.exit_code, type(wrong.exception)) == (1, SystemExit)
     assert "cannot write scores 'runs/a/run.json/s.h5'" in wrong.output

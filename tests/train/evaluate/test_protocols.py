@@ -19,9 +19,10 @@ from bieff.features.errors import ConfigError, StoreError
 from bieff.features.schema import PartitionPlan, Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
+from bieff.train.evaluate.classifier import Frozen
 from bieff.train.evaluate.lists import default_protocol, half_of, lists_of
-from bieff.train.evaluate.results import load_results
-from bieff.train.evaluate.scoring import PROTOCOLS, closed, frozen
+from bieff.train.evaluate.results import load_results, results_of
+from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.loop import train
 from bieff.train.runs.run import clip_of, load_model
 from bieff.train.text.tower import TextTower
@@ -33,6 +34,7 @@ COUNTS = {"train": 53, "val": 17, "all": 19}
 BAD = {"val": [2, 11, 16], "all": [0, 7, 12, 18]}
 SUBSETS = {"1": (4, 1, 6), "2": (0, 2, 3), "3": (1, 2, 6)}
 MIX = 0.3
+PROTOCOLS = ("closed", "splits3", "full", "half10", "k600")
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +196,7 @@ def figures_of(counts, result):
     return [(sizes, right[result.model]) for sizes, right in counts]
 
 
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_command_counts_what_the_brute_force_counts(made, expected, protocol):
     _, run = made
     (run.path / "results.json").unlink(missing_ok=True)
@@ -212,7 +214,7 @@ def test_the_command_counts_what_the_brute_force_counts(made, expected, protocol
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_several_processes_count_the_same(made, expected, protocol, processes):
     """To the bit: what is in a batch does not depend on them."""
     _, run = made
@@ -265,7 +267,7 @@ def test_official_lists(tmp_path, name, num_videos, tests):
     _, (every,) = lists_of(store, "full")
     assert len(every.rows) == num_videos
     _, halves = lists_of(store, "half10")
-    assert {len(one.categories) for one in halves} == {len(store.class_names) // 2}
+    assert {len(one.classes) for one in halves} == {len(store.class_names) // 2}
     assert default_protocol(store) == "splits3"
 
 
@@ -300,9 +302,9 @@ def test_k600_asks_about_the_official_160_classes(tmp_path):
     _, lists = lists_of(FeatureStore.open(tmp_path), "k600")
     k400 = {raw for raw, _ in official.class_names("k400")}
     for one in lists:
-        assert len(one.categories) == 160
-        assert one.rows.tolist() == one.categories.tolist()  # a video a class, in order
-        assert k400.isdisjoint(names[label] for label in one.categories)
+        assert len(one.classes) == 160
+        assert one.rows.tolist() == one.classes.tolist()  # a video a class, in order
+        assert k400.isdisjoint(names[label] for label in one.classes)
     assert store.class_subsets == FeatureStore.open(tmp_path).class_subsets
 
 
@@ -315,19 +317,24 @@ def test_a_store_without_the_partition_says_what_fits(tmp_path):
     with pytest.raises(StoreError, match="has no 'val' partition"):
         lists_of(store, "k600")
     with pytest.raises(
-        ConfigError, match="one of closed, splits3, full, half10, k600, got 'x'"
+        ConfigError, match=r"one of closed, splits3, full, half10, k600, .*, got 'x'"
     ):
         lists_of(store, "x")
+
+
+def closed(store, clip):
+    """Frozen CLIP's figures."""
+    frozen = Frozen(clip, store.class_names, num_frames=6)
+    return results_of(evaluate(store, [frozen], "closed", watch=lambda done, total: None))
 
 
 def test_an_unfinished_store_is_not_evaluated(made, tmp_path):
     store, _ = made
     clip = clip_of(store, device=torch.device("cpu"))
     other = fake.write_store(tmp_path / "store", clip, counts={"val": 13})
-    subject = frozen(clip, other, num_frames=6)
     other.partitions["val"].drop(0)
     with pytest.raises(StoreError, match="13 of 13 videos are not extracted yet"):
-        closed(other, [subject], watch=lambda done, total: None)
+        closed(other, clip)
 
 
 def test_a_list_without_a_usable_video_is_no_zero(made, tmp_path):
@@ -335,11 +342,10 @@ def test_a_list_without_a_usable_video_is_no_zero(made, tmp_path):
     clip = clip_of(store, device=torch.device("cpu"))
     every = list(range(5))
     other = fake.write_store(tmp_path / "store", clip, counts={"val": 7}, bad={"val": every})
-    subject = frozen(clip, other, num_frames=6)
-    (result,) = closed(other, [subject], watch=lambda done, total: None)
+    (result,) = closed(other, clip)
     assert (result.n_listed, result.n_evaluated) == (7, 2)
     none = fake.write_store(
         tmp_path / "none", clip, counts={"val": 7}, bad={"val": [*every, 5, 6]}
     )
     with pytest.raises(StoreError, match="none of its 7 videos is usable"):
-        closed(none, [subject], watch=lambda done, total: None)
+        closed(none, clip)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from bieff.features.errors import InputError
@@ -11,7 +10,6 @@ from bieff.train.evaluate.results import (
     ClassFigures,
     ListFigures,
     Result,
-    confusion_matrix,
     load_results,
     merge_results,
     save_results,
@@ -104,12 +102,6 @@ def test_the_same_question_asked_again_takes_the_old_ones_place(tmp_path):
         ("half10", "bieff", "best", "pre-prompt", 62.5),
         ("half10", "frozen", None, "{}", 60.0),
     ]
-
-
-def test_the_confusion_matrix_has_every_evaluated_video():
-    matrix = confusion_matrix(make())
-    np.testing.assert_array_equal(matrix, [[1, 2, 0], [0, 3, 0], [0, 0, 0]])
-    assert matrix.sum() == 6
 
 
 def test_the_table_shows_both_figures_only_where_they_differ():

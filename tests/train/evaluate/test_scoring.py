@@ -1,20 +1,22 @@
 """Scores kept batch by batch: what is stopped goes on, and nothing of it shows in a figure."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from helpers import fake_store as fake
 
 from bieff.features.errors import InputError
-from bieff.train.evaluate import scoring as protocols
+from bieff.train.distributed import Group
+from bieff.train.evaluate.classifier import Frozen
 from bieff.train.evaluate.lists import EvalList
-from bieff.train.evaluate.scores import KeptScores, questions_of
-from bieff.train.evaluate.scoring import Subject, examine
+from bieff.train.evaluate.scores import About, PartialScores, load_scores, questions_of
+from bieff.train.evaluate.scoring import agreed_sizes, evaluate
 from bieff.train.runs.run import clip_of
 
 K, D = len(fake.NAMES), 13
+ABOUT = About(
+    model="frozen", frames=6, template="{}", names=None, names_hash=None, run=None, weights=None
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,28 +26,30 @@ def store(tmp_path_factory):
     return fake.write_store(folder / "store", clip, counts={"all": 37}, bad={"all": [3, 36]})
 
 
-class Counting:
-    """A subject that notes how many videos it was asked about, and may be interrupted."""
+class Counting(Frozen):
+    """Notes how many videos it was asked about, and may be interrupted."""
 
-    def __init__(self, stop_after=None, fingerprint="one"):
-        classes = torch.randn(K, D, generator=torch.Generator().manual_seed(2))
-        self.asked, self.stop_after = 0, stop_after
+    batch_size = 4
 
-        def score(frames, patches):
-            if self.stop_after is not None and self.asked >= self.stop_after:
-                raise KeyboardInterrupt
-            self.asked += len(frames)
-            return frames.mean(dim=1) @ classes.T
+    def __init__(self, stop_after=None, name="one"):
+        self.about, self.device = ABOUT, torch.device("cpu")
+        self._classes = torch.randn(K, D, generator=torch.Generator().manual_seed(2))
+        self._name = name
+        self.batches, self.stop_after = [], stop_after
 
-        self.subject = Subject(
-            score=score,
-            num_frames=6,
-            template="{}",
-            run=None,
-            batch_size=4,
-            fingerprint=fingerprint,
-            device=torch.device("cpu"),
-        )
+    @property
+    def asked(self):
+        return sum(self.batches)
+
+    def fingerprint(self):
+        return self._name
+
+    def logits(self, frames, patches, classes=None):
+        if self.stop_after is not None and self.asked >= self.stop_after:
+            raise KeyboardInterrupt
+        self.batches.append(len(frames))
+        logits = frames.mean(dim=1) @ self._classes.T
+        return logits if classes is None else logits[:, classes]
 
 
 def same(a, b):
@@ -57,9 +61,9 @@ def same(a, b):
 
 
 def ask(store, counting, folder, protocol="splits3", seen=None):
-    return examine(
+    return evaluate(
         store,
-        [counting.subject],
+        [counting],
         protocol,
         watch=lambda done, total: None if seen is None else seen.append((done, total)),
         keep_in=folder,
@@ -81,13 +85,28 @@ def test_what_was_interrupted_goes_on(store, tmp_path, protocol):
     assert second.asked < whole.asked
     assert seen[0][0] > 0
     assert seen[-1] == (whole.asked // 2, whole.asked // 2)
-    assert not (tmp_path / "kept").exists()
+    (file,) = (path for path in (tmp_path / "kept").rglob("*") if path.is_file())
+    assert file == tmp_path / "kept" / "scores" / f"{protocol}-fake.h5"
+
+
+def test_what_is_done_is_read(store, tmp_path):
+    first, again, other = Counting(), Counting(), Counting(name="another")
+    straight = ask(store, first, tmp_path)
+    assert same(ask(store, again, tmp_path), straight)
+    assert again.asked == 0
+    ask(store, other, tmp_path)
+    assert other.asked == first.asked
+    file = tmp_path / "scores" / "splits3-fake.h5"
+    assert same(load_scores(file), straight)  # two models that say the same
+    file.write_bytes(file.read_bytes()[:-100])
+    assert same(ask(store, other, tmp_path), straight)
+    assert other.asked == 2 * first.asked
 
 
 def test_scores_of_something_else_are_not_taken(store, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ask(store, Counting(stop_after=24), tmp_path / "kept")
-    other = Counting(fingerprint="another")
+    other = Counting(name="another")
     ask(store, other, tmp_path / "kept")
     whole = Counting()
     ask(store, whole, None)
@@ -114,41 +133,40 @@ def test_scores_of_other_videos_are_not_taken(store, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ask(store, Counting(stop_after=24), tmp_path / "kept", "full")
     resumed = ask(other, Counting(), tmp_path / "kept", "full")
-    assert same(resumed, ask(other, Counting(), None, "full"))
+    straight = ask(other, Counting(), None, "full")
+    assert same(resumed, straight)
+    assert not same(ask(store, Counting(), tmp_path / "kept", "full"), straight)
+    assert same(ask(other, Counting(), tmp_path / "kept", "full"), straight)
 
 
-def test_processes_agree_on_the_batches(store, tmp_path, monkeypatch):
+class TwoProcesses(Group):
+    """This process of two, and what the other one has."""
+
+    def collect(self, own):
+        return [own, [3, 9]]
+
+
+def test_processes_agree_on_the_batches():
     """The size comes from the memory that is free, of which another may have less."""
+    two = [Counting(), Counting()]
+    assert agreed_sizes(two, None, Group()) == [4, 4]
+    assert agreed_sizes(two, None, TwoProcesses(size=2)) == [3, 4]
 
-    class Two:
-        writes, rank, size = True, 0, 1
 
-        def wait(self):
-            pass
-
-        def collect(self, own):
-            return [own, [3]] if isinstance(own, list) else [own]
-
-    sizes = []
-    subject = Counting().subject
-
-    def score(frames, patches):
-        sizes.append(len(frames))
-        return subject.score(frames, patches)
-
-    monkeypatch.setattr(protocols, "current", Two)
-    asked = [replace(subject, score=score)]
-    examine(store, asked, "full", watch=lambda *_: None, keep_in=tmp_path)
-    assert set(sizes) == {3, 35 % 3}
+@pytest.mark.parametrize("size", [1, 3, 35])
+def test_batches_are_of_the_size_that_is_asked_for(store, size):
+    counting = Counting()
+    evaluate(store, [counting], "full", watch=lambda *_: None, batch_size=size)
+    assert set(counting.batches) == {size, 35 % size or size}
 
 
 def test_kept_scores_come_back(tmp_path):
-    kept = KeptScores(tmp_path / "a" / "b")
+    kept = PartialScores(tmp_path / "a" / "b")
     assert kept.read() == {}
     parts = {(0, 1, 32): np.random.default_rng(1).random((3, 5)), (1, 0, 0): np.ones((2, 2))}
     for key, values in parts.items():
         kept.write({key: values})
-    read = KeptScores(tmp_path / "a" / "b").read()
+    read = PartialScores(tmp_path / "a" / "b").read()
     assert read.keys() == parts.keys()
     assert all(np.array_equal(read[key], parts[key]) for key in parts)
     kept.clear()
@@ -157,14 +175,14 @@ def test_kept_scores_come_back(tmp_path):
 
 def test_every_video_is_asked_once_for_each_question(store):
     counting = Counting()
-    examination = ask(store, counting, None)
-    on_any = np.unique(np.concatenate([one.rows for one in examination.lists]))
+    table = ask(store, counting, None)
+    on_any = np.unique(np.concatenate([one.rows for one in table.lists]))
     usable = np.setdiff1d(on_any, [3, 36])
     assert counting.asked == 2 * len(usable)  # two views
-    (question,) = examination.questions
+    (question,) = table.questions
     assert question.rows.tolist() == usable.tolist()
-    assert examination.ids == tuple(f"all-{row:03}" for row in on_any)
-    for scores in examination.scores[0]:
+    assert table.ids == tuple(f"all-{row:03}" for row in on_any)
+    for scores in table.scores[0]:
         np.testing.assert_allclose(scores.sum(axis=1), 1)
         assert scores.dtype == np.float64
 
@@ -178,21 +196,14 @@ def test_lists_of_the_same_classes_are_one_question():
     ]
     questions = questions_of(lists, np.array([0, 1, 2, 3, 7]))
     assert [question.rows.tolist() for question in questions] == [[0, 1, 2, 7], [2, 3]]
-    assert [question.categories.tolist() for question in questions] == [[0, 1, 2, 3, 4], [1, 4]]
+    assert [question.classes.tolist() for question in questions] == [[0, 1, 2, 3, 4], [1, 4]]
+
+
+class Broken(Counting):
+    def logits(self, frames, patches, classes=None):
+        return torch.full((len(frames), K), torch.nan)
 
 
 def test_a_score_that_is_no_number_is_named(store):
-    subject = Subject(
-        score=lambda frames, _: torch.full((len(frames), K), torch.nan),
-        num_frames=6,
-        template="{}",
-        run=None,
-    )
     with pytest.raises(InputError, match=r"scores of 35 videos are not numbers, .* 'all-000'"):
-        examine(store, [subject], "full", watch=lambda done, total: None)
-
-
-def test_keeping_needs_to_know_what_is_kept(store, tmp_path):
-    counting = Counting(fingerprint=None)
-    with pytest.raises(ValueError, match="expected a fingerprint of every subject"):
-        ask(store, counting, tmp_path)
+        evaluate(store, [Broken()], "full", watch=lambda done, total: None)

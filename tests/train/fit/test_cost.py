@@ -13,6 +13,7 @@ from bieff.extract.tower import keep_freed_memory
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
+from bieff.train.data import patches_of
 from bieff.train.fit.cost import (
     Flops,
     attention,
@@ -23,7 +24,6 @@ from bieff.train.fit.cost import (
     step_cost,
 )
 from bieff.train.fit.loop import prepare, train
-from bieff.train.fit.record import patches_of
 
 ROWS = {
     "baseline": ["prompt=none", "post_prompt=false", "word_guided=false"],

@@ -1,10 +1,10 @@
 """Few videos a class: which they are, that they come back, and that training sees no other."""
 
+import dataclasses
 import json
 import os
 import signal
 import statistics
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,28 +14,25 @@ from helpers import fake_store as fake
 from safetensors.torch import load_file
 
 from bieff.apps.evaluate import Evaluation, evaluate_closed, evaluate_zero_shot
+from bieff.apps.progress import steps_bar, videos_bar
 from bieff.apps.train import train_run
 from bieff.cli import main
 from bieff.features.errors import ConfigError, StoreError, StoreMismatchError
 from bieff.features.schema import UNLABELLED
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
-from bieff.train.evaluate.results import load_results, save_results
-from bieff.train.experiments.base_to_novel import Figures, base2novel, halves, harmonic_mean
-from bieff.train.fit.few_shot import (
-    Few,
-    Shots,
-    draw_shots,
-    evaluation_view,
-    split_lists,
-    training_view,
-)
+from bieff.train.evaluate.classifier import Trained
+from bieff.train.evaluate.lists import halves, split_lists
+from bieff.train.evaluate.results import load_results
+from bieff.train.experiments.base_to_novel import Figures, base2novel, harmonic_mean
+from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions, draw_shots
 from bieff.train.fit.loop import prepare, train
 from bieff.train.runs.checkpoint import LAST, StoppedError
 from bieff.train.runs.run import open_run
 
 SHORT = ["epochs=2", "warmup_epochs=1", "batch_size=4", "temporal_layers=1"]
 BAD = (7, 22, 30)
+HERE = {"device": "cpu", "steps_bar": steps_bar, "videos_bar": videos_bar}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +84,7 @@ def test_a_draw_takes_so_many_usable_videos_of_the_training_list(splits):
     assert shots == draw_shots(splits, shots=3, split="2", seed=5)
     assert shots.videos != draw_shots(splits, shots=3, split="2", seed=6).videos
     assert shots.text() == "3 videos a class of split 2, draw 5: 15 videos of 5 classes"
-    assert Shots(**json.loads(json.dumps(shots.to_dict()))) == shots
+    assert FewShotDraw(**json.loads(json.dumps(shots.to_dict()))) == shots
 
 
 def test_fewer_shots_and_fewer_classes_are_a_part_of_the_draw(splits):
@@ -110,11 +107,11 @@ def test_a_class_gives_what_it_has(splits):
 
 
 def test_lists_of_splits_and_of_partitions(splits, parts, clip, tmp_path):
-    train_list, test_list = split_lists(splits, None)
+    (_, train_list), (_, test_list) = split_lists(splits, None)
     assert test_list.rows.tolist() == list(range(0, 71, 3))
     assert sorted([*train_list.rows, *test_list.rows]) == list(range(71))
-    train_list, test_list = split_lists(parts, None)
-    assert (train_list.partition, test_list.partition) == ("train", "val")
+    (train_part, train_list), (test_part, test_list) = split_lists(parts, None)
+    assert (train_part.name, test_part.name) == ("train", "val")
     assert (len(train_list.rows), len(test_list.rows)) == (53, 17)
     with pytest.raises(ConfigError, match=r"has 1, 2, 3, got '4'"):
         split_lists(splits, "4")
@@ -143,26 +140,25 @@ def test_a_class_without_a_usable_video_is_named(clip, tmp_path):
 def test_training_sees_the_drawn_videos_alone(clip, splits, parts, kind):
     store = splits if kind == "splits" else parts
     shots = draw_shots(store, shots=3)
-    view = training_view(store, shots)
-    trainer = prepare(view, clip, load(overrides=SHORT))
+    trainer = prepare(store, clip, load(overrides=SHORT), videos=shots.listed(store))
     whole = store.partitions["all" if kind == "splits" else "train"]
     row_of = {video.id: row for row, video in enumerate(whole.videos)}
     rows = sorted(row_of[id_] for ids in shots.videos.values() for id_ in ids)
     held = trainer.features.embeddings.numpy()
     np.testing.assert_array_equal(held, whole.read(rows))
     assert trainer.features.labels.tolist() == whole.labels[rows].tolist()
-    assert list(view.partitions) == ["train"]
+    assert trainer.features.rows.tolist() == rows
 
 
 def test_a_run_keeps_its_draw_and_another_takes_it_again(splits, tmp_path):
-    few = Few(shots=2, split="3", seed=1, same_as=None)
+    few = FewShotOptions(shots=2, split="3", seed=1, same_as=None)
     first = tmp_path / "the first"
     said = train_run(**options(features=splits.path, out=first, few=few))
     assert "2 videos a class of split 3, draw 1: 10 videos of 5 classes" in said
     record = open_run(first).record
     assert record["shots"] == draw_shots(splits, shots=2, split="3", seed=1).to_dict()
     assert (record["videos"], record["evaluation"]) == (10, None)
-    again = Few(shots=None, split=None, seed=None, same_as=first)
+    again = FewShotOptions(shots=None, split=None, seed=None, same_as=first)
     train_run(**options(features=splits.path, out=tmp_path / "second", few=again))
     one, two = (load_file(tmp_path / name / LAST) for name in (first, "second"))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -183,7 +179,7 @@ def test_a_run_keeps_its_draw_and_another_takes_it_again(splits, tmp_path):
 def test_training_videos_are_never_asked_about(splits, tmp_path):
     """Other splits list them for testing, and `full` and `half10` every video."""
     run = tmp_path / "few"
-    few = Few(shots=2, split="1", seed=0, same_as=None)
+    few = FewShotOptions(shots=2, split="1", seed=0, same_as=None)
     train_run(**options(features=splits.path, out=run, few=few))
     for protocol in ("splits3", "full", "half10"):
         with pytest.raises(ConfigError, match=rf"10 of the videos that {protocol} asks about"):
@@ -216,16 +212,17 @@ def test_a_run_on_few_videos_goes_on(splits, tmp_path):
     shots = draw_shots(splits, shots=2)
     config = load(overrides=SHORT)
     out = tmp_path / "run"
-    view = training_view(splits, shots)
+    few = {"videos": shots.listed(splits), "shots": shots.to_dict()}
     with pytest.raises(StoppedError):
-        train(view, clip, config, out, watch=watch, shots=shots.to_dict())
+        train(splits, clip, config, out, watch=watch, **few)
     other = draw_shots(splits, shots=2, seed=1)
     with pytest.raises(StoreMismatchError, match="began with another draw of few videos"):
         train(
-            training_view(splits, other),
+            splits,
             clip,
             config,
             out,
+            videos=other.listed(splits),
             watch=watch,
             resume=True,
             shots=other.to_dict(),
@@ -233,51 +230,44 @@ def test_a_run_on_few_videos_goes_on(splits, tmp_path):
     said = train_run(**options(out=out, overrides=(), resume=True))
     assert said.startswith("trained 4 steps on 10 videos")
     assert "2 videos a class of split 1, draw 0" in said
-    straight = train(view, clip, config, tmp_path / "straight", watch=lambda *_: None)
+    straight = train(splits, clip, config, tmp_path / "straight", watch=lambda *_: None, **few)
     one, two = (load_file(path / LAST) for path in (out, straight.path))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_options_that_do_not_fit_are_refused(splits, parts, tmp_path):
+    nothing = {"shots": None, "split": None, "seed": None, "same_as": None}
     cases = [
-        (
-            Few(shots=None, split="1", seed=None, same_as=None),
-            "--split and --draw need --shots",
-        ),
-        (Few(shots=None, split=None, seed=0, same_as=None), "--split and --draw need --shots"),
-        (
-            Few(shots=2, split=None, seed=None, same_as=tmp_path),
-            "--same-shots brings its shots, split and draw",
-        ),
-        (
-            Few(shots=None, split=None, seed=3, same_as=tmp_path),
-            "--same-shots brings its shots, split and draw",
-        ),
-        (Few(shots=2, split=None, seed=-1, same_as=None), "draw must not be negative, got -1"),
+        ({"split": "1"}, "--split and --draw need --shots"),
+        ({"seed": 0}, "--split and --draw need --shots"),
+        ({"shots": 2, "same_as": tmp_path}, "--same-shots brings its shots, split and draw"),
+        ({"seed": 3, "same_as": tmp_path}, "--same-shots brings its shots, split and draw"),
+        ({"shots": 2, "seed": -1}, "draw must not be negative, got -1"),
     ]
-    for few, message in cases:
+    for asked, message in cases:
+        few = FewShotOptions(**{**nothing, **asked})
         with pytest.raises(ConfigError, match=message):
             train_run(**options(features=splits.path, out=tmp_path / "out", few=few))
     with pytest.raises(ConfigError, match="--resume goes on with the run's own videos"):
-        train_run(**options(resume=True, few=cases[0][0]))
+        train_run(**options(resume=True, few=FewShotOptions(**nothing)))
     train_run(**options(features=parts.path, out=tmp_path / "all"))
-    few = Few(shots=None, split=None, seed=None, same_as=tmp_path / "all")
+    few = FewShotOptions(**{**nothing, "same_as": tmp_path / "all"})
     with pytest.raises(ConfigError, match="was trained on all videos, not on few"):
         train_run(**options(features=parts.path, out=tmp_path / "out", few=few))
     shots = draw_shots(parts, shots=2)
     with pytest.raises(StoreMismatchError, match=r"the draw is not of .*: it lists no video"):
-        training_view(splits, shots)
+        shots.listed(splits)
 
 
 # --- base to novel
 
 
 def test_halves_are_by_how_often_a_class_occurs(splits):
-    base, novel = halves(splits, "1")
-    listed, _ = split_lists(splits, "1")
-    counts = np.bincount(splits.partitions["all"].labels[listed.rows], minlength=5)
+    base, novel = halves(splits, "1").values()
+    (partition, listed), _ = split_lists(splits, "1")
+    counts = np.bincount(partition.labels[listed.rows], minlength=5)
     assert (len(base), len(novel)) == (3, 2)
-    assert sorted(base + novel) == list(range(5))
+    assert sorted([*base, *novel]) == list(range(5))
     assert min(counts[base]) >= max(counts[novel])
 
 
@@ -286,12 +276,12 @@ def test_videos_without_a_label_are_in_neither_half(parts, tmp_path):
     store = FeatureStore.open(parts.path)
     counted = halves(store, None)
     labels = store.partitions["train"].labels.copy()
-    rarest = counted[1][-1]
+    rarest = counted["novel"][-1]
     labels[np.flatnonzero(labels != rarest)[:3]] = UNLABELLED
     store.partitions["train"].labels = labels
-    base, novel = halves(store, None)
+    base, novel = halves(store, None).values()
     counts = [int((labels == label).sum()) for label in range(5)]
-    assert sorted(base + novel) == list(range(5))
+    assert sorted([*base, *novel]) == list(range(5))
     assert min(counts[label] for label in base) >= max(counts[label] for label in novel)
 
 
@@ -307,10 +297,10 @@ def test_the_harmonic_mean_by_hand():
 def test_base_to_novel(splits, parts, tmp_path, kind):
     """Against the run's own scores, one video at a time among the classes of its half."""
     store = splits if kind == "splits" else parts
-    ask = {"shots": 3, "draws": 2, "overrides": SHORT, "out": tmp_path / "out", "device": "cpu"}
+    ask = {"shots": 3, "draws": 2, "overrides": SHORT, "out": tmp_path / "out", **HERE}
     ours, frozen = base2novel(store.path, **ask)
     assert (ours.model, frozen.model) == ("bieff", "frozen")
-    classes = dict(zip(("base", "novel"), halves(store, None), strict=True))
+    classes = {half: labels.tolist() for half, labels in halves(store, None).items()}
     kept = json.loads((tmp_path / "out" / "base2novel.json").read_text())
     assert kept["classes"] == {
         half: [store.class_names[label] for label in chosen] for half, chosen in classes.items()
@@ -325,24 +315,24 @@ def test_base_to_novel(splits, parts, tmp_path, kind):
         statistics.fmean(draw[0]["top1"] for draw in kept["results"]["base"])
     )
     for half, chosen in classes.items():
-        _, listed = split_lists(store, None)
-        labels = store.partitions[listed.partition].labels[listed.rows]
+        _, (partition, listed) = split_lists(store, None)
+        labels = partition.labels[listed.rows]
         assert kept["results"][half][0][0]["n_listed"] == int(np.isin(labels, chosen).sum())
         assert kept["results"][half][0][0]["protocol"] == f"base2novel-{half}"
 
-    # figures from when fewer videos could be decoded are not averaged with the others
-    file = tmp_path / "out" / "draw-1" / "novel.json"
-    whole = load_results(file)
-    save_results(file, [replace(result, n_evaluated=1, top1=0.0) for result in whole])
-    before = (tmp_path / "out" / "draw-1" / LAST).stat().st_mtime_ns
+    # neither trained nor scored again
+    folder = tmp_path / "out" / "draw-1"
+    files = [folder / LAST, *(folder / "scores").iterdir()]
+    before = [file.stat().st_mtime_ns for file in files]
+    assert len(files) == 3
     assert base2novel(store.path, **ask) == [ours, frozen]
-    assert load_results(file) == whole
-    assert (tmp_path / "out" / "draw-1" / LAST).stat().st_mtime_ns == before
+    assert [file.stat().st_mtime_ns for file in files] == before
     half = Evaluation(device="cpu", model_only=True)
     of_half = {"run": tmp_path / "out" / "draw-1", "features": None, "protocol": "closed"}
     (alone,) = evaluate_closed(half, **of_half)
     assert alone.protocol == "base2novel-base"
-    assert alone.lists == load_results(file.with_name("base.json"))[0].lists
+    of_base = kept["results"]["base"][1][0]
+    assert [dataclasses.asdict(one) for one in alone.lists] == of_base["lists"]
     with pytest.raises(StoreMismatchError, match="began with another draw of few videos"):
         base2novel(store.path, **{**ask, "shots": 2})
     with pytest.raises(ConfigError, match="batch_size: the run has 4, asked for 5"):
@@ -353,14 +343,11 @@ def test_base_to_novel(splits, parts, tmp_path, kind):
 
 def test_novel_videos_are_told_apart_among_novel_classes(clip, splits, tmp_path):
     """Brute force: the model's scores over the names of the half alone."""
-    from bieff.train.evaluate.scoring import trained
-
-    ask = {"shots": 4, "draws": 1, "overrides": SHORT, "out": tmp_path, "device": "cpu"}
+    ask = {"shots": 4, "draws": 1, "overrides": SHORT, "out": tmp_path, **HERE}
     [ours, _] = base2novel(splits.path, **ask)
     run = open_run(tmp_path / "draw-0")
-    _, novel = halves(splits, None)
-    view = evaluation_view(splits, None, classes=novel)
-    subject = trained(run, clip, view)
+    novel = halves(splits, None)["novel"]
+    classifier = Trained(run, clip, [splits.class_names[label] for label in novel])
     whole = FeatureStore.open(splits.path).partitions["all"]
     right, count = 0, 0
     for row in range(0, 71, 3):
@@ -368,8 +355,7 @@ def test_novel_videos_are_told_apart_among_novel_classes(clip, splits, tmp_path)
             continue
         total = np.zeros(len(novel))
         for shown in whole.read([row])[0]:
-            with torch.no_grad():
-                logits = subject.score(torch.from_numpy(shown[None]).float(), None)[0].double()
+            logits = classifier.logits(torch.from_numpy(shown[None]).float(), None)[0].double()
             total += logits.softmax(dim=0).numpy()
         right += novel[int(total.argmax())] == whole.labels[row]
         count += 1

@@ -13,9 +13,10 @@ from bieff.clip import ClipName
 from bieff.clip import load as load_clip
 from bieff.features.errors import ConfigError
 from bieff.train.config import load
-from bieff.train.data import Picked
-from bieff.train.evaluate.classifier import class_embeddings
-from bieff.train.evaluate.scoring import closed, trained
+from bieff.train.data import Batch
+from bieff.train.evaluate.classifier import Trained, class_embeddings
+from bieff.train.evaluate.results import results_of
+from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.loop import prepare, train
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
 from bieff.train.method.temporal import TemporalTransformer
@@ -108,7 +109,7 @@ def test_the_loss_has_the_distance_in_it(store, parts, settings):
     trainer = prepare(store, clip, load(overrides=overrides))
     trainer.model.double()
     draw, picked = trainer.batches.at(1)
-    picked = Picked(picked.frames.double(), None)
+    picked = Batch(picked.frames.double(), None)
     got = trainer.backward(picked, draw.labels)
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
 
@@ -187,7 +188,8 @@ def test_a_run_keeps_and_evaluates_the_average(clip, store, tmp_path):
         want = torch.stack([weights[name] for weights in after[1:]]).mean(dim=0)
         torch.testing.assert_close(kept[name], want)
     assert not torch.equal(kept["temporal.positions"], after[-1]["temporal.positions"])
-    [result] = closed(store, [trained(run, clip, store)], watch=lambda *_: None)
+    ours = Trained(run, clip, store.class_names)
+    [result] = results_of(evaluate(store, [ours], "closed", watch=lambda *_: None))
     tops = [line["val_top1"] for line in read_metrics(run.path) if "val_top1" in line]
     assert result.top1 == pytest.approx(tops[-1])
 

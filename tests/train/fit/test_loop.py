@@ -9,8 +9,10 @@ from bieff.clip import ClipName
 from bieff.clip import load as load_clip
 from bieff.features.errors import BieffError, ConfigError, InputError, StoreError
 from bieff.train.config import load
-from bieff.train.data import Picked
-from bieff.train.evaluate.scoring import closed, trained
+from bieff.train.data import Batch
+from bieff.train.evaluate.classifier import Trained
+from bieff.train.evaluate.results import results_of
+from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.loop import Validation, prepare, train
 from bieff.train.fit.step import Trainer, backward_whole, cut
 from bieff.train.method.loss import positive_pairs, symmetric_loss
@@ -146,7 +148,7 @@ class Double:
 
     def gradients(self, step):
         draw, picked = self.trainer.batches.at(step)
-        picked = Picked(picked.frames.double(), None)
+        picked = Batch(picked.frames.double(), None)
         self.trainer.model.zero_grad()
         loss = self.trainer.backward(picked, draw.labels)
         named = self.trainer.model.named_parameters()
@@ -233,7 +235,8 @@ def test_evaluation_while_training_is_that_of_the_protocol(clip, store, tmp_path
     run = train(store, clip, config, tmp_path / "run", watch=quiet)
     lines = [line for line in read_metrics(run.path) if "val_top1" in line]
     assert [(line["step"], line["epoch"]) for line in lines] == [(7, 2), (11, 3)]
-    [result] = closed(store, [trained(run, clip, store)], watch=lambda *_: None)
+    ours = Trained(run, clip, store.class_names)
+    [result] = results_of(evaluate(store, [ours], "closed", watch=lambda *_: None))
     assert result.top1 == pytest.approx(lines[-1]["val_top1"])
     assert result.top5 == pytest.approx(lines[-1]["val_top5"])
     assert result.n_evaluated == 15

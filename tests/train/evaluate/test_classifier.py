@@ -6,7 +6,7 @@ from helpers import fake_store as fake
 from torch.nn import functional as F
 
 from bieff.train.config import load
-from bieff.train.evaluate.classifier import LARGEST_BATCH, Subject, frozen, texts_of, trained
+from bieff.train.evaluate.classifier import LARGEST_BATCH, Frozen, Trained, texts_of
 from bieff.train.fit.loop import train
 from bieff.train.runs.checkpoint import BEST
 from bieff.train.runs.run import load_model
@@ -86,9 +86,8 @@ def one_by_one(run, clip, frames, described, categories):
 @pytest.mark.parametrize("categories", [None, [1, 2, 4], [0]])
 @torch.no_grad()
 def test_descriptions_are_averaged_in_embedding_space(run, clip, store, frames, categories):
-    subject = trained(run, clip, store, names=DESCRIBED)
     chosen = None if categories is None else torch.tensor(categories)
-    got = subject.on(chosen)(frames, None)
+    got = Trained(run, clip, DESCRIBED).logits(frames, None, chosen)
     want = one_by_one(run, clip, frames, DESCRIBED, categories or range(K))
     assert want.std() > 0.01
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)  # cosines over tau = 0.01
@@ -99,11 +98,11 @@ def test_descriptions_are_averaged_in_embedding_space(run, clip, store, frames, 
 def test_names_are_one_description_each(run, clip, store, frames, categories):
     chosen = None if categories is None else torch.tensor(categories)
     names = Descriptions.of(store.class_names)
-    got = trained(run, clip, store).on(chosen)(frames, None)
+    got = Trained(run, clip, store.class_names).logits(frames, None, chosen)
     want = one_by_one(run, clip, frames, names, categories or range(K))
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
     twice = Descriptions(tuple((name, name) for name in store.class_names))
-    doubled = trained(run, clip, store, names=twice).on(chosen)(frames, None)
+    doubled = Trained(run, clip, twice).logits(frames, None, chosen)
     torch.testing.assert_close(got, doubled, rtol=1e-3, atol=1e-3)
 
 
@@ -111,15 +110,14 @@ def test_some_classes_are_not_columns_of_all(clip, store, frames, tmp_path):
     """The words of a class that is not asked about must not weight the frames."""
     config = load(overrides=["epochs=3", "warmup_epochs=0", "frames=3", "beta=1.0", "lr=0.003"])
     run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
-    subject = trained(run, clip, store)
+    ours = Trained(run, clip, store.class_names)
     some = torch.tensor([0, 3])
-    with torch.no_grad():
-        asked = subject.on(some)(frames, None)
-        columns = subject.on(None)(frames, None)[:, some]
+    asked = ours.logits(frames, None, some)
+    columns = ours.logits(frames, None)[:, some]
     assert (asked - columns).abs().max() > 1e-3
-    beside = frozen(clip, store, num_frames=T)
+    beside = Frozen(clip, store.class_names, num_frames=T)
     torch.testing.assert_close(
-        beside.on(some)(frames, None), beside.score(frames, None)[:, some]
+        beside.logits(frames, None, some), beside.logits(frames, None)[:, some]
     )
 
 
@@ -129,35 +127,37 @@ def test_the_texts_of_some_classes():
     assert owners.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_a_subject_says_what_it_is(clip, store, tmp_path):
+def test_a_classifier_says_what_it_is(clip, store, tmp_path):
     config = load(overrides=["epochs=2", "warmup_epochs=0", "frames=3", "eval_every=1"])
     run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
-    last, best = (trained(run, clip, store, weights=name) for name in ("last", "best"))
+    names = store.class_names
+    ours = [Trained(run, clip, names, weights=name) for name in ("last", "best")]
+    last, best = (classifier.about for classifier in ours)
     assert (last.model, last.run, last.weights, best.weights) == (
         "bieff",
         "run",
         "last",
         "best",
     )
-    assert (last.template, last.names, last.num_frames) == ("pre-prompt", None, 3)
+    assert (last.template, last.names, last.frames) == ("pre-prompt", None, 3)
     assert last.names_hash == Descriptions.of(store.class_names).hash
-    assert last.batch_size == LARGEST_BATCH
+    assert ours[0].batch_size == LARGEST_BATCH
     (run.path / BEST).write_bytes((run.path / "last.safetensors").read_bytes())
-    same = trained(run, clip, store, weights="best")
-    described = trained(run, clip, store, names=DESCRIBED)
-    assert same.fingerprint == last.fingerprint  # the same weights give the same scores
-    assert described.fingerprint != last.fingerprint
+    same = Trained(run, clip, names, weights="best")
+    described = Trained(run, clip, DESCRIBED)
+    assert same.fingerprint() == ours[0].fingerprint()  # the same weights, the same scores
+    assert described.fingerprint() != ours[0].fingerprint()
     beside = [
-        frozen(clip, store, num_frames=3, template=name, names=names)
-        for name, names in (("one", None), ("28", None), ("one", DESCRIBED))
+        Frozen(clip, asked, num_frames=3, template=template)
+        for template, asked in (("one", names), ("28", names), ("one", DESCRIBED))
     ]
-    assert len({subject.fingerprint for subject in beside}) == 3
-    assert [subject.template for subject in beside] == [
+    assert len({classifier.fingerprint() for classifier in beside}) == 3
+    assert [classifier.about.template for classifier in beside] == [
         "This is a video about {}",
         "28 templates",
         "This is a video about {}",
     ]
-    assert all((subject.model, subject.run) == ("frozen", None) for subject in beside)
+    assert all((one.about.model, one.about.run) == ("frozen", None) for one in beside)
 
 
 @pytest.mark.parametrize(
@@ -168,18 +168,7 @@ def test_many_classes_take_fewer_videos_at_a_time(
 ):
     config = load(overrides=["epochs=2", "warmup_epochs=0", "frames=3", "eval_every=0"])
     run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
-    assert trained(run, clip, store).batch_size == LARGEST_BATCH
+    ours = Trained(run, clip, store.class_names)
+    assert ours.batch_size == LARGEST_BATCH
     monkeypatch.setattr(f"bieff.train.evaluate.classifier.{limit}", value)
-    assert 1 <= trained(run, clip, store).batch_size < LARGEST_BATCH
-
-
-def test_a_subject_of_ones_own_takes_columns():
-    classes = torch.arange(4.0)
-    subject = Subject(
-        score=lambda frames, _: frames.mean(dim=(1, 2))[:, None] * classes,
-        num_frames=T,
-        template="{}",
-        run=None,
-    )
-    got = subject.on(torch.tensor([1, 3]))(torch.ones(2, T, D), None)
-    torch.testing.assert_close(got, torch.tensor([[1.0, 3.0]] * 2))
+    assert 1 <= ours.batch_size < LARGEST_BATCH
