@@ -620,6 +620,7 @@ def bench(model: str | None, pretrained: str | None, device: str | None, as_json
 @_set("A setting of all rows that a table does not vary; may be repeated.")
 @_out("Folder.  [default: runs/STORE-ablation]")
 @_given("--jobs", "Runs at a time; several have a thread each.", 1)
+@_named
 @_device
 def ablate(tables: str, zeroshot: str, **options: Any) -> None:
     """Train and evaluate every row of the paper's tables, several seeds each.

@@ -81,12 +81,10 @@ class ClipName:
         return cls.of(model or cls().model, pretrained)
 
     @property
-    def options(self) -> str:
+    def words(self) -> list[str]:
         """The options of a command that name it."""
-        words = ["--model", self.model]
-        if self.pretrained is not None:
-            words += ["--pretrained", self.pretrained]
-        return shlex.join(words)
+        weights = [] if self.pretrained is None else ["--pretrained", self.pretrained]
+        return ["--model", self.model, *weights]
 
     @property
     def is_random(self) -> bool:
@@ -204,8 +202,8 @@ def load(
         reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
         if from_cache and name.may_be_downloaded:
             raise InputError(
-                f"CLIP {str(name)!r} is not in the cache ({reason}); give {name.options} to "
-                "download it"
+                f"CLIP {str(name)!r} is not in the cache ({reason}); give "
+                f"{shlex.join(name.words)} to download it"
             ) from error
         raise InputError(
             f"cannot load CLIP {str(name)!r}: {reason}; check the name and the connection, or "
@@ -260,7 +258,7 @@ class Claim:
         if named is None and not _is_public(self.name):
             raise InputError(
                 f"{self.source} was made with CLIP {str(self.name)!r}, which is read only "
-                f"where you name it; give {self.name.options} if you trust it"
+                f"where you name it; give {shlex.join(self.name.words)} if you trust it"
             )
         clip = load(named or self.name, device=device, from_cache=named is None)
         self.require(clip)

@@ -210,7 +210,5 @@ def _extract_command(path: Path, run: Run, name: str) -> Sequence[str]:
         command += ["--out", str(path)]
     clip = run.clip.name
     if clip != ClipName() and not (is_shapes and clip.model == TINYCLIP):
-        command += ["--model", clip.model]
-        if clip.pretrained is not None:
-            command += ["--pretrained", clip.pretrained]
+        command += clip.words
     return command

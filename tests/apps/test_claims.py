@@ -1,6 +1,7 @@
 """Stores and runs from somebody else name their CLIP: a claim, never an order."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -96,7 +97,7 @@ def test_nothing_of_a_stranger_calls_out(world):
             assert (done["code"], done["calls"]) == (1, []), done
             assert done["said"].count("\n") == 1
             assert f"CLIP {str(ClipName(**name))!r} is not in the cache" in done["said"]
-            assert f"give {ClipName(**name).options} to download it" in done["said"]
+            assert f"give {shlex.join(ClipName(**name).words)} to download it" in done["said"]
 
 
 def test_a_model_that_the_user_names_is_downloaded(world):

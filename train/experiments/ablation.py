@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from bieff.clip import ClipName
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
 from bieff.features.files import exclusive, write_atomically
 from bieff.features.store import FeatureStore
@@ -78,6 +79,9 @@ class Ablation:
     base: TrainConfig
     out: Path
     device: str | None
+    named: ClipName | None = None
+    """The CLIP that the user named; None takes the store's if it is here already."""
+
     command: Sequence[str] = ()
 
     @property
@@ -127,6 +131,7 @@ class Ablation:
         """What is to be typed for a run, each as soon as the one before is done, and why."""
         folder = self.out / experiment.name
         where = [] if self.device is None else ["--device", self.device]
+        where += [] if self.named is None else self.named.words
         is_begun = (folder / RECORD).is_file()
         if not is_begun and folder.is_dir():
             shutil.rmtree(folder)  # left by a process that died before there was a run
@@ -325,6 +330,8 @@ def ablate(
     out: Path | None = None,
     jobs: int = 1,
     device: str | None = None,
+    model: str | None = None,
+    pretrained: str | None = None,
     command: Sequence[str] = (),
 ) -> tuple[Path, Mapping[str, str]]:
     """Train and evaluate the rows of some tables; returns the report, and which runs failed.
@@ -341,6 +348,8 @@ def ablate(
         out: Folder of the ablation; `runs/STORE-ablation` by default.
         jobs: Runs at a time, each in a process; with several, each has one thread.
         device: Where they run.
+        model: The CLIP, named; None takes the store's if it is here already.
+        pretrained: Its weights.
         command: What the user typed, for the record.
 
     Raises:
@@ -360,6 +369,7 @@ def ablate(
         base=settings.load(overrides=overrides),
         out=out or Path("runs") / f"{features.resolve().name}-ablation",
         device=device,
+        named=ClipName.given(model, pretrained),
         command=command,
     )
     asked.out.mkdir(parents=True, exist_ok=True)
