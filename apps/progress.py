@@ -186,9 +186,6 @@ def _num_failed(counts: Mapping[str, int]) -> int:
     return sum(count for name, count in counts.items() if Status[name.upper()].failed)
 
 
-"""Between two lines where standard error is no terminal."""
-
-
 class StepsBar:
     """A bar of training steps; call it with (steps done, steps in all, loss)."""
 

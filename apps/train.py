@@ -1,4 +1,4 @@
-"""What `bieff train` does, from options as a user types them."""
+"""`bieff train`, from options as a user types them."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from bieff.train.data import VideoList
 from bieff.train.distributed import current, joined
 from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions
 from bieff.train.fit.loop import EVERY_VIDEO, prepare, train
-from bieff.train.runs.run import Run, clip_of, newest_stopped, open_run
+from bieff.train.runs.run import Run, clip_of, newest_run, open_run
 
 RUNS = Path("runs")
 FEATURES = Path("features")
@@ -48,7 +48,9 @@ def train_run(
         if any(text.partition("=")[0].strip() == "frames" for text in overrides):
             raise ConfigError("frames are given by --frames and by --set; leave one out")
         overrides = [f"frames={frames}", *overrides]
-    earlier = (newest_stopped(RUNS) if out is None else open_run(out)) if resume else None
+    earlier = None
+    if resume:
+        earlier = newest_run(RUNS, finished=False) if out is None else open_run(out)
     is_own = earlier is not None and preset is None and config is None
     base = earlier.config if earlier is not None and is_own else preset or "paper"
     chosen = settings.load(config, overrides, base=base)
@@ -76,7 +78,7 @@ def train_run(
                 videos=videos,
                 watch=bar,
                 say=bar.say,
-                resume=resume,
+                resume=earlier,
                 command=command,
                 shots=None if shots is None else shots.to_dict(),
             )
@@ -86,7 +88,7 @@ def train_run(
 def _plan(
     store: FeatureStore, clip: Clip, config: settings.TrainConfig, videos: VideoList
 ) -> str:
-    """What would be trained."""
+    """A dry run, for people."""
     trainer = prepare(store, clip, config, videos=videos)
     with trainer.batches:
         return (
@@ -98,7 +100,7 @@ def _plan(
 
 
 def _summary(run: Run, clip: Clip) -> str:
-    """What was trained."""
+    """A finished run, for people."""
     record = run.record
     lines = [
         f"trained {record['steps']:,} steps on {record['videos']:,} videos in "

@@ -13,7 +13,7 @@ from bieff.features.errors import ConfigError
 from bieff.features.settings import read_settings, with_settings
 
 _POSITIVE = (
-    *("num_context", "post_layers", "frames", "epochs", "batch_size", "temporal_weight"),
+    *("num_context", "post_layers", "frames", "epochs", "batch_size"),
     *("word_temperature", "temperature", "lr", "accumulate", "feature_memory"),
 )
 _NOT_NEGATIVE = (
@@ -27,7 +27,7 @@ CHANGE_NOTHING = ("save_seconds", "feature_memory")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """What is trained and how; the defaults are the paper's (Sec. 3 and 4.1).
+    """Settings of a training run; the defaults are the paper's (Sec. 3 and 4.1).
 
     Every row of Tables 4 to 10 is one or two settings away from the default, and so is
     every difference of the authors' release that `preset` lists.
@@ -42,15 +42,11 @@ class TrainConfig:
     temporal_residual: bool = True
     """Add the stored frames to the temporal transformer's output."""
 
-    temporal_weight: float = 1.0
-    """Of that output beside the stored frames; below 1 a video stays closer to frozen CLIP's.
-    The class side has alpha for it."""
-
     prompt: Literal["none", "hand-crafted", "learnable", "pre-prompt"] = "pre-prompt"
     """What stands before the class name (Tables 4 and 5)."""
 
     design: Literal["paper", "a1", "a2", "a3"] = "paper"
-    """How the Pre-Prompt sees the video (Table 6); needs prompt = "pre-prompt"."""
+    """Design of the Pre-Prompt (Table 6); needs prompt = "pre-prompt"."""
 
     num_context: int = 16
     """M, learned context tokens before the class name."""
@@ -84,7 +80,7 @@ class TrainConfig:
     """Keep the mean of the frames in Eq. 9 (Table 7)."""
 
     word_source: Literal["classes", "words"] = "classes"
-    """What picks the category whose words weight the frames (Table 8)."""
+    """Decides the category whose words weight the frames (Table 8)."""
 
     word_rows: Literal["name", "prompt"] = "name"
     """The words of Eq. 8: the name's tokens, or all positions of the prompt with its padding
@@ -128,7 +124,7 @@ class TrainConfig:
     """Largest learning rate of AdamW."""
 
     weight_decay: float = 0.2
-    """Of AdamW, on matrices only."""
+    """Weight decay of AdamW, on matrices only."""
 
     distill: float = 0.0
     """Weight of a term of the loss that draws videos and classes towards frozen CLIP's, see
@@ -146,7 +142,7 @@ class TrainConfig:
     forward pass.  The loss stays that of the whole batch."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of towers and prompts; cosines and losses are float32.  Auto: bfloat16 on CUDA."""
+    """Type of towers and prompts; cosines and losses are float32.  Auto: bfloat16 on CUDA."""
 
     eval_every: int = 10
     """Epochs between evaluations on the `val` partition, one at the end included; 0: never."""
@@ -159,7 +155,7 @@ class TrainConfig:
     stay on disk.  None: a share of what is free."""
 
     seed: int = 0
-    """Of the first weights and of the order of the videos."""
+    """Decides the first weights and the order of the videos."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -182,11 +178,6 @@ class TrainConfig:
             raise ConfigError(
                 f"average_epochs must be at most epochs, got {self.average_epochs} with "
                 f"epochs={self.epochs}"
-            )
-        if self.temporal_weight != 1 and not (self.temporal_residual and self.temporal_layers):
-            raise ConfigError(
-                "temporal_weight weighs a temporal transformer beside the stored frames; set "
-                "temporal_residual=true and temporal_layers, or leave it at 1"
             )
         if self.design != "paper" and self.prompt != "pre-prompt":
             raise ConfigError(

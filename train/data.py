@@ -38,11 +38,6 @@ class VideoList:
     classes: Int[np.ndarray, " k"] | None = None
     """Labels in the store; a class is called by its place among them.  None: all."""
 
-    @property
-    def is_whole(self) -> bool:
-        """True for a partition as it is."""
-        return self.rows is None and self.classes is None
-
     def class_names(self, store: FeatureStore) -> list[str]:
         """Names of the classes, in their order here."""
         if self.classes is None:
@@ -139,7 +134,7 @@ class Features:
     """Row in the partition of each video."""
 
     device: torch.device = CPU
-    """Where batches go."""
+    """The model's, where batches go."""
 
     patches: Float16[Tensor, "n V P U"] | None = None
     disk: "OnDisk | None" = None
@@ -163,7 +158,7 @@ class Features:
 
     @property
     def place(self) -> "Place":
-        """Where they lie."""
+        """The fastest place that they fit in."""
         if self.embeddings is None:
             return "disk"
         return "memory" if self.embeddings.device.type == "cpu" else "device"
@@ -191,7 +186,7 @@ class Features:
         return self.pick(videos, views, frames.expand(len(videos), -1)).to(self.device)
 
     def text(self) -> str:
-        """Where they lie, for people."""
+        """A line for people: how many, how large, in which place."""
         where = {"device": f"on {self.device}", "memory": "in memory"}.get(self.place)
         if where is None:
             where = (
@@ -214,7 +209,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchIndex:
-    """What a step trains on: which videos, and what of them."""
+    """Videos that a step trains on, with the view and the frames of each."""
 
     videos: Int[Tensor, " B"]
     """Index into the features."""
@@ -236,7 +231,7 @@ class Batch:
     patches: Float[Tensor, "B P U"] | None
 
     def pinned(self) -> "Batch":
-        """Where a copy to the device need not be waited for."""
+        """In pinned memory, from where a copy to the device need not be waited for."""
         return self.each(lambda part: part.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
@@ -306,7 +301,7 @@ def epoch_order(
 
 
 def frame_groups(num_stored: int, num_frames: int) -> int:
-    """How many stored frames stand for one frame of the model: T / t.
+    """Stored frames that stand for one frame of the model: T / t.
 
     Raises:
         ConfigError: If t does not divide T.
@@ -379,10 +374,10 @@ class Batches(AbstractContextManager["Batches"]):
 Place = Literal["device", "memory", "disk"]
 
 DEVICE_SHARE = 0.6
-"""Of the device's free memory that features may take; the rest is the training's."""
+"""Part of the device's free memory that features may take; the rest is the training's."""
 
 MEMORY_SHARE = 0.5
-"""Of the machine's free memory."""
+"""Part of the machine's free memory."""
 
 _COPIED = 64 << 20
 """Bytes that are on their way to the device at a time."""
@@ -390,7 +385,7 @@ _COPIED = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What features may take, in bytes, and where that ends."""
+    """Bytes that features may take, by place."""
 
     device: float
     """0 where the device has no memory of its own."""
@@ -405,7 +400,7 @@ class Budget:
 
 
 def budget(device: torch.device, gigabytes: float | None, *, sharers: int = 1) -> Budget:
-    """What features may take on this machine.
+    """Bytes that features may take on this machine.
 
     Args:
         device: Where the model is.
@@ -440,7 +435,7 @@ def free_memory() -> int:
 
 
 def _available() -> int:
-    """What Linux says it could give; elsewhere half of what there is."""
+    """Bytes that Linux could give; elsewhere half of all memory."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         found = next(line for line in lines if line.startswith("MemAvailable:"))

@@ -24,7 +24,7 @@ from bieff.features.errors import ConfigError
 
 
 def device_name(device: torch.device) -> str:
-    """What people call it."""
+    """A device as people call it."""
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}"
     return f"{device}, {platform.processor() or platform.machine()}"
@@ -39,7 +39,7 @@ class Group:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes the run; exactly one does."""
+        """True in the one process that writes the run."""
         return self.rank == 0
 
     def part(self, count: int) -> slice:
@@ -80,7 +80,7 @@ class Group:
             tensor.copy_(part.view_as(tensor))
 
     def any(self, here: bool) -> bool:
-        """Whether it is so in any process."""
+        """True everywhere if it is so in any process."""
         if self.size == 1:
             return here
         flag = torch.tensor([float(here)], device=_message_device())
@@ -88,7 +88,7 @@ class Group:
         return bool(flag.item())
 
     def collect(self, own: Any) -> list[Any]:
-        """What each process has, in their order; it is pickled."""
+        """The value of each process, in their order; it is pickled."""
         if self.size == 1:
             return [own]
         found: list[Any] = [None] * self.size
@@ -134,6 +134,6 @@ def sharers() -> int:
 
 
 def _message_device() -> torch.device:
-    """Where messages of this group are taken from."""
+    """The device that messages of this group are taken from."""
     is_nccl = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if is_nccl else torch.device("cpu")

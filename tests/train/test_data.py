@@ -60,7 +60,6 @@ def test_a_list_of_rows_is_held_with_labels_of_its_own(store, resident):
     rows = np.flatnonzero(np.isin(partition.labels, [4, 1]))
     listed = VideoList("train", rows, np.array([4, 1]))
     assert listed.class_names(store) == ["playing drums", "archery"]
-    assert not listed.is_whole
     chosen = load_features(partition, rows, classes=listed.classes, device=CPU)
     want = [row for row in rows.tolist() if row not in BAD["train"]]
     assert chosen.rows.tolist() == want

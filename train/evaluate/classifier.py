@@ -22,7 +22,6 @@ from bieff.train.data import free_bytes
 from bieff.train.evaluate.scores import About
 from bieff.train.method.loss import cosine
 from bieff.train.method.model import BiEfficient, Scores
-from bieff.train.method.pre_prompt import prompt_rows
 from bieff.train.runs.checkpoint import BEST, LAST
 from bieff.train.runs.run import Run, load_model
 from bieff.train.text.tower import TextTower
@@ -99,10 +98,7 @@ class Trained:
     @property
     def batch_size(self) -> int:
         """Videos to score at a time, fewer for many classes."""
-        patches = self._run.record["patches"]
-        return batch_size_of(
-            self._text, self._model, num_frames=self.about.frames, patches=patches
-        )
+        return batch_size_of(self._text, self._model)
 
     def fingerprint(self) -> str:
         """Everything its scores depend on but the features, as a hash."""
@@ -221,23 +217,9 @@ def mean_softmax(views: Iterable[Float[Tensor, "B k"]]) -> Float64[Tensor, "B k"
     return reduce(torch.add, softmax) / len(softmax)
 
 
-def batch_size_of(
-    text: TextTower, model: BiEfficient, *, num_frames: int, patches: Sequence[int] | None
-) -> int:
-    """Videos to score at a time among all classes; fewer where little memory is free.
-
-    Args:
-        text: With the class names.
-        model: Which is asked.
-        num_frames: t, frames it takes.
-        patches: Number and width of the store's patch tokens, if it has them.
-    """
-    sees_patches = patches is not None and model.config.prompts_see == "patches"
-    num_context, num_video_rows = prompt_rows(
-        model.config,
-        patches[0] if patches is not None and sees_patches else num_frames,
-        hand_crafted=0 if model.hand_crafted is None else len(model.hand_crafted),
-    )
+def batch_size_of(text: TextTower, model: BiEfficient) -> int:
+    """Videos to score at a time among all classes; fewer where little memory is free."""
+    num_context, num_video_rows = model.prompt_rows
     fitting = text.max_videos(
         min(TOWER_BYTES, free_bytes(text.token_rows.device) / 2),
         num_context=num_context,

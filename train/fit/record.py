@@ -22,12 +22,11 @@ def make_record(
     store: FeatureStore,
     clip: Clip,
     trainer: Trainer,
+    class_names: Sequence[str],
     command: Sequence[str],
     shots: Mapping[str, Any] | None,
-    *,
-    class_names: Sequence[str],
 ) -> dict[str, Any]:
-    """What is known before the first step; `shots` is the draw of few videos, if it was one."""
+    """A record before the first step; `shots` is the draw of few videos, if it was one."""
     counts = trainer.model.parameter_counts()
     features = trainer.features
     return {
@@ -56,7 +55,7 @@ def make_record(
         + sum(p.numel() for p in clip.model.parameters()),
         "cost": {
             "stage_one": stage_one(store),
-            "batch": step_cost(trainer, patches_of(store)),
+            "batch": step_cost(trainer),
         },
         **_circumstances(trainer),
         "command": list(command),
@@ -70,7 +69,7 @@ def make_record(
 
 
 def _circumstances(trainer: Trainer) -> dict[str, Any]:
-    """Where and with what a sitting runs."""
+    """Machine and software of this process."""
     return {
         "device": device_name(trainer.device),
         "precision": str(trainer.precision).removeprefix("torch."),
@@ -157,7 +156,7 @@ def require_same_numbers(run: Run, trainer: Trainer) -> None:
 
 
 def changed_circumstances(run: Run, trainer: Trainer) -> str:
-    """What has changed since the last sitting that may round otherwise; "" if nothing."""
+    """Changes since the last process that may round otherwise; "" if there are none."""
     last = {**run.record, **(run.record["resumed"] or [{}])[-1]}
     now = _circumstances(trainer)
     changed = [
@@ -175,5 +174,5 @@ def changed_circumstances(run: Run, trainer: Trainer) -> str:
 
 
 def rows_hash(features: Features) -> str:
-    """Of the rows that are trained on, in order."""
+    """Digest of the rows that are trained on, in order."""
     return hashlib.sha256(features.rows.astype("<i8").tobytes()).hexdigest()[:16]

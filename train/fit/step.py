@@ -81,15 +81,15 @@ class Trainer:
 
     def step(self, step: int) -> Tensor:
         """Take one step; returns its loss."""
-        draw, picked = self.batches.at(step)
-        return self.update(step, picked, draw.labels)
+        index, batch = self.batches.at(step)
+        return self.update(step, batch, index.labels)
 
-    def update(self, step: int, picked: Batch, labels: Int[Tensor, " B"]) -> Tensor:
+    def update(self, step: int, batch: Batch, labels: Int[Tensor, " B"]) -> Tensor:
         """Learn from a batch; returns its loss.
 
         Args:
             step: Decides the learning rate.
-            picked: This process's rows of the batch.
+            batch: This process's rows of the batch.
             labels: Of the whole batch.
         """
         factor = lr_factor(
@@ -100,7 +100,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.backward(picked, labels)
+        loss = self.backward(batch, labels)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.group.add_up(gradients)
         if self.config.clip_grad:
@@ -108,24 +108,22 @@ class Trainer:
         self.optimizer.step()
         return loss
 
-    def backward(self, picked: Batch, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def backward(self, batch: Batch, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """Eq. 10 on a batch, and its gradient; the categories are the distinct labels in it.
 
         With `distill`, also the videos' mean distance from frozen CLIP.
 
         Args:
-            picked: This process's rows of the batch.
+            batch: This process's rows of the batch.
             labels: Of the whole batch.
         """
         categories = labels.unique()
         positives = positive_pairs(labels, categories).to(self.device)
-        count = len(picked.frames)
-
         num_names = len(categories)
 
         def figures_of(part: slice) -> Tensor:
             """Logits, and in a last column the distance from frozen CLIP where that counts."""
-            own = picked.part(part)
+            own = batch.part(part)
             scores = self.score(own, categories)
             if self.frozen_classes is None:
                 return scores.logits
@@ -142,19 +140,19 @@ class Trainer:
 
         return backward_whole(
             figures_of,
-            cut(count, self.config.accumulate),
+            cut(len(batch.frames), self.config.accumulate),
             loss_of,
             lambda own: self.group.gather(own, len(labels)),
             self.group.part(len(labels)),
         )
 
-    def score(self, picked: Batch, categories: Tensor | None) -> Scores:
-        """What the model says, in the run's precision."""
+    def score(self, batch: Batch, categories: Tensor | None) -> Scores:
+        """The model's scores, in the run's precision."""
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
         ):
             scores: Scores = self.model(
-                picked.frames, self.text, categories=categories, patches=picked.patches
+                batch.frames, self.text, categories=categories, patches=batch.patches
             )
         return scores
 

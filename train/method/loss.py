@@ -67,7 +67,7 @@ def frozen_distance(
     frames: Float[Tensor, "B T D"],
     frozen_classes: Float[Tensor, "k D"],
 ) -> Float[Tensor, " B"]:
-    """How far each video and its class embeddings have moved from frozen CLIP's.
+    """Distance that each video and its class embeddings have moved from frozen CLIP's.
 
     1 - cos(v_hat, v) + mean over the categories of 1 - cos(c_hat, c), where v is the mean of
     the unit frames as stored and c CLIP's embedding of the name in a template: what frozen

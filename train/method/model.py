@@ -1,5 +1,35 @@
 """BiEfficient: the tunable pieces put together around a frozen text tower (paper Sec. 3.1).
 
+    frames (B, T, D)
+      |
+      +------------ v, Eq. 2 and 3 ------+-----------------------+
+      |                                  |                       |
+      v                                  v                       |
+    temporal                         pre_prompt, Eq. 6           |
+      |                                  | context and c_v       |
+      |                                  v                       |
+      |    names of k categories -> text tower, frozen           |
+      |                              |          |                |
+      |                              | c        | words          |
+      |                              v          |                |
+      |                          post_prompt, Eq. 7 <------------+
+      |                              |          |
+      |                              | c_hat    |
+      +--> mean --> most like? <-----+          |
+      |                 |            |          v
+      |                 +------------|--> of one category
+      v                              |          |
+    word_guided, Eq. 8 and 9 <-------|----------+
+      | v_hat (B, D)                 |
+      v                              |
+    cosine / tau <-------------------+
+      |
+      v
+    logits (B, k) --> loss.py, Eq. 10
+
+v is the frames as stored; by `prompts_see` also what temporal makes of them, or patch tokens.
+Where no row before the name is a video's own, c is (1, k, D), the same for all videos.
+
 B videos, T frames, k categories, M context tokens, P patches, D joint width, W text width.
 """
 
@@ -18,7 +48,7 @@ from bieff.features.errors import ConfigError
 from bieff.train.config import TrainConfig
 from bieff.train.method.loss import cosine
 from bieff.train.method.post_prompt import PostPrompt
-from bieff.train.method.pre_prompt import Prompt, learned_prompt
+from bieff.train.method.pre_prompt import make_prompt
 from bieff.train.method.temporal import TemporalTransformer
 from bieff.train.method.word_guided import WordGuidedPool, pick
 from bieff.train.text.tower import TextTower
@@ -48,7 +78,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """What the model says of a batch."""
+    """Similarity of the videos of a batch with the categories, and how it came about."""
 
     cosine: Float[Tensor, "B k"]
     """s(v_hat, c_hat) of Eq. 10; with `normalise = "frames"`, v_hat's length is still in it."""
@@ -93,8 +123,6 @@ class BiEfficient(nn.Module):
         ConfigError: If the config wants patches and there are none.
     """
 
-    hand_crafted: Tensor | None
-
     def __init__(
         self,
         config: TrainConfig,
@@ -114,20 +142,47 @@ class BiEfficient(nn.Module):
         if (config.prompt == "hand-crafted") != (hand_crafted is not None):
             raise ValueError(f"prompt={config.prompt!r} and hand_crafted do not go together")
         self.config = config
-        self.register_buffer("hand_crafted", hand_crafted, persistent=False)
+        sees_patches = config.prompts_see == "patches"
+        self.num_visual = patches[0] if patches and sees_patches else num_frames
+        looks = config.prompt == "pre-prompt" or config.post_prompt
         self.temporal = self.patch_context = self.post_prompt = self.word_guided = None
         if config.temporal_layers:
             self.temporal = _seeded(
-                config, "temporal", lambda: _temporal(config, dim, num_frames)
+                config,
+                "temporal",
+                lambda: TemporalTransformer(
+                    dim,
+                    num_frames,
+                    num_layers=config.temporal_layers,
+                    residual=config.temporal_residual,
+                ),
             )
-        if config.prompts_see == "patches" and patches and _looks_at_video(config):
+        if patches and sees_patches and looks:
             width = patches[1]
             self.patch_context = _seeded(config, "patches", lambda: PatchContext(width, dim))
-        self.prompt = _seeded(config, "prompt", lambda: learned_prompt(config, dim, text_width))
+        self.prompt = _seeded(config, "prompt", lambda: make_prompt(config, dim, text_width))
+        if hand_crafted is not None:
+            self.prompt.context = hand_crafted
         if config.post_prompt:
-            self.post_prompt = _seeded(config, "post_prompt", lambda: _post_prompt(config, dim))
+            self.post_prompt = _seeded(
+                config,
+                "post_prompt",
+                lambda: PostPrompt(
+                    dim,
+                    alpha=config.alpha,
+                    num_layers=config.post_layers,
+                    vector=config.vector_gates,
+                ),
+            )
         if config.word_guided:
-            self.word_guided = _word_guided(config, dim)
+            self.word_guided = WordGuidedPool(
+                dim,
+                beta=config.beta,
+                vector=config.vector_gates,
+                mean_pool=config.mean_pool,
+                temperature=config.word_temperature,
+                norms=config.word_norms,
+            )
         log_scale = torch.tensor(-math.log(config.temperature))
         self.log_scale = nn.Parameter(log_scale) if config.learn_temperature else None
 
@@ -153,10 +208,7 @@ class BiEfficient(nn.Module):
         """
         temporal = frames if self.temporal is None else self.temporal(frames)
         visual = self._visual_context(frames, temporal, patches)
-        prompt = Prompt(context=self.hand_crafted)
-        if self.prompt is not None:
-            prompt = self.prompt(visual)
-        prompted = text(prompt.context, prompt.video, categories=categories)
+        prompted = text(*self.prompt(visual), categories=categories)
         classes = prompted.classes  # (B or 1, k, D)
         if self.post_prompt is not None:
             classes = self.post_prompt(classes, visual)
@@ -185,6 +237,11 @@ class BiEfficient(nn.Module):
             picked=picked,
             frame_weights=weights,
         )
+
+    @property
+    def prompt_rows(self) -> tuple[int, int]:
+        """Rows before the name: those that all videos share, and Q, each video's own."""
+        return self.prompt.rows(self.num_visual)
 
     def scale(self) -> Tensor | float:
         """1 / tau of Eq. 10."""
@@ -221,37 +278,6 @@ class BiEfficient(nn.Module):
         counts["temperature"] = 0 if self.log_scale is None else 1
         counts["total"] = sum(counts.values())
         return counts
-
-
-def _temporal(config: TrainConfig, dim: int, num_frames: int) -> TemporalTransformer:
-    return TemporalTransformer(
-        dim,
-        num_frames,
-        num_layers=config.temporal_layers,
-        residual=config.temporal_residual,
-        weight=config.temporal_weight,
-    )
-
-
-def _post_prompt(config: TrainConfig, dim: int) -> PostPrompt:
-    return PostPrompt(
-        dim, alpha=config.alpha, num_layers=config.post_layers, vector=config.vector_gates
-    )
-
-
-def _word_guided(config: TrainConfig, dim: int) -> WordGuidedPool:
-    return WordGuidedPool(
-        dim,
-        beta=config.beta,
-        vector=config.vector_gates,
-        mean_pool=config.mean_pool,
-        temperature=config.word_temperature,
-        norms=config.word_norms,
-    )
-
-
-def _looks_at_video(config: TrainConfig) -> bool:
-    return config.prompt == "pre-prompt" or config.post_prompt
 
 
 def _seeded(config: TrainConfig, part: str, make: Callable[[], Part]) -> Part:

@@ -2,8 +2,12 @@
 
 B videos, C rows of visual context (T frames, or patches), M context tokens, Q rows that are
 the video's own, D joint width, W text width.
+
+A design is a class here and a line of `PROMPTS`.  It is made from the settings, D and W, says
+how many rows it will put before the name, and makes them from the visual context.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,23 +21,6 @@ from bieff.train.method.attention import TOKEN_STD, AttentionBlock, linear, quic
 from bieff.train.text.wording import HAND_CRAFTED
 
 
-def prompt_rows(config: TrainConfig, context: int, *, hand_crafted: int) -> tuple[int, int]:
-    """Rows before the name: those that all videos share, and Q, each video's own.
-
-    Args:
-        config: Settings.
-        context: C, rows of the visual context.
-        hand_crafted: Tokens of the template, where the prompt is one.
-    """
-    if config.prompt == "pre-prompt" and config.design == "a1":
-        return config.num_context, context
-    if config.prompt == "pre-prompt" and config.design == "a2":
-        return 0, config.num_context
-    if config.prompt in ("learnable", "pre-prompt"):
-        return config.num_context, int(config.prompt == "pre-prompt")
-    return hand_crafted, 0
-
-
 class Prompt(NamedTuple):
     """Rows before the class name, in the order the text tower sees them."""
 
@@ -44,48 +31,82 @@ class Prompt(NamedTuple):
     """Each video's own."""
 
 
-class LearnablePrompt(nn.Module):
-    """M learned context tokens and no video token: Table 5's "learnable prompt"."""
+class Design(nn.Module):
+    """A way to make the rows before the name."""
 
-    def __init__(self, text_width: int, *, num_context: int = 16) -> None:
+    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
         super().__init__()
-        self.context = learned_tokens(num_context, text_width)
+
+    def rows(self, num_visual: int) -> tuple[int, int]:
+        """Rows before the name: those that all videos share, and Q, each video's own.
+
+        Args:
+            num_visual: C.
+        """
+        raise NotImplementedError
+
+
+class FixedPrompt(Design):
+    """Nothing, or the words of a template: a context that is not learned (Tables 4 and 5)."""
+
+    context: Tensor | None
+
+    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
+        super().__init__(config, dim, text_width)
+        self.register_buffer("context", None, persistent=False)
+        """Set to `hand_crafted_context` where the prompt is that."""
+
+    def rows(self, num_visual: int) -> tuple[int, int]:
+        """The words of the template, if there is one, and 0."""
+        return 0 if self.context is None else len(self.context), 0
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return the same context whatever the video."""
         return Prompt(context=self.context)
 
 
-class PrePrompt(nn.Module):
+class LearnablePrompt(Design):
+    """M learned context tokens and no video token: Table 5's "learnable prompt"."""
+
+    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
+        super().__init__(config, dim, text_width)
+        self.context = learned_tokens(config.num_context, text_width)
+
+    def rows(self, num_visual: int) -> tuple[int, int]:
+        """M and 0."""
+        return len(self.context), 0
+
+    def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
+        """Return the same context whatever the video."""
+        return Prompt(context=self.context)
+
+
+class PrePrompt(Design):
     """M learned context tokens, then c_v, which the Meta-Net draws from the video (Eq. 6).
 
     A learned meta-token attends to the visual context; the Adapter takes the result to the
     text tower's width.  The paper's Adapter is Linear D -> D/4, GELU, Linear -> W.  The
-    release's (`adapter="residual"`) keeps width D, adds its input, uses QuickGELU and starts
-    as the identity.  `adapter=None` is design A3 of Table 6.  Where these two end in width D
-    and W differs, a bias-free layer follows, which the paper's CLIP does not need.
+    release's (`adapter = "residual"`) keeps width D, adds its input, uses QuickGELU and starts
+    as the identity.  Where that ends in width D and W differs, a bias-free layer follows, which
+    the paper's CLIP does not need.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        text_width: int,
-        *,
-        num_context: int = 16,
-        adapter: str | None = "bottleneck",
-        bare_attention: bool = False,
-    ) -> None:
-        super().__init__()
-        self.context = learned_tokens(num_context, text_width)
+    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
+        super().__init__(config, dim, text_width)
+        self.context = learned_tokens(config.num_context, text_width)
         self.meta_token = nn.Parameter(torch.randn(dim) * TOKEN_STD)
-        self.attention = AttentionBlock(dim, cross=True, bare=bare_attention)
-        self.adapter: nn.Module
-        if adapter == "bottleneck":
-            self.adapter = Adapter(dim, text_width)
-        elif adapter == "residual":
-            self.adapter = nn.Sequential(ResidualAdapter(dim), to_text(dim, text_width))
-        else:
-            self.adapter = to_text(dim, text_width)
+        self.attention = AttentionBlock(dim, cross=True, bare=config.meta_attention == "bare")
+        self.adapter = self.make_adapter(config, dim, text_width)
+
+    def make_adapter(self, config: TrainConfig, dim: int, text_width: int) -> nn.Module:
+        """From what the meta-token found to a row of the prompt."""
+        if config.adapter == "residual":
+            return nn.Sequential(ResidualAdapter(dim), to_text(dim, text_width))
+        return Adapter(dim, text_width)
+
+    def rows(self, num_visual: int) -> tuple[int, int]:
+        """M and 1."""
+        return len(self.context), 1
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return context and c_v, one row a video."""
@@ -93,34 +114,68 @@ class PrePrompt(nn.Module):
         return Prompt(context=self.context, video=self.adapter(found))
 
 
-class ConcatenatedPrompt(nn.Module):
+class ConcatenatedPrompt(Design):
     """Design A1 of Table 6: the context tokens and the visual rows as they are, Q = C."""
 
-    def __init__(self, dim: int, text_width: int, *, num_context: int = 16) -> None:
-        super().__init__()
-        self.context = learned_tokens(num_context, text_width)
+    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
+        super().__init__(config, dim, text_width)
+        self.context = learned_tokens(config.num_context, text_width)
         self.to_text = to_text(dim, text_width)
+
+    def rows(self, num_visual: int) -> tuple[int, int]:
+        """M and C."""
+        return len(self.context), num_visual
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return context and one row a visual row."""
         return Prompt(context=self.context, video=self.to_text(visual))
 
 
-class QueryingPrompt(nn.Module):
+class QueryingPrompt(Design):
     """Design A2 of Table 6: the context tokens query the video; what they find is the prompt.
 
     All M rows are the video's own.  They start as the context tokens, a learnable prompt.
     """
 
-    def __init__(self, dim: int, text_width: int, *, num_context: int = 16) -> None:
-        super().__init__()
-        self.context = learned_tokens(num_context, dim)
+    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
+        super().__init__(config, dim, text_width)
+        self.context = learned_tokens(config.num_context, dim)
         self.attention = AttentionBlock(dim, cross=True)
         self.to_text = to_text(dim, text_width)
+
+    def rows(self, num_visual: int) -> tuple[int, int]:
+        """None shared, M of each video."""
+        return 0, len(self.context)
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return M rows a video and no shared context."""
         return Prompt(video=self.to_text(self.attention(self.context[None], visual)))
+
+
+class UnadaptedPrompt(PrePrompt):
+    """Design A3 of Table 6: the paper's without the Adapter."""
+
+    def make_adapter(self, config: TrainConfig, dim: int, text_width: int) -> nn.Module:
+        """Nothing where the widths agree."""
+        return to_text(dim, text_width)
+
+
+PROMPTS: Mapping[str, type[Design]] = {
+    "none": FixedPrompt,
+    "hand-crafted": FixedPrompt,
+    "learnable": LearnablePrompt,
+    "paper": PrePrompt,
+    "a1": ConcatenatedPrompt,
+    "a2": QueryingPrompt,
+    "a3": UnadaptedPrompt,
+}
+"""By the setting `prompt`, and the Pre-Prompt's by `design`."""
+
+
+def make_prompt(config: TrainConfig, dim: int, text_width: int) -> Design:
+    """The module that makes what stands before the name."""
+    name = config.design if config.prompt == "pre-prompt" else config.prompt
+    return PROMPTS[name](config, dim, text_width)
 
 
 class Adapter(nn.Module):
@@ -149,26 +204,6 @@ class ResidualAdapter(nn.Module):
         """Return the rows, adapted, in their own width."""
         widened: Tensor = self.widen(quick_gelu(self.narrow(rows)))
         return rows + widened
-
-
-def learned_prompt(config: TrainConfig, dim: int, text_width: int) -> nn.Module | None:
-    """The module that makes what stands before the name; None where nothing is learned."""
-    num_context = config.num_context
-    if config.prompt == "learnable":
-        return LearnablePrompt(text_width, num_context=num_context)
-    if config.prompt != "pre-prompt":
-        return None
-    if config.design == "a1":
-        return ConcatenatedPrompt(dim, text_width, num_context=num_context)
-    if config.design == "a2":
-        return QueryingPrompt(dim, text_width, num_context=num_context)
-    return PrePrompt(
-        dim,
-        text_width,
-        num_context=num_context,
-        adapter=None if config.design == "a3" else config.adapter,
-        bare_attention=config.meta_attention == "bare",
-    )
 
 
 def hand_crafted_context(clip: Clip) -> Float[Tensor, "M W"]:

@@ -24,7 +24,6 @@ class TemporalTransformer(nn.Module):
     such skip; ActionCLIP's and BIKE's heads have it.  At the start the blocks pass their input
     on, and the positions have mean zero over time: the mean of the output is that of the
     frames, up to the residual's factor of two, so pooled videos start as frozen CLIP's.
-    `weight` is that of the output beside the stored frames.
     """
 
     def __init__(
@@ -34,11 +33,9 @@ class TemporalTransformer(nn.Module):
         *,
         num_layers: int = 3,
         residual: bool = True,
-        weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.residual = residual
-        self.weight = weight
         positions = torch.randn(num_frames, dim) * POSITION_STD
         self.positions = nn.Parameter(positions - positions.mean(dim=0))
         self.blocks = nn.ModuleList(AttentionBlock(dim, cross=False) for _ in range(num_layers))
@@ -54,4 +51,4 @@ class TemporalTransformer(nn.Module):
         x = frames + self.positions
         for block in self.blocks:
             x = block(x)
-        return frames + self.weight * x if self.residual else x
+        return frames + x if self.residual else x

@@ -12,8 +12,7 @@ dies; every file is whole or not there.
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,50 +24,6 @@ from torch import Tensor, nn
 
 from bieff.features.errors import BieffError, InputError
 from bieff.features.files import write_atomically
-
-
-class Average:
-    """Keeps the mean beside the weights that are trained, which never see it.
-
-    Every process of a run keeps the same one, as they all have the same weights.
-    """
-
-    def __init__(
-        self, model: nn.Module, *, epochs: int, averaged: int, epoch_steps: int
-    ) -> None:
-        """Average after each of the last `averaged` of the epochs; 0: never."""
-        self._model, self._epoch_steps = model, epoch_steps
-        self._before = epochs - averaged
-        self.weights: dict[str, Tensor] = {}
-        """Empty until the first of these epochs is over."""
-
-    @torch.no_grad()
-    def add(self, steps: int) -> None:
-        """Take the weights in, if so many steps end an epoch that counts."""
-        epoch, rest = divmod(steps, self._epoch_steps)
-        count = epoch - self._before
-        if rest or count < 1:
-            return
-        for name, value in self._model.state_dict().items():
-            if count == 1:
-                self.weights[name] = value.clone()
-            else:
-                mean = self.weights[name].to(value.device)
-                self.weights[name] = mean + (value - mean) / count
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Let the model have the mean, if there is one, and its own weights afterwards."""
-        if not self.weights:
-            yield
-            return
-        own = {name: value.clone() for name, value in self._model.state_dict().items()}
-        self._model.load_state_dict(self.weights)
-        try:
-            yield
-        finally:
-            self._model.load_state_dict(own)
-
 
 RESUME = "resume.safetensors"
 LAST = "last.safetensors"
@@ -83,7 +38,7 @@ class StoppedError(BieffError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """State of a run beside its weights."""
 
     step: int = 0
     """Steps done."""
@@ -96,7 +51,7 @@ class Progress:
     """Steps done at the best evaluation."""
 
     sizes: Mapping[str, int] | None = None
-    """Bytes of the metric files; what lies behind is of steps that are to be done again."""
+    """Bytes of metrics.jsonl, by its name; behind lies what is to be done again."""
 
     def better(self, top1: float) -> "Progress":
         """Progress after an evaluation that is the best so far."""
@@ -108,7 +63,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
-    average: Mapping[str, Tensor] | None = None,
+    average: nn.Module | None = None,
 ) -> None:
     """Write what the run can go on from, then the weights for evaluation.
 
@@ -124,18 +79,19 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             tensors[f"{_STATE}{names[index]}/{key}"] = value.detach().cpu().contiguous()
-    for name, value in (average or {}).items():
-        tensors[_AVERAGE + name] = value.cpu().contiguous()
+    kept = weights if average is None else weights_of(average)
+    if average is not None:
+        tensors.update({_AVERAGE + name: value for name, value in kept.items()})
     metadata = {"progress": json.dumps(asdict(progress))}
     _write(folder / RESUME, save(tensors, metadata))
-    save_weights(folder / LAST, _under(tensors, _AVERAGE) or weights)
+    save_weights(folder / LAST, kept)
 
 
 def load_checkpoint(
     folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor] | None = None,
+    average: nn.Module | None = None,
 ) -> Progress | None:
     """Bring model and optimiser to where the run was; None if it has no checkpoint yet.
 
@@ -158,8 +114,8 @@ def load_checkpoint(
             if found := _under(tensors, f"{_STATE}{name}/"):
                 state[index] = found
         optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
-        if average is not None:
-            average.update(_under(tensors, _AVERAGE))
+        if average is not None and (found := _under(tensors, _AVERAGE)):
+            average.load_state_dict(found)
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"cannot go on from {file}: {error}; train again into another folder"

@@ -41,6 +41,9 @@ from bieff.train.text.tower import TextTower
 
 RECORD = "run.json"
 RESULTS = "results.json"
+GONE = (("temporal_weight", 1.0),)
+"""Settings that earlier versions wrote, with the value that all runs have now."""
+
 PACKAGES = ("bieff", "torch", "open_clip_torch", "numpy", "zarr", "safetensors")
 
 
@@ -58,8 +61,11 @@ class Run:
 
     @property
     def config(self) -> TrainConfig:
-        """What it was trained with, resolved."""
-        return TrainConfig.from_dict(self.record["config"])
+        """Settings it was trained with, resolved."""
+        stored = self.record["config"].items()
+        return TrainConfig.from_dict(
+            {name: value for name, value in stored if (name, value) not in GONE}
+        )
 
     @property
     def clip(self) -> Claim:
@@ -128,39 +134,27 @@ def open_run(path: Path) -> Run:
     return Run(path, record)
 
 
-def _runs_in(folder: Path) -> list[Run]:
-    """The runs whose records can be read; one that is damaged must not hide the others."""
-    runs = []
-    for record in sorted(folder.glob(f"*/{RECORD}")):
-        with contextlib.suppress(InputError):
-            runs.append(open_run(record.parent))
-    return runs
+def newest_run(folder: Path, *, finished: bool = True) -> Run:
+    """The run in the folder that finished last; or that began last, of those that can go on.
 
-
-def newest_run(folder: Path) -> Run:
-    """The run in the folder that finished last.
-
-    Raises:
-        InputError: If there is no finished run.
-    """
-    finished = [run for run in _runs_in(folder) if run.record["finished"]]
-    if not finished:
-        raise InputError(
-            f"no finished run in {folder}; make one with `bieff train`, or name one"
-        )
-    return max(finished, key=lambda run: str(run.record["finished"]))
-
-
-def newest_stopped(folder: Path) -> Run:
-    """The run in the folder that began last, of those that can go on.
+    A run whose record cannot be read must not hide the others.
 
     Raises:
         InputError: If there is none.
     """
-    stopped = [run for run in _runs_in(folder) if not run.record["finished"]]
-    if not stopped:
-        raise InputError(f"no unfinished run in {folder}; name one with --out")
-    return max(stopped, key=lambda run: str(run.record["started"]))
+    runs = []
+    for file in folder.glob(f"*/{RECORD}"):
+        with contextlib.suppress(InputError):
+            runs.append(open_run(file.parent))
+    fitting = [run for run in runs if bool(run.record["finished"]) == finished]
+    if fitting:
+        when = "finished" if finished else "started"
+        return max(fitting, key=lambda run: (str(run.record[when]), run.id))
+    if finished:
+        raise InputError(
+            f"no finished run in {folder}; make one with `bieff train`, or name one"
+        )
+    raise InputError(f"no unfinished run in {folder}; name one with --out")
 
 
 def load_model(
@@ -190,8 +184,7 @@ def load_model(
         model.load_state_dict(load_file(file))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"cannot read the weights {file}: {error}; train again") from None
-    device = next(clip.model.parameters()).device
-    return model.to(device).eval()
+    return model.to(clip.device).eval()
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The frozen text tower of CLIP, run live over the tree that all prompts form (Eq. 3).
 
 CLIP's text transformer is causal, so prompts that begin alike share their rows exactly.
-`prompt_tree.py` says which rows there are: P for SOT and the context, then L for each video
+`tree.py` says which rows there are: P for SOT and the context, then L for each video
 with its names.  All of them go through one matrix product a layer, packed, without padding;
 only attention looks at the tree, where a mask says which rows are a row's beginning.
 
@@ -124,7 +124,7 @@ class TextTower(nn.Module):
         num_video_rows: int,
         categories: Int[Tensor, " k"] | None = None,
     ) -> int:
-        """How many videos fit in memory at once under `torch.no_grad`, at least one.
+        """Videos that fit in memory at once under `torch.no_grad`, at least one.
 
         An estimate from above: a row takes up to 16 times its width in the feed-forward.
         """
@@ -149,7 +149,7 @@ class TextTower(nn.Module):
 
 
 class Prompted:
-    """What the text tower makes of the prompts: one row a class, and words on demand.
+    """Prompts as the text tower encodes them: one row a class, and words on demand.
 
     Keeps the input of the last block, which is run for the rows that are asked for only.
     """
@@ -262,7 +262,7 @@ class Prompted:
 
 
 def _pool(tower: Any) -> tuple[str, int]:
-    """Where the tower pools, and its end token; the names differ in CLIP and CustomTextCLIP."""
+    """Pooling of the tower, and its end token; CLIP and CustomTextCLIP name them otherwise."""
     if hasattr(tower, "text_pool_type"):
         return tower.text_pool_type, tower.text_eos_id
     return tower.pool_type, tower.eos_id

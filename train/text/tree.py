@@ -44,7 +44,7 @@ class Group:
 
     @property
     def num_rows(self) -> int:
-        """Of the names, and of the video in the first group."""
+        """Rows of the names, and of the video in the first group."""
         return self.stop - self.start
 
 
@@ -59,18 +59,18 @@ class Tree:
     """Q."""
 
     tokens: Int[Tensor, " R"]
-    """Of the names' rows, as indices into `Names.vocabulary`."""
+    """Token of each of the names' rows, as an index into `Names.vocabulary`."""
 
     positions: Int[Tensor, " R"]
-    """Of the names' rows, in the prompt."""
+    """Position of each of the names' rows in the prompt."""
 
     groups: tuple[Group, ...]
 
     order: Int[Tensor, " k"] | None
-    """Where the EOT row of a category stands among all EOT rows; None: in the given order."""
+    """Place of the EOT row of a category among all EOT rows; None: in the given order."""
 
     words: Int[Tensor, "k N"]
-    """Of a category, as rows of L; 0 at padding."""
+    """Words of a category, as rows of L; 0 at padding."""
 
     word_mask: Bool[Tensor, "k N"]
 

@@ -42,7 +42,7 @@ class Templates:
 
     @property
     def label(self) -> str:
-        """What results call it: the text itself, or how many there are."""
+        """Name in results: the text itself, or how many there are."""
         return self.texts[0] if len(self.texts) == 1 else f"{len(self.texts)} templates"
 
     def fill(self, name: str) -> list[str]:
@@ -97,12 +97,12 @@ class Descriptions:
 
     @property
     def are_single(self) -> bool:
-        """Whether every class has one text."""
+        """True if every class has one text."""
         return len(self.flat) == len(self.texts)
 
     @property
     def hash(self) -> str:
-        """Of all texts in order, 16 hexadecimal digits; results are recognised by it."""
+        """Digest of all texts in order, 16 hexadecimal digits; results are recognised by it."""
         return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
 
 

@@ -13,16 +13,7 @@ from bieff.extract.tower import keep_freed_memory
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
-from bieff.train.data import patches_of
-from bieff.train.fit.cost import (
-    Flops,
-    attention,
-    forget_peak,
-    linear,
-    peak_memory,
-    stage_one,
-    step_cost,
-)
+from bieff.train.fit.cost import forget_peak, peak_memory, stage_one, step_cost
 from bieff.train.fit.loop import prepare, train
 
 ROWS = {
@@ -52,7 +43,7 @@ ROWS = {
     "whole prompts": ["word_rows=prompt"],
     "whole prompts of names": ["word_rows=prompt", "prompt=none"],
     "whole prompts, a2": ["word_rows=prompt", "design=a2", "word_source=words"],
-    "distilled": ["distill=0.5", "temporal_weight=0.5"],
+    "distilled": ["distill=0.5"],
     "released": ["vector_gates=true", "normalise=frames", "targets=multi-hot"],
 }
 
@@ -68,49 +59,58 @@ def problem(request, tmp_path_factory):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_flops_are_those_that_torch_counts(problem, row):
-    """Every product of a real step, exactly; attention in its plain form, as torch sees it."""
+    """Every product of a real step, exactly: what one and two videos cost decides a batch."""
     store, clip = problem
     trainer = prepare(store, clip, load(overrides=["batch_size=11", *ROWS[row]]))
-    draw, picked = trainer.batches.at(0)
+    index, batch = trainer.batches.at(0)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        trainer.backward(picked, draw.labels)
-    got = step_cost(trainer, patches_of(store))
+        trainer.backward(batch, index.labels)
+    trainer.model.zero_grad()
+    got = step_cost(trainer)
     assert round(got["videos"] * got["flops_a_video"]["total"]) == counter.get_total_flops()
-    assert got["categories"] == len(draw.labels.unique())
+    assert got["categories"] == len(index.labels.unique())
 
 
-def test_the_temporal_transformer_by_hand(problem):
-    """Baseline: 3 layers of 4 projections, 2 attention products and a 4 D network."""
+def test_a_layer_of_the_temporal_transformer_by_hand(problem):
+    """4 projections, 2 attention products and a 4 D network, twice as much back."""
     store, clip = problem
-    config = load(overrides=["batch_size=11", *ROWS["baseline"]])
-    batch = step_cost(prepare(store, clip, config), None)
-    cost, names = batch["flops_a_video"], batch["categories"]
+    layers = {}
+    for number in (2, 3):
+        settings = ["batch_size=11", *ROWS["baseline"], f"temporal_layers={number}"]
+        cost = step_cost(prepare(store, clip, load(overrides=settings)))["flops_a_video"]
+        layers[number] = cost
     frames, dim = 6, clip.dim
     layer = 2 * (4 * frames * dim * dim + 2 * frames * frames * dim + 8 * frames * dim * dim)
-    assert cost["heads_forward"] == pytest.approx(3 * layer + 2 * names * dim)
-    # a class is the text's, which nothing changes: one gradient of the cosines, not two
-    assert cost["heads_backward"] == pytest.approx(2 * 3 * layer + 2 * names * dim)
-    assert cost["text_backward"] == 0
+    for way, want in (("forward", layer), ("backward", 2 * layer), ("total", 3 * layer)):
+        assert layers[3][way] - layers[2][way] == pytest.approx(want)
 
 
 def test_parts_are_computed_forward_twice(problem):
+    """And the names, which are the same for all videos, once for each part."""
     store, clip = problem
     settings = ["batch_size=10", *ROWS["baseline"]]
-    whole, parts = (
-        step_cost(prepare(store, clip, load(overrides=[*settings, f"accumulate={n}"])), None)
-        for n in (1, 5)
+    trainer, in_parts = (
+        prepare(store, clip, load(overrides=[*settings, f"accumulate={n}"])) for n in (1, 5)
     )
-    once, twice = whole["flops_a_video"], parts["flops_a_video"]
-    assert twice["heads_forward"] == 2 * once["heads_forward"]
-    assert twice["heads_backward"] == once["heads_backward"]
-    assert twice["text_forward"] == 10 * once["text_forward"]  # the same names, for each part
+    categories = trainer.batches.draw(0).labels.unique()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        trainer.text(None, None, categories=categories)
+    text = counter.get_total_flops() / 10
+    once, twice = (step_cost(t)["flops_a_video"] for t in (trainer, in_parts))
+    assert twice["forward"] == pytest.approx(2 * (once["forward"] + 4 * text))
+    assert twice["backward"] == once["backward"]
 
 
-def test_products_by_hand():
-    assert linear(2, 3, 5, 1) == Flops(60, 60)
-    assert attention(2, 7, 3) == Flops(2 * 2 * 2 * 7 * 3, 4 * 2 * 2 * 7 * 3)
-    assert attention(2, 7, 3, has_gradient=False).backward == 0
-    assert Flops(1, 2) + Flops(3, 4).times(2) == Flops(7, 10)
+def test_counting_changes_nothing(problem):
+    """Neither random numbers nor gradients nor weights."""
+    store, clip = problem
+    trainer = prepare(store, clip, load(overrides=["batch_size=11"]))
+    before = torch.get_rng_state()
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    step_cost(trainer)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert all(torch.equal(weights[k], v) for k, v in trainer.model.state_dict().items())
 
 
 def test_stage_one_is_read_from_the_ledger(tmp_path):

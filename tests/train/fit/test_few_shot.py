@@ -224,7 +224,7 @@ def test_a_run_on_few_videos_goes_on(splits, tmp_path):
             out,
             videos=other.listed(splits),
             watch=watch,
-            resume=True,
+            resume=open_run(out),
             shots=other.to_dict(),
         )
     said = train_run(**options(out=out, overrides=(), resume=True))

@@ -17,11 +17,11 @@ from bieff.train.data import Batch
 from bieff.train.evaluate.classifier import Trained, class_embeddings
 from bieff.train.evaluate.results import results_of
 from bieff.train.evaluate.scoring import evaluate
-from bieff.train.fit.loop import prepare, train
+from bieff.train.fit.loop import TrainingLoop, prepare, train
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
-from bieff.train.method.temporal import TemporalTransformer
-from bieff.train.runs.checkpoint import BEST, LAST, Average, StoppedError
+from bieff.train.runs.checkpoint import BEST, LAST, Progress, StoppedError
 from bieff.train.runs.metrics import METRICS, read_metrics
+from bieff.train.runs.run import open_run
 from bieff.train.text.wording import HAND_CRAFTED
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=0", "temporal_layers=1"]
@@ -41,38 +41,9 @@ def quiet(done, total, loss):
     pass
 
 
-# --- weight of the temporal transformer
-
-
-def test_the_weight_is_of_the_output_alone():
-    frames = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
-    outputs = []
-    for weight in (1.0, 0.25):
-        torch.manual_seed(1)
-        outputs.append(TemporalTransformer(7, 3, num_layers=1, weight=weight)(frames))
-    torch.testing.assert_close(outputs[1] - frames, 0.25 * (outputs[0] - frames))
-
-
-def test_a_smaller_weight_starts_closer_to_frozen_clip(clip, store):
-    """The frames of a video are moved by their positions less."""
-    moved = []
-    for weight in (1.0, 0.1):
-        config = load(overrides=[*SHORT, f"temporal_weight={weight}"])
-        trainer = prepare(store, clip, config)
-        _, picked = trainer.batches.at(0)
-        with torch.no_grad():
-            out = trainer.model.temporal(picked.frames)
-        cosine = torch.cosine_similarity(out, picked.frames, dim=-1)
-        moved.append(float((1 - cosine).mean()))
-    assert 0 < moved[1] < moved[0] / 4
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["temporal_weight=0"], "temporal_weight must be positive"),
-        (["temporal_weight=0.5", "temporal_residual=false"], "beside the stored frames; set"),
-        (["temporal_weight=0.5", "temporal_layers=0"], "beside the stored frames; set"),
         (["distill=-1"], "distill must not be negative"),
         (["average_epochs=51"], "at most epochs, got 51 with epochs=50"),
     ],
@@ -152,24 +123,31 @@ def test_without_distillation_no_frozen_class_is_embedded(clip, store):
 # --- averaging
 
 
-def test_the_average_by_hand():
-    model = torch.nn.Linear(1, 1, bias=False)
-    average = Average(model, epochs=5, averaged=3, epoch_steps=4)
-    values = [float(step * step) for step in range(1, 21)]
-    for step, value in enumerate(values, start=1):
-        with torch.no_grad():
-            model.weight.fill_(value)
-        average.add(step)
-        assert bool(average.weights) == (step >= 12)
-    want = (values[11] + values[15] + values[19]) / 3
-    assert average.weights["weight"].item() == pytest.approx(want)
-    with average.applied():
-        assert model.weight.item() == pytest.approx(want)
-    assert model.weight.item() == values[-1]
-    off = Average(model, epochs=5, averaged=0, epoch_steps=4)
-    off.add(20)
-    with off.applied():
-        assert model.weight.item() == values[-1]
+def test_the_average_by_hand(clip, store, tmp_path):
+    """The mean as it goes on: the first weights, then a share of the way to the next."""
+    config = load(overrides=[*SHORT, "average_epochs=3"])
+    trainer = prepare(store, clip, config)
+    loop = TrainingLoop(trainer=trainer, validation=None, listed=[], out=tmp_path, watch=quiet)
+    mean, count = None, 0
+    for step in range(trainer.num_steps):
+        loss = trainer.step(step)
+        assert loss.isfinite()
+        loop.progress = Progress(step=step + 1)
+        loop.take_average()
+        epoch, rest = divmod(step + 1, trainer.epoch_steps)
+        if epoch > 1 and not rest:
+            count += 1
+            own = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+            mean = (
+                own if mean is None else {k: mean[k] + (own[k] - mean[k]) / count for k in own}
+            )
+        if mean is None:
+            assert loop.kept is trainer.model
+        else:
+            kept = loop.kept.state_dict()
+            assert all(torch.equal(kept[name], mean[name]) for name in mean)
+    assert count == 3
+    assert not torch.equal(mean["temporal.positions"], own["temporal.positions"])
 
 
 def test_a_run_keeps_and_evaluates_the_average(clip, store, tmp_path):
@@ -208,7 +186,7 @@ def test_the_average_of_one_epoch_changes_nothing(clip, store, tmp_path):
 
 
 def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path):
-    more = ["average_epochs=3", "distill=0.3", "temporal_weight=0.5", "eval_every=1"]
+    more = ["average_epochs=3", "distill=0.3", "eval_every=1"]
     config = load(overrides=[*SHORT, *more])
     train(store, clip, config, tmp_path / "straight", watch=quiet)
     out = tmp_path / "stopped"
@@ -219,13 +197,15 @@ def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
 
         with pytest.raises(StoppedError):
-            train(store, clip, config, out, watch=watch, resume=resume)
+            train(
+                store, clip, config, out, watch=watch, resume=open_run(out) if resume else None
+            )
         if step == 9:  # one epoch is averaged: what lies there is the average so far
             assert not torch.equal(
                 load_file(out / LAST)["temporal.positions"],
                 load_file(out / "resume.safetensors")["model/temporal.positions"],
             )
-    train(store, clip, config, out, watch=quiet, resume=True)
+    train(store, clip, config, out, watch=quiet, resume=open_run(out))
     for file in (LAST, BEST):
         first, second = (load_file(path / file) for path in (tmp_path / "straight", out))
         assert all(torch.equal(first[key], second[key]) for key in first)

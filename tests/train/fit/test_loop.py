@@ -61,7 +61,6 @@ TABLES = {
     "bfloat16": ["precision=bfloat16"],
     "clipped": ["clip_grad=0.5"],
     "in parts": ["accumulate=3"],
-    "temporal weight": ["temporal_weight=0.3"],
     "distilled": ["distill=0.5"],
     "averaged": ["average_epochs=2"],
     "from disk": ["feature_memory=1e-9"],
@@ -123,11 +122,11 @@ def test_validation_scores_as_many_videos_at_a_time_as_the_evaluation(clip, stor
         return score(self, picked, categories)
 
     monkeypatch.setattr(Trainer, "score", count)
-    want = validation.accuracies(trainer, trainer.group)
+    want = validation.accuracies(trainer)
     assert set(seen) == {15}  # of 17 two are damaged
     seen.clear()
     monkeypatch.setattr("bieff.train.evaluate.classifier.TOWER_BYTES", 200_000)
-    assert validation.accuracies(trainer, trainer.group) == want
+    assert validation.accuracies(trainer) == want
     assert max(seen) < 15
 
 

@@ -3,27 +3,28 @@ import math
 import pytest
 import torch
 
-from bieff.train.method.pre_prompt import (
-    ConcatenatedPrompt,
-    LearnablePrompt,
-    PrePrompt,
-    QueryingPrompt,
-)
+from bieff.train.config import load
+from bieff.train.method.pre_prompt import make_prompt
 
 B, C, M, D, W = 3, 5, 7, 11, 13
 DESIGNS = {
-    "paper": lambda: PrePrompt(D, W, num_context=M),
-    "a1": lambda: ConcatenatedPrompt(D, W, num_context=M),
-    "a2": lambda: QueryingPrompt(D, W, num_context=M),
-    "a3": lambda: PrePrompt(D, W, num_context=M, adapter=None),
-    "residual": lambda: PrePrompt(D, W, num_context=M, adapter="residual"),
-    "bare": lambda: PrePrompt(D, W, num_context=M, bare_attention=True),
+    "paper": [],
+    "a1": ["design=a1"],
+    "a2": ["design=a2"],
+    "a3": ["design=a3"],
+    "residual": ["adapter=residual"],
+    "bare": ["meta_attention=bare"],
 }
+
+
+def build(design, dim=D, width=W, num_context=M):
+    settings = [*DESIGNS.get(design, [f"prompt={design}"]), f"num_context={num_context}"]
+    return make_prompt(load(overrides=settings), dim, width)
 
 
 def make(design, *, shaken=True):
     torch.manual_seed(0)
-    module = DESIGNS[design]()
+    module = build(design)
     draw = torch.Generator().manual_seed(1)
     if shaken:  # zeros at the start would hide mistakes
         with torch.no_grad():
@@ -109,6 +110,7 @@ def test_meta_net_by_hand_with_attention_shut():
 def test_a_design_puts_its_rows_where_table_6_says(design, has_context, num_rows):
     module, visual = make(design)
     context, video = module(visual)
+    assert module.rows(C) == (M if has_context else 0, num_rows)
     assert (context is not None) == has_context
     assert not has_context or context.shape == (M, W)
     assert video.shape == (B, num_rows, W)
@@ -135,14 +137,14 @@ def test_what_queries_the_video_ignores_the_order_of_its_rows(design):
 
 def test_a1_is_the_visual_rows_themselves_where_the_widths_agree():
     visual = make("a1")[1]
-    module = ConcatenatedPrompt(D, D, num_context=M)
+    module = build("a1", D, D)
     assert module(visual).video is visual
     assert sum(p.numel() for p in module.parameters()) == M * D
 
 
 def test_a2_starts_as_a_learnable_prompt():
     _, visual = make("a2")
-    module = QueryingPrompt(D, D, num_context=M)
+    module = build("a2", D, D)
     assert torch.equal(module(visual).video, module.context.expand(B, -1, -1))
 
 
@@ -154,7 +156,7 @@ def test_a3_is_the_paper_without_the_adapter():
 
 def test_the_residual_adapter_starts_as_the_identity():
     _, visual = make("residual")
-    module = PrePrompt(D, D, num_context=M, adapter="residual")
+    module = build("residual", D, D)
     found = module.attention(module.meta_token[None, None], visual)
     assert torch.equal(module(visual).video, found)
 
@@ -166,7 +168,7 @@ def test_the_bare_attention_has_no_output_projection():
 
 def test_a_learnable_prompt_does_not_see_the_video():
     torch.manual_seed(0)
-    module = LearnablePrompt(W, num_context=M)
+    module = build("learnable")
     prompt = module(torch.zeros(B, C, D))
     assert prompt.video is None
     assert prompt.context is module.context
@@ -177,13 +179,6 @@ def test_a_learnable_prompt_does_not_see_the_video():
 def test_rows_start_no_longer_than_clips_tokens(design):
     """CLIP's token rows have entries of about 0.02; rows of size 1 would drown the name."""
     torch.manual_seed(0)
-    make_wide = {
-        "a2": lambda: QueryingPrompt(512, 512),
-        "a3": lambda: PrePrompt(512, 512, adapter=None),
-        "residual": lambda: PrePrompt(512, 512, adapter="residual"),
-        "bare": lambda: PrePrompt(512, 512, bare_attention=True),
-        "paper": lambda: PrePrompt(512, 512),
-    }
-    module = make_wide[design]()
+    module = build(design, 512, 512, num_context=16)
     video = module(torch.randn(2, 8, 512) * 0.44).video  # CLIP's frames have length 10
     assert 0.001 < video.std() < 0.04

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,14 +81,21 @@ def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path, options):
     out = tmp_path / "stopped"
     for resume, step in ((False, 5), (True, 8), (True, 13)):
         with pytest.raises(StoppedError) as caught:
-            train(store, clip, config, out, watch=interrupt_at(step), resume=resume)
+            train(
+                store,
+                clip,
+                config,
+                out,
+                watch=interrupt_at(step),
+                resume=open_run(out) if resume else None,
+            )
         assert str(caught.value) == (
             f"stopped and saved after {step} of 16 steps; "
             f"`bieff train --resume --out {out}` goes on"
         )
         assert open_run(out).record["finished"] is None
     said = []
-    run = train(store, clip, config, out, watch=quiet, resume=True, say=said.append)
+    run = train(store, clip, config, out, watch=quiet, resume=open_run(out), say=said.append)
     assert said[1] == "going on after 13 of 16 steps"
     assert [sitting["step"] for sitting in run.record["resumed"]] == [5, 8, 13]
     assert_same_run(tmp_path / "straight", out)
@@ -115,14 +123,20 @@ def test_a_change_that_may_round_otherwise_is_said(clip, store, tmp_path):
             load(overrides=SHORT),
             out,
             watch=interrupt_at(4),
-            resume=True,
+            resume=open_run(out),
             say=said.append,
         )
     assert said[2].startswith(f"threads 977 before, {torch.get_num_threads()} now, torch 1.0")
     assert said[2].endswith("need not be those of an unbroken run bit for bit")
     said = []
     train(
-        store, clip, load(overrides=SHORT), out, watch=quiet, resume=True, say=said.append
+        store,
+        clip,
+        load(overrides=SHORT),
+        out,
+        watch=quiet,
+        resume=open_run(out),
+        say=said.append,
     )  # the sitting before was on this machine
     assert len(said) == 2
 
@@ -154,9 +168,9 @@ def test_steps_after_the_checkpoint_are_taken_again(clip, store, tmp_path):
         train(store, clip, config, out, watch=interrupt_at(6))
     shutil.copy(out / RESUME, tmp_path / "kept")
     with pytest.raises(StoppedError):
-        train(store, clip, config, out, watch=interrupt_at(12), resume=True)
+        train(store, clip, config, out, watch=interrupt_at(12), resume=open_run(out))
     shutil.copy(tmp_path / "kept", out / RESUME)
-    train(store, clip, config, out, watch=quiet, resume=True)
+    train(store, clip, config, out, watch=quiet, resume=open_run(out))
     assert_same_run(tmp_path / "straight", out)
 
 
@@ -167,7 +181,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(clip, store, tmp_
     with pytest.raises(StoppedError):
         train(store, clip, config, out, watch=interrupt_at(3))
     (out / RESUME).unlink()
-    train(store, clip, config, out, watch=quiet, resume=True)
+    train(store, clip, config, out, watch=quiet, resume=open_run(out))
     assert_same_run(tmp_path / "straight", out)
 
 
@@ -180,7 +194,8 @@ def test_order_stays_when_features_move(clip, tmp_path):
     train(store, clip, config, tmp_path / "straight", watch=quiet)
     with pytest.raises(StoppedError):
         train(store, clip, config, tmp_path / "moved", watch=interrupt_at(4))
-    train(store, clip, roomy, tmp_path / "moved", watch=quiet, resume=True)
+    moved = open_run(tmp_path / "moved")
+    train(store, clip, roomy, moved.path, watch=quiet, resume=moved)
     first, second = (load_file(tmp_path / name / LAST) for name in ("straight", "moved"))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -196,7 +211,7 @@ def test_going_on_with_something_else_is_refused(clip, store, tmp_path):
             load(overrides=[*SHORT, "lr=1e-3", "alpha=1", "save_seconds=7"]),
             out,
             watch=quiet,
-            resume=True,
+            resume=open_run(out),
         )
     assert str(caught.value) == (
         f"run {out} has other settings; go on with its own, or train into another folder:\n"
@@ -204,19 +219,19 @@ def test_going_on_with_something_else_is_refused(clip, store, tmp_path):
     )
     other = fake.write_store(tmp_path / "other", clip, seed=1)
     with pytest.raises(StoreMismatchError, match="began with another store recipe: expected"):
-        train(other, clip, load(overrides=SHORT), out, watch=quiet, resume=True)
+        train(other, clip, load(overrides=SHORT), out, watch=quiet, resume=open_run(out))
     fewer = fake.write_store(tmp_path / "fewer", clip, bad={"train": [5]})
     with pytest.raises(
         StoreMismatchError, match="began with 53 usable videos, now there are 52"
     ):
-        train(fewer, clip, load(overrides=SHORT), out, watch=quiet, resume=True)
+        train(fewer, clip, load(overrides=SHORT), out, watch=quiet, resume=open_run(out))
     with pytest.raises(InputError, match=r"run is not empty; .* with --resume"):
         train(store, clip, load(overrides=SHORT), out, watch=quiet)
-    train(store, clip, load(overrides=SHORT), out, watch=quiet, resume=True)
+    train(store, clip, load(overrides=SHORT), out, watch=quiet, resume=open_run(out))
     with pytest.raises(InputError, match="is finished; train again into another folder"):
-        train(store, clip, load(overrides=SHORT), out, watch=quiet, resume=True)
-    with pytest.raises(InputError, match=r"no run at .*nothing; make one"):
-        train(store, clip, load(), tmp_path / "nothing", watch=quiet, resume=True)
+        train(store, clip, load(overrides=SHORT), out, watch=quiet, resume=open_run(out))
+    result = CliRunner().invoke(main, ["train", "--resume", "--out", str(tmp_path / "nothing")])
+    assert re.match(r"Error: no run at .*nothing; make one", result.output)
 
 
 def test_a_damaged_checkpoint_is_refused(clip, store, tmp_path):
@@ -226,7 +241,7 @@ def test_a_damaged_checkpoint_is_refused(clip, store, tmp_path):
     data = (out / RESUME).read_bytes()
     (out / RESUME).write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"cannot go on from .*resume.safetensors: .*again"):
-        train(store, clip, load(overrides=SHORT), out, watch=quiet, resume=True)
+        train(store, clip, load(overrides=SHORT), out, watch=quiet, resume=open_run(out))
 
 
 def test_all_of_the_optimiser_comes_back(clip, store, tmp_path):

@@ -13,11 +13,11 @@ from bieff.train.fit.loop import train
 from bieff.train.runs.checkpoint import LAST
 from bieff.train.runs.run import (
     RECORD,
+    Run,
     clip_of,
     commit,
     load_model,
     newest_run,
-    newest_stopped,
     open_run,
     write_record,
 )
@@ -134,7 +134,7 @@ def test_weights_that_changed_since_are_refused(tmp_path):
     (tmp_path / "clip").rename(tmp_path / "old")
     fake.write_clip(tmp_path / "clip", seed=1)
     with pytest.raises(
-        StoreMismatchError, match="was made with CLIP 'local-dir:.*, fingerprint"
+        StoreMismatchError, match=r"was made with CLIP 'local-dir:.*, fingerprint"
     ):
         clip_of(store, device=torch.device("cpu"), named=fake.named(store))
 
@@ -147,10 +147,10 @@ def test_the_newest_run_is_the_one_that_finished_last(run, tmp_path):
         record = {**run.record, "started": started, "finished": finished}
         write_record(tmp_path / name, record)
     assert newest_run(tmp_path).id == "a"
-    assert newest_stopped(tmp_path).id == "c"
+    assert newest_run(tmp_path, finished=False).id == "c"
     (tmp_path / "c" / RECORD).unlink()
     with pytest.raises(InputError, match=r"no unfinished run in .*; name one with --out"):
-        newest_stopped(tmp_path)
+        newest_run(tmp_path, finished=False)
 
 
 def test_a_folder_that_is_taken_gets_a_number(tmp_path):
@@ -234,3 +234,12 @@ def test_resuming_takes_the_runs_own_settings_or_the_same(store, clip, tmp_path)
     assert said.startswith("trained 8 steps")
     [sitting] = open_run(out).record["resumed"]
     assert (sitting["step"], sitting["command"]) == (3, ["bieff", "train"])
+
+
+def test_a_run_of_before_may_name_a_setting_that_is_gone(run):
+    """Where it had the value that all runs have now; another was another method."""
+    record = {**run.record, "config": {**run.record["config"], "temporal_weight": 1.0}}
+    assert Run(run.path, record).config == run.config
+    record["config"]["temporal_weight"] = 0.3
+    with pytest.raises(ConfigError, match="unknown setting 'temporal_weight'"):
+        assert Run(run.path, record).config
