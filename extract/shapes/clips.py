@@ -25,6 +25,7 @@ from bieff.extract.shapes.world import (
     draw_scenes,
 )
 from bieff.features.errors import InputError
+from bieff.features.files import write_atomically
 
 HEIGHT, WIDTH = 64, 80
 FPS = 24
@@ -176,7 +177,7 @@ def make(
     """
     require_edition(folder, data_set, edition)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text(json.dumps(asdict(edition)) + "\n")
+    write_atomically(folder / MARKER, (json.dumps(asdict(edition)) + "\n").encode())
     clips = clips_of(edition)[data_set]
     jobs = [(folder / clip.path, clip, edition.seed) for clip in clips]
     missing = [job for job in jobs if not job[0].is_file()]

@@ -5,6 +5,7 @@ python -m helpers.guarded < a JSON list of lists of arguments
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def main():
 
     from bieff.cli import main as bieff
 
+    if size := os.environ.get("MOST_FILE_BYTES"):  # fails like a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
     guard = Guard()
     found = []
     for command in json.load(sys.stdin):

@@ -231,7 +231,7 @@ def _damage(file: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"scores {str(file)!r} are damaged: {error}") from None
 
 
@@ -306,12 +306,10 @@ class PartialScores:
         for file in sorted(self.folder.glob("*.npz")):
             try:
                 with file.open("rb") as opened, np.load(opened) as parts:
-                    read = {name: parts[name] for name in parts.files}
+                    read = {_batch(name): parts[name] for name in parts.files}
             except (OSError, EOFError, ValueError, BadZipFile):
                 continue  # damaged by the disk: these videos are scored again
-            for name, values in read.items():
-                model, question, start = map(int, name.split("-"))
-                found[model, question, start] = values
+            found.update(read)
         return found
 
     def write(self, scored: Mapping[Batch, Float64[np.ndarray, "_ _"]]) -> None:
@@ -333,3 +331,8 @@ class PartialScores:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()
+
+
+def _batch(name: str) -> Batch:
+    model, question, start = map(int, name.split("-"))
+    return model, question, start

@@ -26,7 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from bieff.clip import ClipName
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
-from bieff.features.files import exclusive, write_atomically
+from bieff.features.files import exclusive, read_json, write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
@@ -402,7 +402,9 @@ def _with_earlier(asked: Ablation) -> Ablation:
     file = asked.out / STATE
     if not file.exists():
         return asked
-    earlier = json.loads(file.read_text())
+    kinds = {"store_recipe_hash": str, "base": dict, "numbers": list, "seeds": int}
+    then = "remove it, and the same command makes it again"
+    earlier = read_json(file, {**kinds, "zero_shot": list}, then=then)
     wanted, got = earlier["store_recipe_hash"], asked.store.recipe_hash
     if wanted != got:
         raise StoreMismatchError(

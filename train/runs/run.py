@@ -30,8 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bieff.clip import Claim, Clip, ClipName
-from bieff.features.errors import InputError
-from bieff.features.files import write_atomically
+from bieff.features.errors import BieffError, InputError
+from bieff.features.files import read_json, write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.method.model import BiEfficient
@@ -43,6 +43,13 @@ RECORD = "run.json"
 RESULTS = "results.json"
 GONE = (("temporal_weight", 1.0),)
 """Settings that earlier versions wrote, with the value that all runs have now."""
+
+_KINDS = {
+    **{"config": dict, "clip": dict, "parameters": dict, "class_names": list},
+    **{"store": str, "store_recipe_hash": str, "data_set": str, "started": str},
+    **{"frames": int, "videos": int, "steps": int},
+}
+"""What every record holds, from the first step on."""
 
 PACKAGES = ("bieff", "torch", "open_clip_torch", "numpy", "zarr", "safetensors")
 
@@ -71,7 +78,8 @@ class Run:
     def clip(self) -> Claim:
         """The CLIP that its features and its text tower come from, as it says."""
         held = self.record["clip"]
-        return Claim.of({**held["name"], **held}, source=self.path)
+        name = held.get("name")
+        return Claim.of({**held, **name} if isinstance(name, dict) else {}, source=self.path)
 
 
 def clip_of(
@@ -123,15 +131,15 @@ def open_run(path: Path) -> Run:
     Raises:
         InputError: If there is none, or it cannot be read.
     """
+    if not (path / RECORD).exists():
+        raise InputError(f"no run at {path}; make one with `bieff train`")
+    then = "bring back what the run wrote, or train again"
+    run = Run(path, read_json(path / RECORD, _KINDS, then=then))
     try:
-        record = json.loads((path / RECORD).read_text())
-    except FileNotFoundError:
-        raise InputError(f"no run at {path}; make one with `bieff train`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
-        raise InputError(f"cannot read the run at {path}: {error}") from None
-    if not isinstance(record, dict) or not {"config", "finished", "started"} <= record.keys():
-        raise InputError(f"cannot read the run at {path}: its {RECORD} is no record of a run")
-    return Run(path, record)
+        _ = run.config, run.clip
+    except BieffError as error:
+        raise InputError(f"cannot read {path / RECORD}: {error}; {then}") from None
+    return run
 
 
 def newest_run(folder: Path, *, finished: bool = True) -> Run:
