@@ -106,10 +106,10 @@ def test_weights_are_checked(world, made):
         assert "cannot read the weights run/last.safetensors" in said
 
 
-def test_scores_with_holes_are_a_sentence_or_the_same(world):
+def test_scores_with_holes_are_a_sentence_and_never_a_traceback(world):
     file = world / "scores.h5"
     whole = file.read_bytes()
-    said = CliRunner().invoke(main, ["scores", "scores.h5"]).output
+    assert CliRunner().invoke(main, ["scores", "scores.h5"]).exit_code == 0
     rng = np.random.default_rng(3)
     for start in rng.integers(0, len(whole) - 16, 60).tolist():
         damaged = bytearray(whole)

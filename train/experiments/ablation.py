@@ -44,7 +44,7 @@ from bieff.train.experiments.rows import (
 from bieff.train.fit.loop import stop_requests
 from bieff.train.runs.checkpoint import StoppedError
 from bieff.train.runs.metrics import METRICS
-from bieff.train.runs.run import RECORD, RESULTS, open_run
+from bieff.train.runs.run import RECORD, RESULTS, claim_of, open_run
 from bieff.train.text.wording import HAND_CRAFTED
 
 STATE = "ablation.json"
@@ -445,7 +445,7 @@ def _require_sets(asked: Ablation) -> None:
         raise ConfigError(
             f"--zeroshot: expected stores of different names, got {twice[0]} twice"
         )
-    wanted = asked.store.recipe["clip"]["fingerprint"]
+    wanted = claim_of(asked.store).fingerprint
     for store in asked.zero_shot:
         whole = store.partitions.get("all")
         if whole is None or not test_lists(whole):
@@ -453,7 +453,7 @@ def _require_sets(asked: Ablation) -> None:
                 f"--zeroshot: {store.path} has no official test lists, which runs are "
                 "evaluated on; leave it out"
             )
-        got = store.recipe["clip"]["fingerprint"]
+        got = claim_of(store).fingerprint
         if got != wanted:
             raise StoreMismatchError(
                 f"--zeroshot: {store.path} comes from another CLIP than {asked.store.path}: "

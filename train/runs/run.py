@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bieff.clip import Claim, Clip, ClipName
-from bieff.features.errors import BieffError, InputError
+from bieff.features.errors import BieffError, InputError, StoreMismatchError
 from bieff.features.files import read_json, write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
@@ -82,6 +82,17 @@ class Run:
         return Claim.of({**held, **name} if isinstance(name, dict) else {}, source=self.path)
 
 
+def claim_of(store: FeatureStore) -> Claim:
+    """The CLIP whose features the store holds, as it says.
+
+    Raises:
+        StoreMismatchError: If it does not say that, or not of which data set they are.
+    """
+    if not isinstance(store.recipe.get("data_set"), str):
+        raise StoreMismatchError(f"{store.path} does not say of which data set it is")
+    return Claim.of(store.recipe.get("clip"), source=store.path)
+
+
 def clip_of(
     store: FeatureStore, *, device: torch.device, named: ClipName | None = None
 ) -> Clip:
@@ -96,8 +107,7 @@ def clip_of(
         InputError: If the user must name it.
         StoreMismatchError: If it is another CLIP than the store's.
     """
-    claim = Claim.of(store.recipe.get("clip"), source=store.path)
-    return claim.load(named=named, device=device)
+    return claim_of(store).load(named=named, device=device)
 
 
 def build_model(
