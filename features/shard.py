@@ -247,7 +247,7 @@ def remove(partition: Path, array: ArrayLayout, shard: int) -> None:
     """Remove a shard's file and what killed writers left beside it."""
     chunks = partition / array.name / "c"
     target = chunks / str(shard)
-    if target.is_dir():
+    if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)
