@@ -281,26 +281,26 @@ def extract(
     def pick(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
 
-    sources = command.Sources(
+    data = command.DataOptions(
         **pick("names", "videos", "lists", "labels", "first_label", "trust_labels", "out"),
         limit=options["limit"],
     )
     if check:
-        if not command.check_all(sources, click.echo):
+        if not command.check_all(data, click.echo):
             raise click.exceptions.Exit(1)
         return
     if status:
-        command.say_status(sources, click.echo)
+        command.say_status(data, click.echo)
         return
-    machine = command.Machine(**pick("model", "pretrained", "device", "scheduler"))
+    model = command.ModelOptions(**pick("model", "pretrained", "device", "scheduler"))
     settings = pick("frames", "train_views", "clips", "crops", "context", "limit")
     config = command.make_config(settings, overrides)
     if dry_run:
-        command.dry_run(sources, machine, config, click.echo)
+        command.dry_run(data, model, config, click.echo)
         return
     summaries = command.extract_all(
-        sources,
-        machine,
+        data,
+        model,
         config,
         retry_failed=retry_failed,
         max_bad=None if max_bad is None else command.parse_share(max_bad),

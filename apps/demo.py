@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from bieff import clip as clips
-from bieff.apps.progress import steps_bar, videos_bar
+from bieff.apps.progress import RunProgress, clips_bar, steps_bar, videos_bar
 from bieff.clip import TINYCLIP, Clip, ClipName
 from bieff.extract.config import ExtractConfig
-from bieff.extract.run import extract, plan
-from bieff.extract.shapes.clips import Edition
-from bieff.extract.shapes.sets import COMPANIONS, load_shapes
+from bieff.extract.plan import plan
+from bieff.extract.run import extract
+from bieff.extract.shapes.clips import COMPANIONS, Edition, load_shapes
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
@@ -27,7 +27,7 @@ FRAMES = 8
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What the demo found, and where it put everything."""
+    """Results of the demo, and where it put everything."""
 
     out: Path
     results: list[Result]
@@ -81,10 +81,12 @@ def demo(
 def _extract(
     name: str, out: Path, clip: Clip, edition: Edition, device: torch.device
 ) -> FeatureStore:
-    data = load_shapes(name, out / "data" / name, edition=edition)
+    with clips_bar(f"making {name}") as watch:
+        data = load_shapes(name, out / "data" / name, edition=edition, watch=watch)
     config = ExtractConfig(frames=FRAMES)
     store = plan(data, config, clip, out / "features" / name)
-    extract(store, clip, config, device=device)
+    with RunProgress() as progress:
+        extract(store, clip, config, device=device, watch=progress)
     return store
 
 

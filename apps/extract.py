@@ -1,4 +1,4 @@
-"""What `bieff extract` does, from options as a user types them."""
+"""`bieff extract`, from options as a user types them."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from bieff import clip as clips
+from bieff.apps.progress import RunProgress, clips_bar
 from bieff.clip import Clip, ClipName
-from bieff.extract import catalogue as datasets
-from bieff.extract.catalogue import DataSet
+from bieff.extract import catalogue
 from bieff.extract.config import ExtractConfig
-from bieff.extract.estimate import estimate, estimate_lines
-from bieff.extract.run import InProcess, Runner, Summary, extract, plan
-from bieff.extract.shapes.sets import COMPANIONS
-from bieff.extract.tasks import status_lines
+from bieff.extract.datasets.dataset import DataSet
+from bieff.extract.estimate import estimate_lines
+from bieff.extract.plan import plan
+from bieff.extract.run import InProcess, Runner, extract
+from bieff.extract.shapes.clips import COMPANIONS
+from bieff.extract.tasks import Summary, status_lines
 from bieff.features.errors import ConfigError, InputError
 from bieff.features.settings import with_settings
 from bieff.features.store import FeatureStore
@@ -27,7 +29,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sources:
+class DataOptions:
     """Which data sets, and where their videos and stores lie."""
 
     names: Sequence[str]
@@ -55,21 +57,22 @@ class Sources:
         object.__setattr__(self, "wanted", tuple(dict.fromkeys(wanted)))
 
     def options(self, name: str) -> dict[str, Any]:
-        """What `datasets.load` and `datasets.check` take for one of the data sets."""
-        is_list = name == "list"
+        """Options of `catalogue.load` and `catalogue.check` for one of the data sets."""
+        # of several data sets an option is for those that know it; alone it must fit
+        is_alone = len(self.names) == 1
+        is_list = is_alone or name == "list"
         return {
             "videos": self._sibling(self.videos, name),
-            "lists": _parse_lists(self.lists) if is_list or len(self.names) == 1 else None,
-            "labels": self.labels
-            if name in ("list", "folder") or len(self.names) == 1
-            else None,
-            "first_label": self.first_label if is_list or len(self.names) == 1 else None,
+            "lists": _parse_lists(self.lists) if is_list else None,
+            "labels": self.labels if is_list or name == "folder" else None,
+            "first_label": self.first_label if is_list else None,
         }
 
     def load(self, name: str, say: Say, *, make: bool = True) -> DataSet:
         """One of the data sets, made if need be; says what its lists have to say."""
-        options = self.options(name)
-        data = datasets.load(name, **options, trust_labels=self.trust_labels, make=make)
+        options = self.options(name) | {"trust_labels": self.trust_labels, "make": make}
+        with clips_bar(f"making {name}") as watch:
+            data = catalogue.load(name, **options, watch=watch)
         for note in data.notes:
             say(f"{name}: {note}")
         return data
@@ -87,31 +90,31 @@ class Sources:
         return folder.with_name(folder.name + name.removeprefix(self.names[0]))
 
 
-def check_all(sources: Sources, say: Say) -> bool:
-    """Say what is listed, found, missing, unlisted and mislabelled; whether all is well."""
+def check_all(data: DataOptions, say: Say) -> bool:
+    """Say what is listed, found, missing, unlisted and mislabelled; true if all is well."""
     is_clean = True
-    for name in sources.wanted:
-        report = datasets.check(name, **sources.options(name))
+    for name in data.wanted:
+        report = catalogue.check(name, **data.options(name))
         for line in report.lines():
             say(line)
         is_clean &= report.is_clean
     return is_clean
 
 
-def say_status(sources: Sources, say: Say) -> None:
+def say_status(data: DataOptions, say: Say) -> None:
     """Say what is done, bad and pending; neither the videos nor the model are looked at.
 
     Raises:
         StoreMissingError: If there is no store yet.
     """
-    for name in sources.wanted:
-        for line in status_lines(FeatureStore.open(sources.store(name))):
+    for name in data.wanted:
+        for line in status_lines(FeatureStore.open(data.store(name))):
             say(line)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
-    """Which CLIP, on what, by whom."""
+class ModelOptions:
+    """Which CLIP, on which device, run by whom."""
 
     model: str | None = None
     pretrained: str | None = None
@@ -147,7 +150,7 @@ class Machine:
 
     @property
     def own_device(self) -> torch.device:
-        """What this process itself needs the CLIP on."""
+        """The device that this process itself needs the CLIP on."""
         if self.scheduler in (None, "sync"):
             return clips.pick_device(self.device)
         return torch.device("cpu")  # the workers load their own
@@ -169,22 +172,20 @@ def make_config(settings: Mapping[str, Any], overrides: Sequence[str]) -> Extrac
     return with_settings(ExtractConfig(), given, overrides)
 
 
-def dry_run(sources: Sources, machine: Machine, config: ExtractConfig, say: Say) -> None:
+def dry_run(data: DataOptions, model: ModelOptions, config: ExtractConfig, say: Say) -> None:
     """Say what would be written, how large it is, and how long it would take."""
-    device = clips.pick_device(machine.device)
-    for name in sources.wanted:
-        data = sources.load(name, say, make=False)
-        clip = clips.load(machine.clip_name(data), device=device)
-        out = sources.store(name)
-        for line in estimate_lines(
-            estimate(data, config, clip, out, device=device), out, device
-        ):
+    device = clips.pick_device(model.device)
+    for name in data.wanted:
+        videos = data.load(name, say, make=False)
+        clip = clips.load(model.clip_name(videos), device=device)
+        out = data.store(name)
+        for line in estimate_lines(videos, config, clip, out, device=device):
             say(line)
 
 
 def extract_all(
-    sources: Sources,
-    machine: Machine,
+    data: DataOptions,
+    model: ModelOptions,
     config: ExtractConfig,
     *,
     retry_failed: bool = False,
@@ -198,30 +199,32 @@ def extract_all(
     """
     loaded: dict[ClipName, Clip] = {}
     planned: list[tuple[FeatureStore, Clip]] = []
-    for name in sources.wanted:
-        data = sources.load(name, say)
-        clip_name = machine.clip_name(data)
+    for name in data.wanted:
+        videos = data.load(name, say)
+        clip_name = model.clip_name(videos)
         if clip_name not in loaded:
             if clip_name.may_be_downloaded:
                 say(f"loading CLIP {clip_name}, which takes a while if it is not here yet")
-            loaded[clip_name] = clips.load(clip_name, device=machine.own_device)
+            loaded[clip_name] = clips.load(clip_name, device=model.own_device)
         clip = loaded[clip_name]
-        store = plan(data, config, clip, sources.store(name), redo_replaced=retry_failed)
+        store = plan(videos, config, clip, data.store(name), redo_replaced=retry_failed)
         planned.append((store, clip))
-    runner: Runner
-    with machine.runner() as runner:
-        return [
-            extract(
-                store,
-                clip,
-                config,
-                device=machine.own_device,
-                retry_failed=retry_failed,
-                max_bad=max_bad,
-                runner=runner,
-            )
-            for store, clip in planned
-        ]
+    summaries = []
+    with model.runner() as runner:
+        for store, clip in planned:
+            with RunProgress() as watch:
+                done = extract(
+                    store,
+                    clip,
+                    config,
+                    device=model.own_device,
+                    retry_failed=retry_failed,
+                    max_bad=max_bad,
+                    runner=runner,
+                    watch=watch,
+                )
+            summaries.append(done)
+    return summaries
 
 
 def parse_share(text: str) -> float:

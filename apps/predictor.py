@@ -27,7 +27,7 @@ from bieff import clip as clips
 from bieff.clip import Clip, ClipName
 from bieff.extract.decode.pool import DecodePool, Job, Outcome
 from bieff.extract.decode.reader import frame_seconds
-from bieff.extract.shard import in_order, squares_of
+from bieff.extract.shard import cut_views, in_order
 from bieff.extract.tower import ViewMeans, VisualTower
 from bieff.extract.views import ViewPlan, views_for
 from bieff.features.class_names import label_of_key
@@ -268,7 +268,7 @@ class Predictor:
         if not status.usable:
             return Prediction(video=path, labels=names, status=status, message=message)
         numbers = self._plan(outcome.num_frames)
-        squares = squares_of(outcome, numbers, self._views, self._tower, video_id="")
+        squares = cut_views(outcome, numbers, self._views, self._tower, video_id="")
         frames, patches = self._encode(squares)
         if not bool(frames.isfinite().all()):
             message = f"the embeddings of video {str(path)!r} are not finite in float16"

@@ -1,11 +1,7 @@
-"""How far an extraction is: a bar for people, a line a minute for log files.
+"""How far long work is: a bar for people, a line a minute for log files."""
 
-Also the count that `--max-bad` is held against.
-"""
-
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -20,68 +16,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bieff.extract.tasks import Done, Task, Update
-from bieff.features.errors import InputError
-from bieff.features.schema import Status
-from bieff.features.store import FeatureStore
+from bieff.extract.tasks import PartProgress
 
 LINE_SECONDS = 60.0
 """Between two lines where standard error is no terminal."""
 
-_SPEED_SECONDS = 2.0
-"""Of the last moments that the rate and the waiting are an average of, about."""
 
+class RunProgress:
+    """How far an extraction is: the watcher of `extract`; use as a context manager."""
 
-class Board:
-    """Counts shards, videos and images of one store; use as a context manager.
-
-    Updates may come from another thread; `check` is for the thread that runs the extraction.
-    """
-
-    def __init__(
-        self,
-        store: FeatureStore,
-        pending: Mapping[str, list[Task]],
-        *,
-        max_bad: float | None,
-        console: Console | None = None,
-    ) -> None:
-        self._name = str(store.recipe["data_set"])
-        self._path = store.path
-        self._max_bad = max_bad
-        self._guard = threading.Lock()
-        self._num_videos = sum(part.num_videos for part in store.partitions.values())
-        self._bad = _bad_elsewhere(store, pending)
-        self._under_way: dict[tuple[str, int], Update] = {}
-        self._speed = _Speed()
+    def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._last_line = time.monotonic()
+        self._rows: dict[str, TaskID] = {}
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("videos, {task.fields[shards]} shards, {task.fields[state]}"),
+            TextColumn("videos, {task.fields[state]}"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._rows: dict[str, TaskID] = {}
-        self._shards = {name: [0, len(tasks)] for name, tasks in pending.items()}
-        self._total = dict.fromkeys(pending, 0)
-        self._finished = dict.fromkeys(pending, 0)
-        for name, tasks in pending.items():
-            if tasks:
-                geometry = store.partitions[name].geometry
-                self._total[name] = sum(len(geometry.rows(task.shard)) for task in tasks)
-                self._rows[name] = self._bar.add_task(
-                    f"{self._name} {name}",
-                    total=self._total[name],
-                    shards=f"0/{len(tasks)}",
-                    state="starting",
-                )
 
-    def __enter__(self) -> "Board":
-        self._bar.start()
+    def __enter__(self) -> "RunProgress":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -89,101 +47,30 @@ class Board:
         self._bar.live.transient = error[:1] != (None,)
         self._bar.stop()
 
-    def say(self, text: str) -> None:
-        """Print a line of its own."""
-        self._console.print(text, highlight=False, soft_wrap=True)
-
-    def add(self, update: Update) -> None:
-        """Take how far a shard is."""
-        with self._guard:
-            key = (update.partition, update.shard)
-            self._speed.add(self._under_way.get(key), update)
-            self._under_way[key] = update
-            self._show(update.partition)
-
-    def shard_done(self, done: Done) -> None:
-        """Take a shard that is written."""
-        with self._guard:
-            name = done.task.partition
-            self._under_way.pop((name, done.task.shard), None)
-            self._shards[name][0] += 1
-            self._finished[name] += sum(done.counts.values())
-            self._bad += _num_failed(done.counts)
-            self._show(name)
-
-    def check(self) -> None:
-        """Stop a run that has become pointless.
-
-        Raises:
-            InputError: If more videos are unusable than `max_bad` allows, whatever the others
-                turn out to be.
-        """
-        if self._max_bad is None:
+    def __call__(self, news: PartProgress | str) -> None:
+        """Show how far a partition is, or print a line."""
+        if isinstance(news, str):
+            self._console.print(news, highlight=False, soft_wrap=True)
             return
-        with self._guard:
-            bad = self._bad + sum(update.bad for update in self._under_way.values())
-        if bad > self._max_bad * self._num_videos:
-            raise InputError(
-                f"{self._path}: {bad:,} of {self._num_videos:,} videos are unusable already, "
-                f"more than --max-bad {self._max_bad:.3%} allows; look at the reasons with "
-                "--status, mend the files or allow more, and run the same command again"
-            )
-
-    def _show(self, name: str) -> None:
-        part = [update for (of, _), update in self._under_way.items() if of == name]
-        taken = self._finished[name] + sum(update.videos for update in part)
-        bad = self._bad + sum(update.bad for update in self._under_way.values())
-        shards = "/".join(map(str, self._shards[name]))
-        state = f"{bad:,} bad, {self._speed.text()}"
-        if name in self._rows:
-            self._bar.update(self._rows[name], completed=taken, shards=shards, state=state)
+        self._bar.start()
+        name = f"{news.data_set} {news.partition}"
+        state = f"{news.shards}/{news.num_shards} shards, {news.bad:,} bad, {news.speed}"
+        if name not in self._rows:
+            self._rows[name] = self._bar.add_task(name, total=news.num_videos, state="")
+        self._bar.update(self._rows[name], completed=news.videos, state=state)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self.say(
-                f"{self._name} {name}: {taken:,} of {self._total[name]:,} videos, {shards} "
-                f"shards, {state}"
-            )
+            self(f"{name}: {news.videos:,} of {news.num_videos:,} videos, {state}")
 
 
-class _Speed:
-    """Images a second, and who waits for whom, over the last moments."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._rate = self._idle = 0.0
-
-    def add(self, before: Update | None, now: Update) -> None:
-        images = now.images - (before.images if before else 0)
-        seconds = now.seconds - (before.seconds if before else 0.0)
-        waiting = now.waiting - (before.waiting if before else 0.0)
-        moment = time.monotonic()
-        passed = max(moment - self._last, 1e-6)
-        self._last = moment
-        weight = min(1.0, passed / _SPEED_SECONDS) if self._rate else 1.0
-        self._rate += weight * (images / passed - self._rate)
-        if seconds > 0:
-            self._idle += weight * (waiting / seconds - self._idle)
-
-    def text(self) -> str:
-        who = "tower waits for decoders" if self._idle > 0.5 else "decoders wait for tower"
-        share = self._idle if self._idle > 0.5 else 1 - self._idle
-        return f"{self._rate:,.0f} images/s, {who} {share:.0%}"
-
-
-def _bad_elsewhere(store: FeatureStore, pending: Mapping[str, list[Task]]) -> int:
-    """Videos that have failed in the shards that this run does not touch."""
-    bad = 0
-    for name, partition in store.partitions.items():
-        redone = {task.shard for task in pending.get(name, ())}
-        for shard in set(range(partition.num_shards)) - redone:
-            marker = partition.marker(shard)
-            bad += _num_failed(marker.counts) if marker else 0
-    return bad
-
-
-def _num_failed(counts: Mapping[str, int]) -> int:
-    return sum(count for name, count in counts.items() if Status[name.upper()].failed)
+@contextmanager
+def clips_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of clips that are made, gone at its end; call it with (clips made, in all)."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task(what, total=None, visible=False)  # until something is made
+        yield lambda done, total: bar.update(row, completed=done, total=total, visible=True)
 
 
 class StepsBar:

@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import queue
 import signal
 import threading
 import time
@@ -24,11 +25,10 @@ import torch
 from distributed import WorkerPlugin, get_worker
 
 from bieff import clip as clips
-from bieff.apps.progress import Board
 from bieff.clip import Clip, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.shard import DECODE, ShardExtractor
-from bieff.extract.tasks import Done, Task, Update
+from bieff.extract.tasks import Done, RunCount, Task, Update
 from bieff.features.errors import ConfigError, StoreError
 from bieff.features.files import disk_errors
 from bieff.features.store import FeatureStore
@@ -41,7 +41,7 @@ UPDATE_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSetup:
-    """What a worker needs to write shards of one store."""
+    """All that a worker needs to write shards of one store."""
 
     store: Path
     recipe_hash: str
@@ -51,13 +51,46 @@ class WorkerSetup:
     device: str | None
     decode: str
     version: str
-    """Of bieff."""
+    """The scheduling process's bieff."""
 
     neighbours: int
     """Workers that share the cores of one machine."""
 
     threads: int
     """Most that torch may use in a worker: as many as in the scheduling process."""
+
+    def open_store(self) -> FeatureStore:
+        """The store, as this worker sees it."""
+        version = importlib.metadata.version("bieff")
+        if version != self.version:
+            raise StoreError(
+                f"a worker has bieff {version}, this machine {self.version}; install "
+                "one version"
+            )
+        store = FeatureStore.open(self.store)
+        if store.recipe_hash != self.recipe_hash:
+            raise StoreError(
+                f"a worker sees another store at {self.store}; share the file system"
+            )
+        return store
+
+    def start(self, worker: object) -> ShardExtractor:
+        """Tower and decoders for a worker of that name."""
+        device = clips.pick_device(self.device)
+        if device == torch.device("cuda") and isinstance(worker, int):
+            # local workers count from 0; elsewhere CUDA_VISIBLE_DEVICES decides
+            device = torch.device("cuda", worker % torch.cuda.device_count())
+        cores = max(1, len(os.sched_getaffinity(0)) // self.neighbours)
+        # Dask has told OpenMP to use one thread
+        torch.set_num_threads(min(self.threads, cores))
+        config = replace(self.config, decoders=self.config.decoders or cores)
+        clip = clips.load(self.clip, device=device)
+        if clip.fingerprint != self.fingerprint:
+            raise StoreError(
+                f"a worker has other weights of {str(self.clip)!r} than this machine; give "
+                "both the same file"
+            )
+        return ShardExtractor(clip, config, device=device, decode=self.decode)
 
 
 class _Stopped(Exception):
@@ -75,7 +108,7 @@ class ExtractPlugin(WorkerPlugin):  # type: ignore[misc]
     def setup(self, worker: Any) -> None:
         """Called by Dask, in its event loop: the heavy part waits for the first task."""
         self._worker = worker
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
         self._extractor: ShardExtractor | None = None
         self._store: FeatureStore | None = None
         self._last_update = 0.0
@@ -85,7 +118,7 @@ class ExtractPlugin(WorkerPlugin):  # type: ignore[misc]
         """Called by Dask when the run ends, or the worker."""
         self.is_stopping = True
         # not in the event loop: a shard that is being written is finished first
-        threading.Thread(target=self._close, name="extract teardown").start()
+        threading.Thread(target=self._close_extractor, name="extract teardown").start()
 
     def write_shard(self, task: Task) -> Mapping[str, int]:
         """Write one shard, after those that were sent here before it."""
@@ -93,11 +126,11 @@ class ExtractPlugin(WorkerPlugin):  # type: ignore[misc]
             if self.is_stopping:
                 raise _Stopped
             if self._extractor is None or self._store is None:
-                self._store = _open(self._setup)
-                self._extractor = _start(self._setup, self._worker.name)
+                self._store = self._setup.open_store()
+                self._extractor = self._setup.start(self._worker.name)
             try:
                 with contextlib.closing(
-                    self._extractor.extract(self._store, [task], watch=self._report)
+                    self._extractor.extract(self._store, [task], report=self._report)
                 ) as done:
                     return next(done).counts
             except _Stopped:
@@ -111,14 +144,11 @@ class ExtractPlugin(WorkerPlugin):  # type: ignore[misc]
             self._last_update = time.monotonic()
             self._worker.log_event(TOPIC, {"update": asdict(update)})
 
-    def _close(self) -> None:
-        with self._guard:
-            self._close_extractor()
-
     def _close_extractor(self) -> None:
-        if self._extractor is not None:
-            self._extractor.close()
-            self._extractor = None
+        with self._guard:
+            if self._extractor is not None:
+                self._extractor.close()
+                self._extractor = None
 
 
 def write_shard(task: Task) -> dict[str, int] | None:
@@ -139,7 +169,7 @@ def stop_working(dask_worker: Any) -> None:
 
 
 def what_is_wrong(probe: Path, token: str, videos: Path) -> str:
-    """Whether this machine sees a file of the scheduling one, and the videos; "" if it does."""
+    """Fault of this machine's view of the store and the videos; "" if it sees them."""
     try:
         if probe.read_text() != token:
             return f"sees another {probe.parent} than this machine; share the file system"
@@ -151,36 +181,6 @@ def what_is_wrong(probe: Path, token: str, videos: Path) -> str:
     if not videos.is_dir():
         return f"does not see the videos in {videos}; share them with all workers"
     return ""
-
-
-def _open(setup: WorkerSetup) -> FeatureStore:
-    version = importlib.metadata.version("bieff")
-    if version != setup.version:
-        raise StoreError(
-            f"a worker has bieff {version}, this machine {setup.version}; install one version"
-        )
-    store = FeatureStore.open(setup.store)
-    if store.recipe_hash != setup.recipe_hash:
-        raise StoreError(f"a worker sees another store at {setup.store}; share the file system")
-    return store
-
-
-def _start(setup: WorkerSetup, worker: object) -> ShardExtractor:
-    device = clips.pick_device(setup.device)
-    if device == torch.device("cuda") and isinstance(worker, int):
-        # the workers of a local cluster count from 0; elsewhere CUDA_VISIBLE_DEVICES decides
-        device = torch.device("cuda", worker % torch.cuda.device_count())
-    cores = max(1, len(os.sched_getaffinity(0)) // setup.neighbours)
-    # Dask has told OpenMP to use one thread
-    torch.set_num_threads(min(setup.threads, cores))
-    config = replace(setup.config, decoders=setup.config.decoders or cores)
-    clip = clips.load(setup.clip, device=device)
-    if clip.fingerprint != setup.fingerprint:
-        raise StoreError(
-            f"a worker has other weights of {str(setup.clip)!r} than this machine; give both "
-            "the same file"
-        )
-    return ShardExtractor(clip, config, device=device, decode=setup.decode)
 
 
 CONNECT_SECONDS = 20
@@ -211,7 +211,7 @@ class OnCluster:
         clip: Clip,
         config: ExtractConfig,
         tasks: Iterable[Task],
-        board: Board,
+        count: RunCount,
     ) -> Generator[Done, None, None]:
         """Write shards; yields those that are written, in any order.
 
@@ -230,23 +230,26 @@ class OnCluster:
             device=None if self._device is None else str(self._device),
             decode=self._decode,
             version=importlib.metadata.version("bieff"),
-            neighbours=self._most_on_one_host(),
+            neighbours=max(Counter(map(_host, self._client.nthreads())).values()),
             threads=torch.get_num_threads(),
         )
-        board.say(f"{self._num_workers()} Dask workers")
+        count.say(f"{self._num_workers()} Dask workers")
+        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()  # they come in another thread
         self._client.subscribe_topic(
-            TOPIC, lambda event: board.add(Update(**event[1]["update"]))
+            TOPIC, lambda event: updates.put(Update(**event[1]["update"]))
         )
         self._client.register_plugin(ExtractPlugin(setup))
         try:
             with self._client.as_current():
-                yield from self._send_all(iter(tasks), board)
+                yield from self._send_all(iter(tasks), updates, count)
         finally:
             self._client.unsubscribe_topic(TOPIC)
             with contextlib.suppress(Exception):  # a worker that has gone needs no teardown
                 self._client.unregister_worker_plugin(PLUGIN)
 
-    def _send_all(self, tasks: Iterator[Task], board: Board) -> Generator[Done, None, None]:
+    def _send_all(
+        self, tasks: Iterator[Task], updates: "queue.SimpleQueue[Update]", count: RunCount
+    ) -> Generator[Done, None, None]:
         from distributed import wait
 
         run = uuid.uuid4().hex[:8]
@@ -264,12 +267,13 @@ class OnCluster:
                     return
                 with contextlib.suppress(TimeoutError):
                     wait(list(sent), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
+                while not updates.empty():
+                    count.add(updates.get())
                 for future in [future for future in sent if future.done()]:
                     task = sent.pop(future)
                     counts = _result(future, task)
                     future.release()
                     yield Done(task=task, counts=counts)
-                board.check()
         finally:
             if sent:
                 self._stop(list(sent))
@@ -288,10 +292,6 @@ class OnCluster:
 
     def _num_workers(self) -> int:
         return len(self._client.nthreads())
-
-    def _most_on_one_host(self) -> int:
-        hosts = Counter(str(worker).rpartition(":")[0] for worker in self._client.nthreads())
-        return max(hosts.values())
 
     def _require_workers(self) -> None:
         try:
@@ -375,25 +375,25 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _host(worker: str) -> str:
+    return worker.rpartition(":")[0]
+
+
 def _result(future: Any, task: Task) -> dict[str, int]:
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
 
+    counts: dict[str, int] | None = None
     try:
-        counts: dict[str, int] | None = future.result()
+        counts = future.result()
+        what = "its worker was shut down; run the same command again to go on"
     except KilledWorker:
-        raise StoreError(
-            f"{task.partition} shard {task.shard}: every worker that began it has died; look "
-            "at their logs, often it is the memory"
-        ) from None
+        what = "every worker that began it has died; look at their logs, often it is the memory"
     except FutureCancelledError as error:
-        raise StoreError(
-            f"{task.partition} shard {task.shard}: Dask has given the task up ({error}); see "
-            "that the scheduler is alive, and run the same command again to go on"
-        ) from None
-    if counts is None:
-        raise StoreError(
-            f"{task.partition} shard {task.shard}: its worker was shut down; run the same "
-            "command again to go on"
+        what = (
+            f"Dask has given the task up ({error}); see that the scheduler is alive, and run "
+            "the same command again to go on"
         )
+    if counts is None:
+        raise StoreError(f"{task.partition} shard {task.shard}: {what}")
     return counts

@@ -11,7 +11,7 @@ LONGEST = 86_400
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractConfig:
-    """What is extracted, and how; evaluation views are the paper's (Sec. 4.1).
+    """Settings of an extraction; evaluation views are the paper's (Sec. 4.1).
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -30,13 +30,13 @@ class ExtractConfig:
     """Spatial crops of each clip: 1 (centre) or 3 (left, centre, right)."""
 
     context: Literal["none", "patches"] = "none"
-    """Whether to store the time-mean of the patch tokens too."""
+    """"patches": the time-mean of the patch tokens is stored too."""
 
     limit: int | None = None
     """Only the first videos of each partition, so many; none: all."""
 
     batch_size: int | None = None
-    """Squares a batch of the visual tower; none: 512 on a GPU, 64 on a CPU."""
+    """Crops a batch of the visual tower; none: 512 on a GPU, 64 on a CPU."""
 
     decoders: int | None = None
     """Decoding processes; none: one a core."""

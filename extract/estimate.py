@@ -1,10 +1,9 @@
-"""What an extraction will cost, from a few videos extracted for the trial: `--dry-run`."""
+"""Cost of an extraction, from a few videos extracted for the trial: `--dry-run`."""
 
 import contextlib
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +11,10 @@ import torch
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.plan import Blueprint, blueprint
+from bieff.extract.plan import StorePlan
 from bieff.extract.shard import ShardExtractor
 from bieff.extract.tasks import Task
-from bieff.features.schema import PartitionPlan, Video, counted
+from bieff.features.schema import Geometry, PartitionPlan, counted
 from bieff.features.store import FeatureStore
 
 WARM_UP = 8
@@ -26,40 +25,46 @@ SECONDS = 30.0
 """After so many seconds no further video of the trial is begun."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartEstimate:
-    """Of one partition."""
+def estimate_lines(
+    data: DataSet, config: ExtractConfig, clip: Clip, out: Path, *, device: torch.device
+) -> list[str]:
+    """The lines of `--dry-run`: what would be written, its size and the hours.
 
-    name: str
-    num_videos: int
-    num_views: int
-    num_shards: int
-    num_bytes: int
-    """Of the store on the disk."""
+    A few videos of each partition are extracted into a trial store, which lies in the system's
+    folder for temporary files and is removed.
+    """
+    planned = StorePlan.of(data, config, clip)
+    num_done = _num_done(planned, out)
+    geometries = planned.geometries()
+    lines, tried, hours = [], 0, 0.0
+    with ShardExtractor(clip, config, device=device) as extractor:
+        for name, plan in planned.partitions.items():
+            done = num_done.get(name, 0)
+            timed, seconds = _trial(planned, name, extractor)
+            tried += timed
+            hours += (len(plan.videos) - done) * seconds / max(timed, 1) / 3600
+            lines.append(f"  {name}: {_part_line(plan, geometries[name], done)}")
+    minutes = counted(max(1, round(60 * hours)), "minute")
+    duration = f"{hours:,.1f} hours" if hours >= 1 else minutes
+    if tried:
+        videos = counted(tried, "video")
+        how = f"about {duration} on {device} of this machine, from {videos} tried now"
+    elif any(video.size for plan in planned.partitions.values() for video in plan.videos):
+        how = "no estimate of hours: none of the videos tried can be used"
+    else:
+        how = "no estimate of hours: no video is there to try"
+    return [f"{out}: nothing written", *lines, f"  {how}"]
 
-    video_bytes: int
-    """Of the videos that were found."""
 
-    num_done: int
-    """Videos in shards that a store there has finished."""
-
-    seconds_per_video: float | None
-    """Of the trial; None where no video was found."""
-
-    num_tried: int
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.name}: {counted(self.num_videos, 'video')} x "
-            f"{counted(self.num_views, 'view')}, {counted(self.num_shards, 'shard')}, "
-            f"{_size(self.num_bytes)}, from {_size(self.video_bytes)} of videos"
-        )
-        return f"{text}; {self.num_done:,} videos are done" if self.num_done else text
-
-    @property
-    def hours(self) -> float:
-        """To do what is left."""
-        return (self.num_videos - self.num_done) * (self.seconds_per_video or 0.0) / 3600
+def _part_line(plan: PartitionPlan, geometry: Geometry, num_done: int) -> str:
+    arrays = geometry.arrays.values()
+    shard_bytes = sum(array.file_bytes(geometry.rows_per_shard) for array in arrays)
+    text = (
+        f"{counted(len(plan.videos), 'video')} x {counted(plan.num_views, 'view')}, "
+        f"{counted(geometry.num_shards, 'shard')}, {_size(shard_bytes * geometry.num_shards)}, "
+        f"from {_size(sum(video.size for video in plan.videos))} of videos"
+    )
+    return f"{text}; {num_done:,} videos are done" if num_done else text
 
 
 def _size(num_bytes: int) -> str:
@@ -68,71 +73,18 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.1f} GB"
 
 
-def estimate(
-    data: DataSet, config: ExtractConfig, clip: Clip, out: Path, *, device: torch.device
-) -> list[PartEstimate]:
-    """Plan without writing, and extract a few videos of each partition into a trial store.
-
-    The trial store lies in the system's folder for temporary files and is removed.
-    """
-    planned = blueprint(data, config, clip)
-    geometries = planned.geometries()
-    done = _num_done(planned, out)
-    found = []
-    with ShardExtractor(clip, config, device=device) as extractor:
-        for name, plan in planned.partitions.items():
-            tried, seconds = _trial(planned, name, extractor)
-            geometry = geometries[name]
-            sizes = [
-                array.file_bytes(geometry.rows_per_shard) for array in geometry.arrays.values()
-            ]
-            found.append(
-                PartEstimate(
-                    name=name,
-                    num_videos=len(plan.videos),
-                    num_views=plan.num_views,
-                    num_shards=geometry.num_shards,
-                    num_bytes=sum(sizes) * geometry.num_shards,
-                    video_bytes=sum(video.size for video in plan.videos),
-                    num_done=done.get(name, 0),
-                    seconds_per_video=seconds / tried if tried else None,
-                    num_tried=tried,
-                )
-            )
-    return found
-
-
-def estimate_lines(parts: Sequence[PartEstimate], out: Path, device: torch.device) -> list[str]:
-    """The lines of `--dry-run` on one data set."""
-    tried = sum(part.num_tried for part in parts)
-    hours = sum(part.hours for part in parts)
-    duration = (
-        f"{hours:,.1f} hours" if hours >= 1 else counted(max(1, round(60 * hours)), "minute")
-    )
-    how = (
-        f"about {duration} on {device} of this machine, from {counted(tried, 'video')} tried "
-        "now"
-        if tried
-        else "no estimate of hours: none of the videos tried can be used"
-        if any(part.video_bytes for part in parts)
-        else "no estimate of hours: no video is there to try"
-    )
-    return [f"{out}: nothing written", *(f"  {part}" for part in parts), f"  {how}"]
-
-
-def _trial(planned: Blueprint, name: str, extractor: ShardExtractor) -> tuple[int, float]:
+def _trial(planned: StorePlan, name: str, extractor: ShardExtractor) -> tuple[int, float]:
     """Videos that were timed, and the seconds they took."""
     plan = planned.partitions[name]
-    videos = _spread([video for video in plan.videos if video.size], WARM_UP + TIMED)
-    if len(videos) < 2:
+    there = [video for video in plan.videos if video.size]
+    count = min(WARM_UP + TIMED, len(there))
+    if count < 2:
         return 0, 0.0
-    warm_up = min(WARM_UP, len(videos) // 2)
-    trial = replace(
-        planned,
-        partitions={
-            name: PartitionPlan(videos=videos, num_views=plan.num_views, rows_per_shard=warm_up)
-        },
+    spread = [there[i * len(there) // count] for i in range(count)]
+    few = PartitionPlan(
+        videos=spread, num_views=plan.num_views, rows_per_shard=min(WARM_UP, count // 2)
     )
+    trial = replace(planned, partitions={name: few})
     with tempfile.TemporaryDirectory(prefix="bieff-trial-") as folder:
         store = trial.write(Path(folder) / "store")
         start = time.monotonic()
@@ -142,7 +94,7 @@ def _trial(planned: Blueprint, name: str, extractor: ShardExtractor) -> tuple[in
             if time.monotonic() - start < SECONDS
         )
         timed, began, ended = 0, start, start
-        with contextlib.closing(extractor.extract(store, tasks, watch=lambda _: None)) as done:
+        with contextlib.closing(extractor.extract(store, tasks, report=lambda _: None)) as done:
             for shard in done:
                 ended = time.monotonic()
                 if shard.task.shard == 0:
@@ -152,13 +104,7 @@ def _trial(planned: Blueprint, name: str, extractor: ShardExtractor) -> tuple[in
     return timed, ended - began
 
 
-def _spread(videos: Sequence[Video], count: int) -> list[Video]:
-    """Some of the videos, evenly over the list."""
-    count = min(count, len(videos))
-    return [videos[i * len(videos) // count] for i in range(count)]
-
-
-def _num_done(planned: Blueprint, out: Path) -> dict[str, int]:
+def _num_done(planned: StorePlan, out: Path) -> dict[str, int]:
     """Videos in finished shards of a store that lies there already.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ PACKAGES = ("bieff", "torch", "torchvision", "open_clip_torch", "av", "decord", 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Blueprint:
+class StorePlan:
     """A store as it is planned, not on the disk yet."""
 
     recipe: Mapping[str, Any]
@@ -26,6 +26,24 @@ class Blueprint:
     partitions: Mapping[str, PartitionPlan]
     root: Path
     class_subsets: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, data: DataSet, config: ExtractConfig, clip: Clip) -> "StorePlan":
+        """The plan for a data set, or for its first `config.limit` videos of each partition."""
+        train, evaluation = views_for(
+            config.train_views, config.clips, config.crops, mirror=data.mirror
+        )
+        views = {part: train if part == "train" else evaluation for part in data.partitions}
+        return cls(
+            recipe=_recipe(data, config, clip, views),
+            class_names=data.class_names,
+            partitions={
+                part: PartitionPlan(videos=videos[: config.limit], num_views=len(views[part]))
+                for part, videos in data.partitions.items()
+            },
+            root=data.root.resolve(),
+            class_subsets=data.class_subsets,
+        )
 
     def geometries(self) -> dict[str, Geometry]:
         """Sizes of the partitions."""
@@ -62,52 +80,20 @@ class Blueprint:
         )
 
 
-def blueprint(data: DataSet, config: ExtractConfig, clip: Clip) -> Blueprint:
-    """What the store of a data set will be."""
-    data = first_videos(data, config.limit)
-    train_views, val_views = views_for(
-        config.train_views, config.clips, config.crops, mirror=data.mirror
-    )
-    views = {name: train_views if name == "train" else val_views for name in data.partitions}
-    return Blueprint(
-        recipe=make_recipe(data, config, clip, views),
-        class_names=data.class_names,
-        partitions={
-            name: PartitionPlan(videos=videos, num_views=len(views[name]))
-            for name, videos in data.partitions.items()
-        },
-        root=data.root.resolve(),
-        class_subsets=data.class_subsets,
-    )
-
-
 def plan(
-    data: DataSet,
-    config: ExtractConfig,
-    clip: Clip,
-    out: Path,
-    *,
-    redo_replaced: bool = False,
+    data: DataSet, config: ExtractConfig, clip: Clip, out: Path, *, redo_replaced: bool = False
 ) -> FeatureStore:
-    """Plan the store, or open the one that was planned in the same way; see `Blueprint.write`.
+    """Plan the store, or open the one that was planned in the same way; see `StorePlan.write`.
 
     Raises:
         StoreMismatchError: If another store lies there, shows the differences; or if a file
             was replaced.
         StoreError: If the folder cannot be written.
     """
-    return blueprint(data, config, clip).write(out, redo_replaced=redo_replaced)
+    return StorePlan.of(data, config, clip).write(out, redo_replaced=redo_replaced)
 
 
-def first_videos(data: DataSet, limit: int | None) -> DataSet:
-    """The data set with the first `limit` videos of each partition; None: all."""
-    if limit is None:
-        return data
-    partitions = {name: videos[:limit] for name, videos in data.partitions.items()}
-    return replace(data, partitions=partitions)
-
-
-def make_recipe(
+def _recipe(
     data: DataSet, config: ExtractConfig, clip: Clip, views: Mapping[str, list[View]]
 ) -> dict[str, Any]:
     """Everything the numbers of a store depend on."""

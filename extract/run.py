@@ -1,4 +1,4 @@
-"""Stage one, whole: plan a store for a data set, then write its shards.
+"""Stage one, once a store is planned: write the shards that are missing.
 
 A shard is written once and for all; a run that was stopped, however it was stopped, goes on
 with the next one.
@@ -7,20 +7,15 @@ with the next one.
 import contextlib
 import time
 from collections.abc import Generator, Iterable
-from types import TracebackType
 from typing import Protocol, runtime_checkable
 
 import torch
 
-from bieff.apps.progress import Board
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
-from bieff.extract.plan import plan
 from bieff.extract.shard import DECODE, ShardExtractor
-from bieff.extract.tasks import Done, Summary, Task, Update, summary_of
+from bieff.extract.tasks import Done, RunCount, Summary, Task, Watch, summary_of
 from bieff.features.store import FeatureStore
-
-__all__ = ["InProcess", "Runner", "Summary", "extract", "plan"]
 
 
 @runtime_checkable
@@ -33,9 +28,9 @@ class Runner(Protocol):
         clip: Clip,
         config: ExtractConfig,
         tasks: Iterable[Task],
-        board: Board,
+        count: RunCount,
     ) -> Generator[Done, None, None]:
-        """Write shards; yields those that are written."""
+        """Write shards; yields those that are written, and counts the videos on the way."""
 
 
 class InProcess:
@@ -55,13 +50,9 @@ class InProcess:
     def __enter__(self) -> "InProcess":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
+    def __exit__(self, *error: object) -> None:
+        if self._extractor is not None:
+            self._extractor.close()
 
     def run(
         self,
@@ -69,34 +60,19 @@ class InProcess:
         clip: Clip,
         config: ExtractConfig,
         tasks: Iterable[Task],
-        board: Board,
+        count: RunCount,
     ) -> Generator[Done, None, None]:
         """Write shards, one after the other, each decoded while the one before is written."""
-        extractor = self._extractor_for(clip, config)
+        extractor = self._extractor
+        if extractor is None or self._made_for != (clip, config):
+            if extractor is not None:
+                extractor.close()
+            extractor = ShardExtractor(clip, config, device=self._device, decode=self._decode)
+            self._extractor, self._made_for = extractor, (clip, config)
         if extractor.tower.precision != "float32":
-            board.say(f"{self._device}: {extractor.tower.precision}")
-
-        def watch_and_check(update: Update) -> None:
-            board.add(update)
-            board.check()
-
-        done = extractor.extract(store, tasks, watch=watch_and_check)
-        with contextlib.closing(done):
+            count.say(f"{self._device}: {extractor.tower.precision}")
+        with contextlib.closing(extractor.extract(store, tasks, report=count.add)) as done:
             yield from done
-
-    def _extractor_for(self, clip: Clip, config: ExtractConfig) -> ShardExtractor:
-        if self._extractor is None or self._made_for != (clip, config):
-            self._close()
-            self._extractor = ShardExtractor(
-                clip, config, device=self._device, decode=self._decode
-            )
-            self._made_for = (clip, config)
-        return self._extractor
-
-    def _close(self) -> None:
-        if self._extractor is not None:
-            self._extractor.close()
-            self._extractor = None
 
 
 def extract(
@@ -108,6 +84,7 @@ def extract(
     retry_failed: bool = False,
     max_bad: float | None = None,
     runner: Runner | None = None,
+    watch: Watch = lambda _: None,
 ) -> Summary:
     """Write the shards that are missing.
 
@@ -119,6 +96,7 @@ def extract(
         retry_failed: Also try again the videos that failed.
         max_bad: Share of unusable videos, 0 to 1, beyond which it is given up; None: none.
         runner: Who writes; None: this process, on `device`.
+        watch: Told how far it is.
 
     Raises:
         InputError: If more videos are unusable than `max_bad` allows.
@@ -134,18 +112,14 @@ def extract(
             ]
             for name, part in store.partitions.items()
         }
-        board = Board(store, pending, max_bad=max_bad)
-        board.check()
+        count = RunCount(store, pending, max_bad=max_bad, watch=watch)
         if tasks := [task for part in pending.values() for task in part]:
             if runner is None:
                 runner = stack.enter_context(InProcess(device=device))
-            stack.enter_context(board)
-            writing = runner.run(store, clip, config, tasks, board)
-            stack.enter_context(contextlib.closing(writing))
-            for done in writing:
+            writing = runner.run(store, clip, config, tasks, count)
+            for done in stack.enter_context(contextlib.closing(writing)):
                 written += 1
-                board.shard_done(done)
-                board.check()
+                count.shard_done(done)
     return summary_of(
         store, shards_written=written, seconds=time.monotonic() - start, max_bad=max_bad
     )

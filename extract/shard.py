@@ -7,11 +7,10 @@ import contextlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,191 @@ from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
 from bieff.extract.decode.pool import DecodePool
 from bieff.extract.decode.worker import Job, Outcome
-from bieff.extract.tasks import Done, Task, Update, Watch
-from bieff.extract.tower import SquareStream, VisualTower, cut
+from bieff.extract.tasks import Done, Task, Update
+from bieff.extract.tower import CropStream, VisualTower, cut
 from bieff.extract.views import View, ViewPlan, crop_of
 from bieff.features.files import ShardLocks
 from bieff.features.schema import ShardData, Status, Video, VideoError
 from bieff.features.shard import read_errors
 from bieff.features.store import FeatureStore, Partition
+
+BATCH = {"cuda": 512, "cpu": 64}
+"""Crops a batch of the tower, by kind of device."""
+
+DECODE = "bieff.extract.decode.reader:decode_video"
+
+EARLY_BYTES = 128 * 2**20
+"""Frames held, for each decoder, while a video before them is still being decoded."""
+
+
+class ShardExtractor:
+    """A visual tower and a pool of decoders, kept alive from shard to shard.
+
+    Use as a context manager; the decoders are killed at its end.
+    """
+
+    def __init__(
+        self, clip: Clip, config: ExtractConfig, *, device: torch.device, decode: str = DECODE
+    ) -> None:
+        self.tower = VisualTower(
+            clip,
+            device=device,
+            batch_size=config.batch_size or BATCH.get(device.type, 64),
+            wants_patches=config.context == "patches",
+        )
+        decoders = config.decoders or len(os.sched_getaffinity(0))
+        self._early_bytes = EARLY_BYTES * max(decoders, 2)
+        self._pool = DecodePool(decoders, deadline=config.deadline, decode=decode)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="shard writer")
+
+    def __enter__(self) -> "ShardExtractor":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the decoders; a shard that is being written is finished first."""
+        self._pool.close()
+        self._writer.shutdown()
+
+    def extract(
+        self, store: FeatureStore, tasks: Iterable[Task], *, report: Callable[[Update], None]
+    ) -> Generator[Done, None, None]:
+        """Write shards; yields each when its marker is on the disk.
+
+        Decoding goes on across the end of a shard, and a shard is written while the next is
+        encoded.
+
+        Args:
+            store: The caller holds the right to write it, or works for somebody who does.
+            tasks: Drawn as there is room for them.
+            report: Called after every video; what it raises ends the run.
+
+        Raises:
+            StoreError: If the disk is full, or did not keep what was written.
+        """
+        with _Run(self.tower, store, self._writer, report) as run:
+            outcomes: Any = self._pool.decode(run.jobs(tasks))
+            with contextlib.closing(outcomes):
+                yield from run.take_all(in_order(outcomes, most_bytes=self._early_bytes))
+
+
+class _Run:
+    """The shards under way in one call."""
+
+    def __init__(
+        self,
+        tower: VisualTower,
+        store: FeatureStore,
+        writer: ThreadPoolExecutor,
+        report: Callable[[Update], None],
+    ) -> None:
+        self._tower = tower
+        self._store = store
+        self._writer = writer
+        self._report = report
+        self._locks = ShardLocks(store.path, tuple(store.partitions))
+        self._at: dict[int, tuple[ShardWork, int]] = {}
+        self._finished: deque[ShardWork] = deque()
+        self._done: deque[Done] = deque()
+        self._writing: Future[Done] | None = None
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if self._writing is not None:
+                self._writing.exception()  # wait; an error is on its way already
+        finally:
+            self._locks.close()
+
+    def jobs(self, tasks: Iterable[Task]) -> Iterator[Job]:
+        """The videos of all shards, numbered from 0."""
+        number = 0
+        for task in tasks:
+            self._locks.acquire(task.partition, task.shard)
+            marker = self._store.partitions[task.partition].marker(task.shard)
+            if marker is not None and not task.retry_failed:
+                # the worker of a killed run has finished it meanwhile
+                self._locks.release(task.partition, task.shard)
+                self._done.append(Done(task=task, counts=marker.counts))
+                continue
+            work = ShardWork.begin(self._store, task, self._tower)
+            if not work.wanted:
+                self._finished.append(work)
+            for i in work.wanted:
+                self._at[number] = (work, i)
+                yield Job(row=number, path=work.path(i), choose=work.plans[i])
+                number += 1
+
+    def take_all(self, outcomes: Iterable[Outcome]) -> Iterator[Done]:
+        """Encode what was decoded; yields the shards that are written."""
+        before = time.monotonic()
+        for outcome in outcomes:
+            came = time.monotonic()
+            work, i = self._at.pop(outcome.row)
+            if not work.num_taken:
+                work.began = before
+            work.take(i, outcome)
+            work.waiting += came - before
+            work.busy += time.monotonic() - came
+            self._report(work.update)
+            if work.num_taken == len(work.wanted):
+                self._finished.append(work)
+            yield from self._write(wait=False)
+            before = time.monotonic()
+        yield from self._write(wait=True)
+
+    def _write(self, *, wait: bool) -> Iterator[Done]:
+        """Have the finished shards written, one at a time beside the encoding of the next."""
+        while self._done:
+            yield self._done.popleft()
+        while True:
+            if self._writing is not None and (wait or self._finished or self._writing.done()):
+                done, self._writing = self._writing.result(), None
+                yield done
+            if not self._finished:
+                return
+            work = self._finished.popleft()
+            work.stream.close()
+            self._writing = self._writer.submit(self._write_one, work)
+            if not wait and not self._finished:
+                return
+
+    def _write_one(self, work: "ShardWork") -> Done:
+        counts = work.write()
+        self._locks.release(work.task.partition, work.task.shard)
+        return Done(task=work.task, counts=counts)
+
+
+def in_order(outcomes: Iterable[Outcome], *, most_bytes: int) -> Iterator[Outcome]:
+    """Outcomes by number from 0, whatever order they come in.
+
+    A video that hangs would make the others pile up: when the frames that are held exceed
+    `most_bytes`, its turn is given up, and it comes when it comes.
+    """
+    early: dict[int, Outcome] = {}
+    held, turn = 0, 0
+    for outcome in outcomes:
+        if outcome.row < turn:
+            yield outcome
+            continue
+        early[outcome.row] = outcome
+        held += _num_bytes(outcome)
+        del outcome  # its frames are to be free as soon as they are used
+        while early and (turn in early or held > most_bytes):
+            if turn in early:
+                held -= _num_bytes(early[turn])
+                yield early.pop(turn)
+            turn += 1
+    for number in sorted(early):
+        yield early.pop(number)
+
+
+def _num_bytes(outcome: Outcome) -> int:
+    return 0 if outcome.frames is None else outcome.frames.nbytes
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -46,8 +223,9 @@ class ShardWork:
     """Places in the shard of the videos to decode; all, unless failed ones are retried."""
 
     plans: Mapping[int, ViewPlan]
-    stream: SquareStream
-    errors: list[VideoError] = field(default_factory=list)
+    tower: VisualTower
+    stream: CropStream
+    errors: list[VideoError]
     num_taken: int = 0
     num_bad: int = 0
     num_images: int = 0
@@ -81,7 +259,8 @@ class ShardWork:
             data=data,
             wanted=wanted,
             plans={i: ViewPlan(views, partition.num_frames, videos[i].id) for i in wanted},
-            stream=SquareStream(tower, partition.num_frames),
+            tower=tower,
+            stream=CropStream(tower, partition.num_frames),
             errors=errors,
         )
 
@@ -89,37 +268,27 @@ class ShardWork:
         """Where a video of the shard lies."""
         return os.fspath(Path(self.root) / self.videos[i].path)
 
-    def note(self, i: int, outcome: Outcome) -> None:
-        """Write down what became of a video."""
-        self.data.status[i] = outcome.status
+    def take(self, i: int, outcome: Outcome) -> None:
+        """Cut and encode a video, and write down what became of it."""
+        if outcome.status.usable:
+            numbers = self.plans[i](outcome.num_frames)
+            video_id = self.videos[i].id
+            crops = cut_views(outcome, numbers, self.views, self.tower, video_id=video_id)
+            self.data.frames[i] = numbers
+            self.stream.add(i, crops)
+            self.num_images += len(crops)
         if outcome.status is not Status.OK:
-            stage = "find" if outcome.status is Status.MISSING else "decode"
-            self.errors.append(
-                self._error(
-                    i,
-                    outcome.status,
-                    stage,
-                    outcome.message,
-                    decoder=outcome.decoder,
-                    attempt=outcome.attempt,
-                )
+            self._note(
+                i,
+                stage="find" if outcome.status is Status.MISSING else "decode",
+                status=outcome.status,
+                message=outcome.message,
+                decoder=outcome.decoder,
+                attempt=outcome.attempt,
             )
-
-    def count(self, status: Status, *, waiting: float, busy: float) -> None:
-        """Count a video that was dealt with, and the seconds it took."""
-        if not self.num_taken:
-            self.began = time.monotonic() - waiting - busy
+        self.data.status[i] = outcome.status
         self.num_taken += 1
-        self.num_bad += status.failed
-        if status.usable:
-            self.num_images += len(self.views) * self.partition.num_frames
-        self.waiting += waiting
-        self.busy += busy
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether every wanted video was dealt with."""
-        return self.num_taken == len(self.wanted)
+        self.num_bad += outcome.status.failed
 
     @property
     def update(self) -> Update:
@@ -153,33 +322,30 @@ class ShardWork:
             errors=sorted(self.errors, key=lambda error: error.row),
             seconds={name: round(value, 3) for name, value in seconds.items()},
         )
-        counts = Counter(Status(int(value)).name.lower() for value in self.data.status)
-        return dict(counts)
+        return dict(Counter(Status(int(value)).name.lower() for value in self.data.status))
 
     def _refuse_overflow(self) -> None:
         """Mark videos whose embeddings do not fit float16 as corrupt, and say so."""
+        data = self.data
         for i in self.wanted:
-            if not Status(int(self.data.status[i])).usable:
-                continue
-            rows = [self.data.embeddings[i]]
-            if self.data.patches is not None:
-                rows.append(self.data.patches[i])
-            if not all(np.isfinite(row).all() for row in rows):
-                self.data.status[i] = Status.CORRUPT
+            rows = [data.embeddings[i], *([] if data.patches is None else [data.patches[i]])]
+            usable = Status(int(data.status[i])).usable
+            if usable and not all(np.isfinite(row).all() for row in rows):
                 message = "its embeddings are not finite in float16"
-                self.errors.append(self._error(i, Status.CORRUPT, "encode", message))
+                self._note(i, stage="encode", status=Status.CORRUPT, message=message)
+                data.status[i] = Status.CORRUPT
 
-    def _error(
+    def _note(
         self,
         i: int,
-        status: Status,
-        stage: str,
-        message: str,
         *,
+        stage: str,
+        status: Status,
+        message: str,
         decoder: str = "",
         attempt: int = 1,
-    ) -> VideoError:
-        return VideoError(
+    ) -> None:
+        error = VideoError(
             row=self.partition.geometry.rows(self.task.shard).start + i,
             id=self.videos[i].id,
             path=self.videos[i].path,
@@ -189,6 +355,7 @@ class ShardWork:
             message=message,
             attempt=attempt,
         )
+        self.errors.append(error)
 
 
 def _empty(partition: Partition, count: int) -> ShardData:
@@ -204,163 +371,7 @@ def _empty(partition: Partition, count: int) -> ShardData:
     )
 
 
-BATCH = {"cuda": 512, "cpu": 64}
-"""Squares a batch of the tower, by kind of device."""
-
-DECODE = "bieff.extract.decode.reader:decode_video"
-
-_EARLY_BYTES = 128 * 2**20
-"""Frames held, for each decoder, while a video before them is still being decoded."""
-
-
-class ShardExtractor:
-    """A visual tower and a pool of decoders, kept alive from shard to shard.
-
-    Use as a context manager; the decoders are killed at its end.
-    """
-
-    def __init__(
-        self, clip: Clip, config: ExtractConfig, *, device: torch.device, decode: str = DECODE
-    ) -> None:
-        self.tower = VisualTower(
-            clip,
-            device=device,
-            batch_size=config.batch_size or BATCH.get(device.type, 64),
-            wants_patches=config.context == "patches",
-        )
-        decoders = config.decoders or len(os.sched_getaffinity(0))
-        self._early_bytes = _EARLY_BYTES * max(decoders, 2)
-        self._pool = DecodePool(decoders, deadline=config.deadline, decode=decode)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="shard writer")
-
-    def __enter__(self) -> "ShardExtractor":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Kill the decoders; a shard that is being written is finished first."""
-        self._pool.close()
-        self._writer.shutdown()
-
-    def extract(
-        self, store: FeatureStore, tasks: Iterable[Task], *, watch: Watch
-    ) -> Generator[Done, None, None]:
-        """Write shards; yields each when its marker is on the disk.
-
-        Decoding goes on across the end of a shard, and a shard is written while the next is
-        encoded.
-
-        Args:
-            store: The caller holds the right to write it, or works for somebody who does.
-            tasks: Drawn as there is room for them.
-            watch: Called after every video; what it raises ends the run.
-
-        Raises:
-            StoreError: If the disk is full, or did not keep what was written.
-        """
-        with _Run(self.tower, store, self._writer, watch) as run:
-            outcomes: Any = self._pool.decode(run.jobs(tasks))
-            with contextlib.closing(outcomes):
-                yield from run.take_all(in_order(outcomes, most_bytes=self._early_bytes))
-
-
-class _Run:
-    """The shards under way in one call."""
-
-    def __init__(
-        self, tower: VisualTower, store: FeatureStore, writer: ThreadPoolExecutor, watch: Watch
-    ) -> None:
-        self._tower = tower
-        self._store = store
-        self._writer = writer
-        self._watch = watch
-        self._locks = ShardLocks(store.path, tuple(store.partitions))
-        self._at: dict[int, tuple[ShardWork, int]] = {}
-        self._finished: deque[ShardWork] = deque()
-        self._done: deque[Done] = deque()
-        self._writing: Future[Done] | None = None
-
-    def __enter__(self) -> "_Run":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            if self._writing is not None:
-                self._writing.exception()  # wait; an error is on its way already
-        finally:
-            self._locks.close()
-
-    def jobs(self, tasks: Iterable[Task]) -> Iterator[Job]:
-        """The videos of all shards, numbered from 0."""
-        number = 0
-        for task in tasks:
-            self._locks.acquire(task.partition, task.shard)
-            if done := _done_meanwhile(self._store, task):
-                self._locks.release(task.partition, task.shard)
-                self._done.append(done)
-                continue
-            work = ShardWork.begin(self._store, task, self._tower)
-            if not work.wanted:
-                self._finished.append(work)
-            for i in work.wanted:
-                self._at[number] = (work, i)
-                yield Job(row=number, path=work.path(i), choose=work.plans[i])
-                number += 1
-
-    def take_all(self, outcomes: Iterable[Outcome]) -> Iterator[Done]:
-        """Encode what was decoded; yields the shards that are written."""
-        before = time.monotonic()
-        for outcome in outcomes:
-            waiting = time.monotonic() - before
-            work, i = self._at.pop(outcome.row)
-            if outcome.status.usable:
-                numbers = work.plans[i](outcome.num_frames)
-                work.data.frames[i] = numbers
-                video_id = work.videos[i].id
-                squares = squares_of(
-                    outcome, numbers, work.views, self._tower, video_id=video_id
-                )
-                work.stream.add(i, squares)
-            work.note(i, outcome)
-            busy = time.monotonic() - before - waiting
-            work.count(outcome.status, waiting=waiting, busy=busy)
-            self._watch(work.update)
-            if work.is_taken:
-                self._finished.append(work)
-            yield from self._write(wait=False)
-            before = time.monotonic()
-        yield from self._write(wait=True)
-
-    def _write(self, *, wait: bool) -> Iterator[Done]:
-        """Have the finished shards written, one at a time beside the encoding of the next."""
-        while self._done:
-            yield self._done.popleft()
-        while True:
-            if self._writing is not None and (wait or self._finished or self._writing.done()):
-                done, self._writing = self._writing.result(), None
-                yield done
-            if not self._finished:
-                return
-            work = self._finished.popleft()
-            work.stream.close()
-            self._writing = self._writer.submit(self._write_one, work)
-            if not wait and not self._finished:
-                return
-
-    def _write_one(self, work: ShardWork) -> Done:
-        counts = work.write()
-        self._locks.release(work.task.partition, work.task.shard)
-        return Done(task=work.task, counts=counts)
-
-
-def squares_of(
+def cut_views(
     outcome: Outcome,
     numbers: np.ndarray,
     views: Sequence[View],
@@ -368,7 +379,7 @@ def squares_of(
     *,
     video_id: str,
 ) -> UInt8[Tensor, "VT 3 size size"]:
-    """The squares of all views of a video, view by view, on the tower's device."""
+    """The crops of all views of a video, view by view, on the tower's device."""
     assert outcome.frames is not None
     frames = tower.upload(torch.from_numpy(outcome.frames))
     height, width = frames.shape[1:3]
@@ -378,39 +389,3 @@ def squares_of(
         crop = crop_of(view, height, width, tower.preprocessing.size, video_id=video_id)
         parts.append(cut(frames[places], crop))
     return torch.cat(parts)
-
-
-def in_order(outcomes: Iterable[Outcome], *, most_bytes: int) -> Iterator[Outcome]:
-    """Outcomes by number from 0, whatever order they come in.
-
-    A video that hangs would make the others pile up: when the frames that are held exceed
-    `most_bytes`, its turn is given up, and it comes when it comes.
-    """
-    early: dict[int, Outcome] = {}
-    held, turn = 0, 0
-    for outcome in outcomes:
-        if outcome.row < turn:
-            yield outcome
-            continue
-        early[outcome.row] = outcome
-        held += _num_bytes(outcome)
-        del outcome  # its frames are to be free as soon as they are used
-        while early and (turn in early or held > most_bytes):
-            if turn in early:
-                held -= _num_bytes(early[turn])
-                yield early.pop(turn)
-            turn += 1
-    for number in sorted(early):
-        yield early.pop(number)
-
-
-def _num_bytes(outcome: Outcome) -> int:
-    return 0 if outcome.frames is None else outcome.frames.nbytes
-
-
-def _done_meanwhile(store: FeatureStore, task: Task) -> Done | None:
-    """What there is to say of a shard that the worker of a killed run has finished."""
-    marker = store.partitions[task.partition].marker(task.shard)
-    if marker is None or task.retry_failed:
-        return None
-    return Done(task=task, counts=marker.counts)

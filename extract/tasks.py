@@ -1,6 +1,7 @@
-"""What goes from the scheduler to whoever writes a shard, and what comes back."""
+"""Shards to write, what is told while they are written, and what became of all."""
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Task:
     partition: str
     shard: int
     retry_failed: bool = False
-    """Of a finished shard: decode again only the videos that failed."""
+    """Decode again only the videos of a finished shard that failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +32,14 @@ class Update:
     shard: int
     videos: int
     bad: int
-    """Of the videos, those that have failed."""
+    """Those of the videos that have failed."""
 
-    images: int
-    """Squares given to the tower."""
+    images: int = 0
+    """Crops given to the tower."""
 
-    seconds: float
-    waiting: float
-    """Of the seconds, those in which the tower had nothing to do."""
+    seconds: float = 0.0
+    waiting: float = 0.0
+    """Those of the seconds in which the tower had nothing to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,149 @@ class Done:
     """All its videos by status, in lower case."""
 
 
-Watch = Callable[[Update], None]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartProgress:
+    """How far a run is with one partition."""
+
+    data_set: str
+    partition: str
+    videos: int
+    num_videos: int
+    shards: int
+    num_shards: int
+    bad: int
+    """Videos of the whole store that have failed."""
+
+    speed: str
+
+
+Watch = Callable[[PartProgress | str], None]
+"""Who is told how far a run is, after every video, or a line of its own."""
+
+
+class RunCount:
+    """Counts one run's videos and the store's bad ones, and tells a watcher.
+
+    Raises:
+        InputError: On making it and on every count, if more videos are unusable than `max_bad`
+            allows, whatever the others turn out to be.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        pending: Mapping[str, Sequence[Task]],
+        *,
+        max_bad: float | None,
+        watch: Watch,
+    ) -> None:
+        self._store, self._max_bad, self.say = store, max_bad, watch
+        self._wanted = {
+            name: [len(store.partitions[name].geometry.rows(task.shard)) for task in tasks]
+            for name, tasks in pending.items()
+        }
+        self._num_videos = sum(part.num_videos for part in store.partitions.values())
+        self._bad_elsewhere = _bad_elsewhere(store, pending)
+        self._shards: dict[tuple[str, int], Update] = {}
+        self._written: set[tuple[str, int]] = set()
+        self._speed = _Speed()
+        self._require_few_bad()
+        for name, tasks in pending.items():
+            if tasks:
+                self._tell(name)
+
+    @property
+    def bad(self) -> int:
+        """Videos of the store that have failed, so far."""
+        return self._bad_elsewhere + sum(update.bad for update in self._shards.values())
+
+    def add(self, update: Update) -> None:
+        """Take how far a shard is."""
+        shard = (update.partition, update.shard)
+        if shard in self._written:  # it was long under way
+            return
+        self._speed.add(self._shards.get(shard), update)
+        self._take(update)
+
+    def shard_done(self, done: Done) -> None:
+        """Take a shard that is written."""
+        name, shard = done.task.partition, done.task.shard
+        self._written.add((name, shard))
+        videos = sum(done.counts.values())
+        bad = _num_failed(done.counts)
+        self._take(Update(partition=name, shard=shard, videos=videos, bad=bad))
+
+    def _take(self, update: Update) -> None:
+        self._shards[update.partition, update.shard] = update
+        self._tell(update.partition)
+        self._require_few_bad()
+
+    def _require_few_bad(self) -> None:
+        if self._max_bad is not None and self.bad > self._max_bad * self._num_videos:
+            raise InputError(
+                f"{self._store.path}: {self.bad:,} of {self._num_videos:,} videos are unusable "
+                f"already, more than --max-bad {self._max_bad:.3%} allows; look at the reasons "
+                "with --status, mend the files or allow more, and run the same command again"
+            )
+
+    def _tell(self, name: str) -> None:
+        progress = PartProgress(
+            data_set=str(self._store.recipe["data_set"]),
+            partition=name,
+            videos=sum(u.videos for u in self._shards.values() if u.partition == name),
+            num_videos=sum(self._wanted[name]),
+            shards=sum(part == name for part, _ in self._written),
+            num_shards=len(self._wanted[name]),
+            bad=self.bad,
+            speed=str(self._speed),
+        )
+        self.say(progress)
+
+
+SPEED_SECONDS = 2.0
+"""Length of the moments that rate and waiting are averaged over, about."""
+
+
+class _Speed:
+    """Images a second, and who waits for whom, over the last moments."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._rate = self._idle = 0.0
+
+    def add(self, before: Update | None, now: Update) -> None:
+        images = now.images - (before.images if before else 0)
+        seconds = now.seconds - (before.seconds if before else 0.0)
+        waiting = now.waiting - (before.waiting if before else 0.0)
+        moment = time.monotonic()
+        passed = max(moment - self._last, 1e-6)
+        self._last = moment
+        weight = min(1.0, passed / SPEED_SECONDS) if self._rate else 1.0
+        self._rate += weight * (images / passed - self._rate)
+        if seconds > 0:
+            self._idle += weight * (waiting / seconds - self._idle)
+
+    def __str__(self) -> str:
+        if not self._rate:
+            return "starting"
+        who = "tower waits for decoders" if self._idle > 0.5 else "decoders wait for tower"
+        share = max(self._idle, 1 - self._idle)
+        return f"{self._rate:,.0f} images/s, {who} {share:.0%}"
+
+
+def _bad_elsewhere(store: FeatureStore, pending: Mapping[str, Sequence[Task]]) -> int:
+    """Videos that have failed in the shards that this run does not touch."""
+    bad = 0
+    for name, partition in store.partitions.items():
+        redone = {task.shard for task in pending.get(name, ())}
+        for shard in set(range(partition.num_shards)) - redone:
+            marker = partition.marker(shard)
+            bad += _num_failed(marker.counts) if marker else 0
+    return bad
+
+
+def _num_failed(counts: Mapping[str, int]) -> int:
+    return sum(count for name, count in counts.items() if Status[name.upper()].failed)
 
 
 SHOWN = 20
@@ -59,11 +202,11 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of a data set."""
+    """Outcome of a data set's extraction."""
 
     store: Path
     counts: Mapping[str, int]
-    """Videos by status, over the whole store."""
+    """Videos by status, over the whole store, the failed ones last."""
 
     shards_written: int
     """By this run; the others were there."""
@@ -88,11 +231,11 @@ class Summary:
     @property
     def num_failed(self) -> int:
         """Videos that were tried and have no embeddings."""
-        return sum(n for name, n in self.counts.items() if Status[name.upper()].failed)
+        return _num_failed(self.counts)
 
     @property
     def is_whole(self) -> bool:
-        """Whether every video gave every frame, or enough of them did for `max_bad`."""
+        """Every video gave every frame, or enough of them did for `max_bad`."""
         if self.counts.get("pending"):
             return False
         if self.max_bad is None:
@@ -113,42 +256,38 @@ class Summary:
             )
 
     def text(self) -> str:
-        """What there is to say of it."""
+        """One line of figures, then the reasons of bad videos."""
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
         videos = counted(self.num_videos, "video")
         line = f"{self.store}: {videos} ({counts}) in {self.seconds:.0f} s"
-        return "\n".join([line, *reasons(self.bad, self.num_bad, self.store)])
+        return "\n".join([line, *_reasons(self.bad, self.num_bad, self.store)])
 
 
 def summary_of(
     store: FeatureStore, *, shards_written: int, seconds: float, max_bad: float | None
 ) -> Summary:
-    """What the markers and error files of a store say."""
+    """Summary of a store, from its markers and error files."""
+    counts: Counter[Status] = Counter()
+    for partition in store.partitions.values():
+        counts.update(summarize(partition).counts)
     return Summary(
         store=store.path,
-        counts=counts_of(store),
+        counts={status.name.lower(): count for status, count in sorted(counts.items())},
         shards_written=shards_written,
         seconds=seconds,
-        bad=list(itertools.islice(errors_of(store), SHOWN)),
+        bad=list(itertools.islice(_errors(store), SHOWN)),
         max_bad=max_bad,
     )
 
 
 def status_lines(store: FeatureStore) -> list[str]:
-    """What is done, bad and pending: the lines of `bieff extract --status`."""
-    parts = [summarize(partition) for partition in store.partitions.values()]
-    bad = sum(
-        count
-        for part in parts
-        for status, count in part.counts.items()
-        if status not in (Status.OK, Status.PENDING)
-    )
-    some = list(itertools.islice(errors_of(store), SHOWN)) if bad else []
-    lines = [f"{store.path}:", *(f"  {part}" for part in parts)]
-    return [*lines, *reasons(some, bad, store.path)]
+    """The lines of `bieff extract --status`: what is done, bad and pending."""
+    said = summary_of(store, shards_written=0, seconds=0.0, max_bad=None)
+    parts = [f"  {summarize(partition)}" for partition in store.partitions.values()]
+    return [f"{store.path}:", *parts, *_reasons(said.bad, said.num_bad, store.path)]
 
 
-def reasons(shown: Sequence[VideoError], num_bad: int, store: Path) -> list[str]:
+def _reasons(shown: Sequence[VideoError], num_bad: int, store: Path) -> list[str]:
     """A line for each of the videos that are not ok, as far as they are shown."""
     lines = [f"  {e.status.name.lower()} {e.path}: {e.message}" for e in shown]
     if num_bad > len(shown):
@@ -156,15 +295,7 @@ def reasons(shown: Sequence[VideoError], num_bad: int, store: Path) -> list[str]
     return lines
 
 
-def counts_of(store: FeatureStore) -> dict[str, int]:
-    """Videos of the whole store by status, the failed ones last."""
-    counts: Counter[Status] = Counter()
-    for partition in store.partitions.values():
-        counts.update(summarize(partition).counts)
-    return {status.name.lower(): count for status, count in sorted(counts.items())}
-
-
-def errors_of(store: FeatureStore) -> Iterator[VideoError]:
+def _errors(store: FeatureStore) -> Iterator[VideoError]:
     """Why a video is not ok, by partition and row; one error file in memory at a time."""
     for partition in store.partitions.values():
         for shard in range(partition.num_shards):

@@ -1,6 +1,6 @@
-"""The frozen visual tower: squares in, embeddings out (Eq. 1).
+"""The frozen visual tower: crops in, embeddings out (Eq. 1).
 
-n squares of size x size pixels, D joint width, P patches of width U in the tower.
+n crops of size x size pixels, D joint width, P patches of width U in the tower.
 """
 
 import ctypes
@@ -73,18 +73,18 @@ def normalise(
 
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""One batch of squares -> embeddings, and patch tokens or None."""
+"""One batch of crops -> embeddings, and patch tokens or None."""
 
 MIN_COSINE = 0.9995
-"""Least likeness of a bfloat16 embedding to the float32 one, square by square."""
+"""Least likeness of a bfloat16 embedding to the float32 one, crop by crop."""
 
 _NUM_PROBES = 16
-"""Squares that the likeness is measured on."""
+"""Crops that the likeness is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What the tower makes of n squares."""
+    """Embeddings, and patch tokens if asked for, of n crops."""
 
     embeddings: Float[Tensor, "n D"]
     """Projected, not normalised; float32."""
@@ -94,16 +94,16 @@ class Encoded:
 
 
 class VisualTower:
-    """Encodes squares in batches of one fixed size, the last one padded.
+    """Encodes crops in batches of one fixed size, the last one padded.
 
     The fixed size keeps compiled kernels, and makes an embedding independent of how many
-    squares came with it.  On CUDA the tower is compiled and runs in bfloat16, if it agrees
+    crops came with it.  On CUDA the tower is compiled and runs in bfloat16, if it agrees
     with float32 there; `precision` says what came of it.
 
     Args:
         clip: Where the tower comes from; moved to `device`, otherwise not changed.
         device: Where it runs.
-        batch_size: Squares a batch.
+        batch_size: Crops a batch.
         wants_patches: Whether patch tokens come back too.
         reduced: Whether to try bfloat16; None means on CUDA only.
 
@@ -154,10 +154,10 @@ class VisualTower:
         return there
 
     @torch.inference_mode()
-    def encode(self, squares: UInt8[Tensor, "n 3 size size"]) -> Encoded:
-        """Embed any number of squares; they may lie on another device."""
+    def encode(self, crops: UInt8[Tensor, "n 3 size size"]) -> Encoded:
+        """Embed any number of crops; they may lie on another device."""
         embeddings, patches = [], []
-        for batch in squares.split(self.batch_size):
+        for batch in crops.split(self.batch_size):
             padding = self.batch_size - len(batch)
             full = F.pad(batch, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else batch
             embedded, tokens = self._forward(full.to(self.device, non_blocking=True))
@@ -166,25 +166,25 @@ class VisualTower:
                 patches.append(tokens[: len(batch)])
         return Encoded(torch.cat(embeddings), torch.cat(patches) if patches else None)
 
-    def forward_float32(self, squares: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward_float32(self, crops: Tensor) -> tuple[Tensor, Tensor | None]:
         """One batch, without autocast: what every faster way is held against."""
-        pixels = normalise(squares, mean=self._mean, std=self._std)
+        pixels = normalise(crops, mean=self._mean, std=self._std)
         if not self.wants_patches:
             return self._visual(pixels), None
         result = self._visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
         tokens = result["image_intermediates"][0].float()
         return result["image_features"], F.layer_norm(tokens, tokens.shape[-1:])
 
-    def forward_bfloat16(self, squares: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward_bfloat16(self, crops: Tensor) -> tuple[Tensor, Tensor | None]:
         """One batch, with bfloat16 matrix products."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            return self.forward_float32(squares)
+            return self.forward_float32(crops)
 
     @torch.inference_mode()
-    def likeness(self, forward: Forward, squares: UInt8[Tensor, "n 3 size size"]) -> float:
-        """Least cosine between an embedding and the float32 one; at most a batch of squares."""
-        full = F.pad(squares, (0, 0, 0, 0, 0, 0, 0, self.batch_size - len(squares)))
-        exact, fast = (way(full)[0][: len(squares)] for way in (self.forward_float32, forward))
+    def likeness(self, forward: Forward, crops: UInt8[Tensor, "n 3 size size"]) -> float:
+        """Least cosine between an embedding and the float32 one; at most a batch of crops."""
+        full = F.pad(crops, (0, 0, 0, 0, 0, 0, 0, self.batch_size - len(crops)))
+        exact, fast = (way(full)[0][: len(crops)] for way in (self.forward_float32, forward))
         cosine = F.cosine_similarity(exact.float(), fast.float()).min().item()
         return cosine if math.isfinite(cosine) else -1.0
 
@@ -200,7 +200,7 @@ class VisualTower:
             cosine = self.likeness(forward, probes.to(self.device))
         except torch.OutOfMemoryError as error:
             raise InputError(
-                f"{self.device} has no room for batches of {self.batch_size} squares; make "
+                f"{self.device} has no room for batches of {self.batch_size} crops; make "
                 "them smaller with --set batch_size=N"
             ) from error
         except RuntimeError as error:  # no compiler on this machine, or not for this model
@@ -214,14 +214,14 @@ class VisualTower:
 
 
 def _probes(count: int, size: int) -> UInt8[Tensor, "n 3 size size"]:
-    """Noise at all scales, from single pixels to colours of the whole square."""
+    """Noise at all scales, from single pixels to colours of the whole crop."""
     generator = torch.Generator().manual_seed(0)
-    squares = []
+    crops = []
     for i in range(count):
         side = max(1, min(size, 4 << i % 6))
         coarse = torch.rand(1, 3, side, side, generator=generator)
-        squares.append(F.interpolate(coarse, size=(size, size), mode="bilinear"))
-    return (255 * torch.cat(squares)).byte()
+        crops.append(F.interpolate(coarse, size=(size, size), mode="bilinear"))
+    return (255 * torch.cat(crops)).byte()
 
 
 def _first_line(error: Exception) -> str:
@@ -232,10 +232,10 @@ _QUEUED_BATCHES = 2
 """Batches that a GPU may have in front of it; more would only fill memory."""
 
 
-class SquareStream:
+class CropStream:
     """Takes videos in the order of rows, gives the rows back when all are encoded.
 
-    The order of the squares decides which of them share a batch, and so the last bits of
+    The order of the crops decides which of them share a batch, and so the last bits of
     their embeddings; that a shard always starts a batch makes them the same in every run.
     """
 
@@ -248,11 +248,11 @@ class SquareStream:
         self._means = ViewMeans(num_frames)
         self._queued: deque[torch.cuda.Event] = deque()
 
-    def add(self, row: int, squares: UInt8[Tensor, "VT 3 size size"]) -> None:
-        """Take the squares of a video's views; encode as many as fill batches."""
+    def add(self, row: int, crops: UInt8[Tensor, "VT 3 size size"]) -> None:
+        """Take the crops of a video's views; encode as many as fill batches."""
         self._rows.append(row)
-        self._waiting.append(squares)
-        self._num_waiting += len(squares)
+        self._waiting.append(crops)
+        self._num_waiting += len(crops)
         while self._num_waiting >= self._tower.batch_size:
             self._encode(self._tower.batch_size)
 
@@ -307,7 +307,7 @@ class ViewMeans:
         """float16, view by view."""
 
     def add(self, tokens: Float[Tensor, "n P U"]) -> None:
-        """The tokens of the next n squares."""
+        """The tokens of the next n crops."""
         while len(tokens):
             part = tokens[: self._num_frames - self._count]
             tokens = tokens[len(part) :]

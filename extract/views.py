@@ -17,7 +17,7 @@ frames for the last clip, and so comes within two frames of the last clip of 8.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ class View:
         return f"clip {self.clip + 1} of {self.clips}, {self.crop}"
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the numbers, and nothing else, for a store's recipe."""
+        """The fields that decide the numbers, and no others, for a store's recipe."""
         random, grid = ("index", "min_area", "mirror"), ("clip", "clips", "crop")
         names = random if self.kind == "random" else grid
         return {"kind": self.kind} | {name: getattr(self, name) for name in names}
@@ -112,7 +112,7 @@ class Crop:
     """Side of the square."""
 
     mirrored: bool = False
-    """Whether left and right are swapped, last."""
+    """Left and right are swapped, last."""
 
 
 def views_for(
@@ -128,16 +128,7 @@ def views_for(
         clips: Number of temporal clips, 1 or more; the paper's 3.
         crops: 1 (centre) or 3 (left, centre, right).
         mirror: Whether random views may be mirrored.
-
-    Raises:
-        ConfigError: If a number is out of range.
     """
-    if train_views < 0:
-        raise ConfigError(f"train views: expected 0 or more, got {train_views}")
-    if clips < 1:
-        raise ConfigError(f"clips: expected 1 or more, got {clips}")
-    if crops not in (1, 3):
-        raise ConfigError(f"crops: expected 1 (centre) or 3 (left, centre, right), got {crops}")
     where = ("centre",) if crops == 1 else CROPS
     drawn = [View(kind="random", index=i, mirror=mirror) for i in range(train_views)]
     return [View(), *drawn], [
@@ -169,16 +160,6 @@ def frame_numbers(
     return grid[:T] + np.array(chosen, dtype=np.int64)
 
 
-def all_frame_numbers(
-    views: Sequence[View], num_frames: int, T: int, *, video_id: str
-) -> Int64[np.ndarray, "V T"]:
-    """`frame_numbers` of every view: what one decode of the video has to bring.
-
-    `np.unique(numbers, return_inverse=True)` gives the frames to decode and where each goes.
-    """
-    return np.stack([frame_numbers(view, num_frames, T, video_id=video_id) for view in views])
-
-
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
     """Which frames of one video its views show, once its length is known.
@@ -192,8 +173,16 @@ class ViewPlan:
     video_id: str
 
     def __call__(self, num_frames: int) -> Int64[np.ndarray, "V T"]:
-        """Frame numbers of every view of a video of `num_frames` frames."""
-        return all_frame_numbers(self.views, num_frames, self.T, video_id=self.video_id)
+        """Frame numbers of every view of a video of `num_frames` frames.
+
+        `np.unique(numbers, return_inverse=True)` gives the frames to decode and where each
+        goes.
+        """
+        shown = [
+            frame_numbers(view, num_frames, self.T, video_id=self.video_id)
+            for view in self.views
+        ]
+        return np.stack(shown)
 
 
 def clip_start(clip: int, clips: int, num_frames: int, T: int) -> int:

@@ -32,10 +32,12 @@ from bieff.apps.bench.timing import ceilings, device_name, once, seconds
 from bieff.clip import TINYCLIP, Clip, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.decode.pool import DecodePool, Job, Outcome
-from bieff.extract.run import InProcess, Summary, extract, plan
-from bieff.extract.shard import BATCH, ShardWork, squares_of
-from bieff.extract.tasks import Task
+from bieff.extract.decode.pool import DecodePool
+from bieff.extract.decode.worker import Job, Outcome
+from bieff.extract.plan import plan
+from bieff.extract.run import InProcess, extract
+from bieff.extract.shard import BATCH, ShardWork
+from bieff.extract.tasks import Summary, Task
 from bieff.extract.tower import VisualTower
 from bieff.extract.views import View, ViewPlan
 from bieff.features.schema import Video
@@ -141,12 +143,7 @@ def tower_all(tower: VisualTower, store: FeatureStore, outcomes: list[Outcome]) 
 
     def encode(work: ShardWork, some: list[Outcome]) -> None:
         for outcome in some:
-            i = outcome.row % len(work.videos)
-            numbers = work.plans[i](outcome.num_frames)
-            squares = squares_of(
-                outcome, numbers, work.views, tower, video_id=work.videos[i].id
-            )
-            work.stream.add(i, squares)
+            work.take(outcome.row % len(work.videos), outcome)
         work.stream.close()
 
     for some in (outcomes[:2], outcomes):  # the first to warm up

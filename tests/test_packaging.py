@@ -32,7 +32,7 @@ FLOORS = (
     ("clip", "extract.decode", "extract.datasets", "train", "train.text"),
     ("extract.shapes", "train.method"),
     ("extract", "train.runs"),
-    ("extract.tinyclip", "train.evaluate"),
+    ("train.evaluate",),
     ("train.fit",),
     ("apps", "apps.bench", "train.experiments"),
     ("apps.report",),

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from bieff.features.class_names import has_sides
 from bieff.features.errors import InputError
 from bieff.features.schema import Video
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Mislabelled:
     """A video that lies in the folder of another class than its label says."""
 
@@ -24,7 +25,7 @@ class Mislabelled:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSet:
-    """What stage one extracts.  A row of a partition is a video, in this order for ever."""
+    """Videos for stage one.  A row of a partition is a video, in this order for ever."""
 
     name: str
     class_names: tuple[str, ...]
@@ -38,13 +39,13 @@ class DataSet:
     """The videos' paths are relative to it."""
 
     notes: tuple[str, ...] = ()
-    """What a user should know of how the lists came about, a sentence each."""
+    """Things a user should know of how the lists came about, a sentence each."""
 
     class_subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Official subsets of the classes by name, such as the zero-shot splits of k600."""
 
     made_as: Mapping[str, int] = field(default_factory=dict)
-    """What decides the pixels of videos that the project makes itself; part of the recipe."""
+    """All that decides the pixels of videos that the project makes; part of the recipe."""
 
     default_clip: str | None = None
     """The CLIP to take if the user names none; None for the usual one."""
@@ -59,7 +60,7 @@ class DataSet:
 
     @property
     def mirror(self) -> bool:
-        """Whether a mirrored video keeps its class: no class name tells left from right."""
+        """A mirrored video keeps its class: no class name tells left from right."""
         return not has_sides(self.class_names)
 
     @property
@@ -109,20 +110,15 @@ def require_found(data: DataSet, *, layout: str) -> DataSet:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """Of a partition, or of one role in one of its splits."""
+class Count(NamedTuple):
+    """Videos of a partition, or of one role in one of its splits."""
 
     name: str
     """"all", "train", "val", or "split 1 test"."""
 
     listed: int
     found: int
-
-    @property
-    def missing(self) -> int:
-        """Listed but not found."""
-        return self.listed - self.found
+    missing: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,31 +129,26 @@ class Report:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every listed video is there, under the class that its label says.
+        """Every listed video is there, under the class that its label says.
 
         What the project makes itself, when it is needed, is not missing.
         """
         return not self.data.mislabelled and not (self.data.missing and not self.data.made_as)
 
-    @property
-    def missing(self) -> list[str]:
-        """Paths where the videos that were not found were looked for."""
-        return [
-            video.path
-            for videos in self.data.partitions.values()
-            for video in videos
-            if video.id in self.data.missing
-        ]
-
     def counts(self) -> list[Count]:
-        """Of every partition, and of every role of the splits within it."""
+        """Every partition, and every role of the splits within it."""
+
+        def count(name: str, videos: Sequence[Video]) -> Count:
+            missing = sum(video.id in self.data.missing for video in videos)
+            return Count(name, len(videos), len(videos) - missing, missing)
+
         counts = []
         for partition, videos in self.data.partitions.items():
-            counts.append(self._count(partition, videos))
+            counts.append(count(partition, videos))
             roles = {(split, role) for video in videos for split, role in video.splits.items()}
             for split, role in sorted(roles - {(partition, partition)}):
                 chosen = [video for video in videos if video.splits.get(split) == role]
-                counts.append(self._count(f"split {split} {role}", chosen))
+                counts.append(count(f"split {split} {role}", chosen))
         return counts
 
     def lines(self, *, limit: int = 5) -> list[str]:
@@ -165,12 +156,13 @@ class Report:
         data = self.data
         text = [f"{data.name} in {data.root}: {len(data.class_names)} classes", *data.notes]
         text += [
-            f"{count.name:<16}{count.listed:>9,} listed {count.found:>9,} found "
-            f"{count.missing:>9,} missing"
-            for count in self.counts()
+            f"{name:<16}{listed:>9,} listed {found:>9,} found {missing:>9,} missing"
+            for name, listed, found, missing in self.counts()
         ]
         # a note says it of clips that are made when they are needed
-        missing = [] if data.made_as else self.missing
+        gone = frozenset() if data.made_as else data.missing
+        videos = [video for part in data.partitions.values() for video in part]
+        missing = [video.path for video in videos if video.id in gone]
         wrong = [f"{m.path}: labelled {m.label}, lies in {m.folder}" for m in data.mislabelled]
         for what, items in (
             ("missing", missing),
@@ -182,7 +174,3 @@ class Report:
             if len(items) > limit:
                 text.append(f"    and {len(items) - limit:,} more")
         return text
-
-    def _count(self, name: str, videos: Sequence[Video]) -> Count:
-        found = sum(video.id not in self.data.missing for video in videos)
-        return Count(name, listed=len(videos), found=found)

@@ -1,5 +1,6 @@
-"""What lies in a videos' folder: one walk, then dictionary look-ups."""
+"""Files in a videos' folder: one walk, then dictionary look-ups."""
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -39,10 +40,6 @@ class Folder:
         for path in self.videos:
             found.setdefault(stem(path).casefold(), []).append(path)
         return found
-
-    def find(self, listed: str) -> str | None:
-        """The video that a list means by a path, the first of those that fit; or None."""
-        return next(iter(self.fitting(listed)), None)
 
     def fitting(self, listed: str) -> list[str]:
         """The videos that a list may mean by a path, sorted; none fits better than these.
@@ -146,8 +143,7 @@ def ids_of(paths: Iterable[str]) -> dict[str, str]:
 def partition_of(folders: Iterable[str]) -> str | None:
     """Which of "train", "val", "test" a folder is called (`train`, `val_256`, `k400-test`)."""
     for folder in folders:
-        match = _PARTITION.fullmatch(folder)
-        if match:
+        if match := _PARTITION.fullmatch(folder):
             role = match[1].lower()
             return "val" if role.startswith("val") else role
     return None
@@ -170,19 +166,19 @@ def _agreement(one: list[str], other: list[str]) -> int:
 
 
 def _is_new(path: str, seen: set[str]) -> bool:
-    """Whether a linked folder is visited for the first time; a link may point upwards."""
+    # a link may point upwards
     real = os.path.realpath(path)
     is_new = real not in seen
     seen.add(real)
     return is_new
 
 
-class Finder:
-    """Finds the videos that the list of one partition means.
+class FileIndex:
+    """The videos that the list of one partition means by its paths.
 
     Args:
         folder: What lies there.
-        by_key: Label of each class, by `names.key`.
+        by_key: Label of each class, by `key`.
         part: "train", "val" or "all".
     """
 
@@ -215,10 +211,8 @@ class Finder:
         if found:
             return found[0], self._folder.videos[found[0]]
         if PurePosixPath(path).is_absolute():
-            try:
+            with contextlib.suppress(OSError):
                 return path, Path(path).stat().st_size
-            except OSError:
-                return None, 0
         return None, 0
 
     def _contradicts(self, listed: str, path: str) -> bool:
@@ -230,7 +224,7 @@ class Finder:
         return said is not None and lies_in is not None and said != lies_in
 
     def _is_train(self, path: str) -> bool | None:
-        """Whether it lies below train/ or below val/ or test/; None for neither."""
+        """True below train/, False below val/ or test/, None for neither."""
         parts = folders_of(path)
         of_class = [i for i, part in enumerate(parts) if key(part) in self._by_key]
         role = partition_of(parts[: of_class[-1]] if of_class else parts)

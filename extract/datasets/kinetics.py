@@ -14,22 +14,28 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bieff.extract.datasets import official
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, note_mislabelled, require_found
 from bieff.extract.datasets.files import Folder, partition_of, scan, stem, without_suffix
-from bieff.extract.datasets.lists import SECONDS, Row, parse_row
+from bieff.extract.datasets.official import CLIP_SECONDS, KineticsClip, kinetics_clip
 from bieff.features.class_names import key, label_of_key
 from bieff.features.schema import Video
 
-_CLIP = re.compile(r"([\w-]{11})(?:_(\d{1,6})_(\d{1,6}))?")
+LAYOUT = (
+    "class folders, under train/ and val/ or not, with files such as "
+    "<youtube id>_000417_000427.mp4 or <youtube id>.mp4"
+)
+
+_NAME = re.compile(r"([\w-]{11})(?:_(\d{1,6})_(\d{1,6}))?")
 
 _COLUMNS = {"label", "youtube_id", "time_start"}
 
 
 @dataclass(frozen=True, slots=True)
-class ClipFile:
+class _File:
     """A video that lies there, and what its path says about it."""
 
     path: str
@@ -38,74 +44,18 @@ class ClipFile:
     """Seconds; None where the name does not say."""
 
     label: int | None
-    """Of the class folder it lies in, if any."""
+    """Class of the folder it lies in, if any."""
 
     partition: str | None
-    """Of the folder it lies in, if any."""
+    """Role of the folder it lies in, if any."""
 
-
-def describe(paths: Iterable[str], labels: Mapping[str, int]) -> list[ClipFile]:
-    """Read the paths; `labels` is by `names.key`."""
-    of_folder: dict[str, tuple[int | None, str | None]] = {}
-    files = []
-    for path in paths:
-        parent = path.rpartition("/")[0]
-        if parent not in of_folder:
-            classes = [labels.get(key(part)) for part in parent.split("/")]
-            others = zip(parent.split("/"), classes, strict=True)
-            label = next((label for label in reversed(classes) if label is not None), None)
-            partition = partition_of(part for part, own in others if own is None)
-            of_folder[parent] = (label, partition)
-        match = _CLIP.fullmatch(stem(path))
-        youtube_id, start = (match[1], match[2]) if match else (None, None)
-        files.append(
-            ClipFile(path, youtube_id, int(start) if start else None, *of_folder[parent])
-        )
-    return files
-
-
-def row_of(file: ClipFile) -> Row:
-    """The row that a file in a class folder stands for."""
-    assert file.label is not None
-    start = file.start or 0
-    name = file.youtube_id or without_suffix(file.path)
-    return Row(file.label, name, start, start + SECONDS)
-
-
-def read_tables(folder: Folder, labels: Mapping[str, int]) -> dict[str, tuple[str, list[Row]]]:
-    """Of "train" and "val": the first csv in the folder that lists it, and its rows.
-
-    Raises:
-        InputError: If a Kinetics csv names an unknown class or has a broken line.
-    """
-    lists: dict[str, tuple[str, list[Row]]] = {}
-    for table in folder.tables:
-        for part, row in _read(folder.root / table, labels):
-            source, rows = lists.setdefault(part, (table, []))
-            if source == table:
-                rows.append(row)
-    lists.pop("test", None)
-    return lists
-
-
-def _read(path: Path, labels: Mapping[str, int]) -> Iterator[tuple[str, Row]]:
-    """Partition and row of each line of a Kinetics csv; nothing if it is another table."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        if not _COLUMNS.issubset(reader.fieldnames or ()):
-            return
-        by_name = partition_of([path.stem]) or "train"
-        for values in reader:
-            split = values.get("split") or by_name
-            yield partition_of([split]) or by_name, parse_row(values, labels, str(path))
-
-
-LAYOUT = (
-    "class folders, under train/ and val/ or not, with files such as "
-    "<youtube id>_000417_000427.mp4 or <youtube id>.mp4"
-)
-
-PARTITIONS = ("train", "val")
+    @property
+    def clip(self) -> KineticsClip:
+        """The clip that a file in a class folder stands for."""
+        assert self.label is not None
+        start = self.start or 0
+        name = self.youtube_id or without_suffix(self.path)
+        return KineticsClip(self.label, name, start, start + CLIP_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +66,16 @@ class _Part:
     source: str
     """Who lists them."""
 
-    clips: Sequence[tuple[Row, ClipFile | None]]
-
-    @property
-    def note(self) -> str:
-        found = f"{self.num_found:,} of {len(self.clips):,} videos found"
-        left_out = "" if self.num_found else "; left out"
-        return f"{self.name}: {found}, listed by {self.source}{left_out}"
+    clips: Sequence[tuple[KineticsClip, _File | None]]
 
     @property
     def num_found(self) -> int:
         return sum(file is not None for _, file in self.clips)
+
+    def __str__(self) -> str:
+        found = f"{self.num_found:,} of {len(self.clips):,} videos found"
+        left_out = "" if self.num_found else "; left out"
+        return f"{self.name}: {found}, listed by {self.source}{left_out}"
 
 
 def load_kinetics(name: str, videos: Path) -> DataSet:
@@ -144,13 +93,18 @@ def load_kinetics(name: str, videos: Path) -> DataSet:
     parts = [part for part in all_parts if part.num_found]
     partitions = {part.name: _videos(name, part, folder, names) for part in parts}
     used = {file.path for part in parts for _, file in part.clips if file is not None}
-    mislabelled = tuple(wrong for part in parts for wrong in _mislabelled(part, names))
+    mislabelled = tuple(
+        Mislabelled(part.name, file.path, names[clip.label], names[file.label])
+        for part in parts
+        for clip, file in part.clips
+        if file is not None and file.label not in (None, clip.label)
+    )
     data = DataSet(
         name=name,
         class_names=tuple(names),
         partitions=partitions,
         root=videos,
-        notes=(*(part.note for part in all_parts), *note_mislabelled(mislabelled)),
+        notes=(*map(str, all_parts), *note_mislabelled(mislabelled)),
         class_subsets=official.zero_shot_splits() if name == "k600" else {},
         missing=frozenset(
             video.id
@@ -166,57 +120,96 @@ def load_kinetics(name: str, videos: Path) -> DataSet:
 
 def _parts(name: str, folder: Folder, labels: Mapping[str, int]) -> list[_Part]:
     """Each partition from the list that names it, or else from the class folders."""
-    files = describe(folder.videos, labels)
-    lists = read_tables(folder, labels)
+    files = _describe(folder.videos, labels)
+    lists = _read_tables(folder, labels)
     if name == "k400":
         lists["val"] = ("the official list", list(official.kinetics_val()))
-    listed = {row.youtube_id for _, rows in lists.values() for row in rows}
+    listed = {clip.youtube_id for _, clips in lists.values() for clip in clips}
     free = [f for f in files if f.label is not None and f.youtube_id not in listed]
+    # Kinetics-600 without folders or lists is for evaluation
+    elsewhere = "train" if name == "k400" else "val"
     parts = []
-    for part in PARTITIONS:
+    for part in ("train", "val"):
         if part in lists:
-            source, rows = lists[part]
-            parts.append(_Part(part, source, _match(rows, files, part)))
-        else:
-            derived = _distinct([f for f in free if _belongs(f, part, name)])
-            source = "the class folders, as no Kinetics csv in the folder does"
-            parts.append(_Part(part, source, [(row_of(f), f) for f in derived]))
+            source, clips = lists[part]
+            parts.append(_Part(part, source, _match(clips, files, part)))
+            continue
+        # one file for each clip and class, the first by path
+        first: dict[tuple[object, ...], _File] = {}
+        for file in free:
+            if (file.partition or elsewhere) == part:
+                first.setdefault((file.youtube_id or file.path, file.start, file.label), file)
+        source = "the class folders, as no Kinetics csv in the folder does"
+        parts.append(_Part(part, source, [(file.clip, file) for file in first.values()]))
     return parts
 
 
+def _describe(paths: Iterable[str], labels: Mapping[str, int]) -> list[_File]:
+    @cache
+    def of_folder(parent: str) -> tuple[int | None, str | None]:
+        folders = parent.split("/")
+        classes = [labels.get(key(folder)) for folder in folders]
+        label = next((label for label in reversed(classes) if label is not None), None)
+        others = [f for f, own in zip(folders, classes, strict=True) if own is None]
+        return label, partition_of(others)
+
+    files = []
+    for path in paths:
+        match = _NAME.fullmatch(stem(path))
+        youtube_id, start = (match[1], match[2]) if match else (None, None)
+        seconds = int(start) if start else None
+        files.append(_File(path, youtube_id, seconds, *of_folder(path.rpartition("/")[0])))
+    return files
+
+
+def _read_tables(
+    folder: Folder, labels: Mapping[str, int]
+) -> dict[str, tuple[str, list[KineticsClip]]]:
+    """For "train" and "val": the first csv in the folder that lists it, and its clips.
+
+    Raises:
+        InputError: If a Kinetics csv names an unknown class or has a broken line.
+    """
+    lists: dict[str, tuple[str, list[KineticsClip]]] = {}
+    for table in folder.tables:
+        for part, clip in _read_table(folder.root / table, labels):
+            source, clips = lists.setdefault(part, (table, []))
+            if source == table:
+                clips.append(clip)
+    lists.pop("test", None)
+    return lists
+
+
+def _read_table(path: Path, labels: Mapping[str, int]) -> Iterator[tuple[str, KineticsClip]]:
+    """Partition and clip of each line of a Kinetics csv; nothing if it is another table."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        if not _COLUMNS.issubset(reader.fieldnames or ()):
+            return
+        by_name = partition_of([path.stem]) or "train"
+        for row in reader:
+            split = partition_of([row.get("split") or by_name])
+            yield split or by_name, kinetics_clip(row, labels, str(path))
+
+
 def _match(
-    rows: Sequence[Row], files: Sequence[ClipFile], part: str
-) -> list[tuple[Row, ClipFile | None]]:
-    """Each row with its file: the same youtube id, and the same start if the name has one."""
-    by_id: dict[str, list[ClipFile]] = {}
+    clips: Sequence[KineticsClip], files: Sequence[_File], part: str
+) -> list[tuple[KineticsClip, _File | None]]:
+    """Each clip with its file: the same youtube id, and the same start if the name has one."""
+    by_id: dict[str | None, list[_File]] = {}
     for file in files:
-        if file.youtube_id is not None:
-            by_id.setdefault(file.youtube_id, []).append(file)
+        by_id.setdefault(file.youtube_id, []).append(file)
 
-    matched: list[tuple[Row, ClipFile | None]] = []
-    for row in rows:
-        fitting = [f for f in by_id.get(row.youtube_id, ()) if f.start in (None, row.start)]
-        # one in the folders that the row says, then in no particular, then in any
-        fitting.sort(
-            key=lambda f: (f.partition not in (None, part), f.label != row.label, f.path)
+    def best(clip: KineticsClip) -> _File | None:
+        fitting = [f for f in by_id.get(clip.youtube_id, ()) if f.start in (None, clip.start)]
+        # one in the folders that the list says, then in no particular, then in any
+        return min(
+            fitting,
+            key=lambda f: (f.partition not in (None, part), f.label != clip.label, f.path),
+            default=None,
         )
-        matched.append((row, fitting[0] if fitting else None))
-    return matched
 
-
-def _belongs(file: ClipFile, part: str, name: str) -> bool:
-    """Whether a file that no list names is one of the partition, by the folder it lies in."""
-    if file.partition is None:  # Kinetics-600 without folders or lists is for evaluation
-        return part == ("train" if name == "k400" else "val")
-    return file.partition == part
-
-
-def _distinct(files: Sequence[ClipFile]) -> list[ClipFile]:
-    """One file for each clip and class, the first by path."""
-    first: dict[tuple[str, int | None, int | None], ClipFile] = {}
-    for file in files:
-        first.setdefault((file.youtube_id or file.path, file.start, file.label), file)
-    return list(first.values())
+    return [(clip, best(clip)) for clip in clips]
 
 
 def _videos(name: str, part: _Part, folder: Folder, names: Sequence[str]) -> list[Video]:
@@ -226,29 +219,17 @@ def _videos(name: str, part: _Part, folder: Folder, names: Sequence[str]) -> lis
         {part.name: part.name} | {k: "test" for k, subset in subsets.items() if label in subset}
         for label in range(len(names))
     ]
-    count = Counter(row.youtube_id for row, _ in part.clips)
+    count = Counter(clip.youtube_id for clip, _ in part.clips)
     videos = []
-    for row, file in part.clips:
-        clip = f"{names[row.label]}/{row.youtube_id}_{row.start:06d}_{row.end:06d}"
-        path = file.path if file else f"{part.name}/{clip}.mp4"
+    for clip, file in part.clips:
+        full = f"{names[clip.label]}/{clip.youtube_id}_{clip.start:06d}_{clip.end:06d}"
         videos.append(
             Video(
-                id=row.youtube_id if count[row.youtube_id] == 1 else clip,
-                path=path,
-                label=row.label,
-                size=folder.videos[path] if file else 0,
-                splits=roles[row.label],
+                id=clip.youtube_id if count[clip.youtube_id] == 1 else full,
+                path=file.path if file else f"{part.name}/{full}.mp4",
+                label=clip.label,
+                size=folder.videos[file.path] if file else 0,
+                splits=roles[clip.label],
             )
         )
     return videos
-
-
-def _mislabelled(part: _Part, names: Sequence[str]) -> list[Mislabelled]:
-    wrong = []
-    for row, file in part.clips:
-        if file is not None and file.label is not None and file.label != row.label:
-            label, folder = names[row.label], names[file.label]
-            wrong.append(
-                Mislabelled(partition=part.name, path=file.path, label=label, folder=folder)
-            )
-    return wrong

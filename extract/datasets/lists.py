@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, require_found
 from bieff.extract.datasets.files import (
     VIDEO_SUFFIXES,
-    Finder,
+    FileIndex,
     Folder,
     folders_of,
     ids_of,
@@ -30,42 +30,6 @@ from bieff.features.class_names import (
 )
 from bieff.features.errors import InputError
 from bieff.features.schema import UNLABELLED, Video
-
-SECONDS = 10
-"""Length of a clip."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A clip that a Kinetics list names; times in seconds."""
-
-    label: int
-    youtube_id: str
-    start: int
-    end: int
-
-
-def parse_row(values: Mapping[str, str], labels: Mapping[str, int], source: str) -> Row:
-    """A row of a Kinetics csv.
-
-    Raises:
-        InputError: If it names an unknown class, or a time is no number.
-    """
-    label = labels.get(key(values["label"] or ""))
-    if label is None:
-        raise InputError(
-            f"{source}: unknown class {values['label']!r}; is it the list of another Kinetics?"
-        )
-    try:
-        start = int(float(values["time_start"]))
-        end = int(float(values.get("time_end") or start + SECONDS))
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{source}: expected times in seconds for {values['youtube_id']!r}, got "
-            f"{values['time_start']!r} and {values.get('time_end')!r}"
-        ) from None
-    return Row(label, values["youtube_id"], start, end)
-
 
 _SUFFIXES = "|".join(re.escape(suffix[1:]) for suffix in sorted(VIDEO_SUFFIXES))
 _TO_SUFFIX = re.compile(rf'"?(.*\.(?:{_SUFFIXES}))"?(?:[\s,;]+(.*))?', re.IGNORECASE)
@@ -208,7 +172,7 @@ PARTITIONS = ("train", "val", "all")
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """What a list's labels mean."""
+    """Meaning of a list's labels."""
 
     names: ClassNames
     first: int
@@ -260,8 +224,8 @@ def load_lists(
     missing: set[str] = set()
     mislabelled: list[Mislabelled] = []
     for part, listed in rows.items():
-        finder = Finder(folder, classes.by_key, part)
-        found, wrong = _videos(part, listed, classes, finder, source=lists[part])
+        index = FileIndex(folder, classes.by_key, part)
+        found, wrong = _videos(part, listed, classes, index, source=lists[part])
         partitions[part] = [video for video, _ in found]
         missing |= {video.id for video, is_there in found if not is_there}
         mislabelled += wrong
@@ -287,7 +251,7 @@ def load_lists(
 
 
 def _videos(
-    part: str, listed: Sequence[Listed], classes: Classes, finder: Finder, *, source: Path
+    part: str, listed: Sequence[Listed], classes: Classes, index: FileIndex, *, source: Path
 ) -> tuple[list[tuple[Video, bool]], list[Mislabelled]]:
     """The partition's videos, whether each was found, and those in a wrong class's folder."""
     called = classes.names.readable
@@ -302,7 +266,7 @@ def _videos(
                 f"{where}: label {row.label!r} has no name among the {len(called)} classes; is "
                 "it the right label file?"
             )
-        path, size = finder.locate(row.path, where)
+        path, size = index.locate(row.path, where)
         video = Video(
             id=ids[row.path],
             path=path or row.path,
@@ -315,11 +279,7 @@ def _videos(
             raise InputError(f"{where}: {row.path!r} was listed before with another label")
         lies_in = classes.of_folder(path or row.path)
         if before is video and label is not None and lies_in is not None and lies_in != label:
-            wrong.append(
-                Mislabelled(
-                    partition=part, path=video.path, label=called[label], folder=called[lies_in]
-                )
-            )
+            wrong.append(Mislabelled(part, video.path, called[label], called[lies_in]))
     return list(videos.values()), wrong
 
 

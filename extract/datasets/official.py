@@ -1,13 +1,15 @@
 """The official class names and lists that are shipped in `data/`; SOURCES.md says whose."""
 
 import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, note_mislabelled, require_found
 from bieff.extract.datasets.files import scan
-from bieff.extract.datasets.lists import Row, parse_row
 from bieff.features.class_names import key, label_of_key
+from bieff.features.errors import InputError
 from bieff.features.schema import Video
 
 DATA = Path(__file__).parent / "data"
@@ -27,7 +29,7 @@ def class_names(name: str) -> tuple[tuple[str, str], ...]:
 
 @cache
 def splits(name: str) -> tuple[tuple[str, dict[str, str]], ...]:
-    """Of every video of "ucf101" or "hmdb51": `class/file name`, and its role in each split."""
+    """Every video of "ucf101" or "hmdb51" as `class/file name`, and its role in each split."""
     roles: dict[str, dict[str, str]] = {}
     videos = []
     for line in _lines(f"{name}_splits.txt"):
@@ -39,12 +41,49 @@ def splits(name: str) -> tuple[tuple[str, dict[str, str]], ...]:
     return tuple(videos)
 
 
+CLIP_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class KineticsClip:
+    """A clip that a Kinetics list names; times in seconds."""
+
+    label: int
+    youtube_id: str
+    start: int
+    end: int
+
+
+def kinetics_clip(
+    row: Mapping[str, str], labels: Mapping[str, int], source: str
+) -> KineticsClip:
+    """The clip that a row of a Kinetics csv names.
+
+    Raises:
+        InputError: If it names an unknown class, or a time is no number.
+    """
+    label = labels.get(key(row["label"] or ""))
+    if label is None:
+        raise InputError(
+            f"{source}: unknown class {row['label']!r}; is it the list of another Kinetics?"
+        )
+    try:
+        start = int(float(row["time_start"]))
+        end = int(float(row.get("time_end") or start + CLIP_SECONDS))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{source}: expected times in seconds for {row['youtube_id']!r}, got "
+            f"{row['time_start']!r} and {row.get('time_end')!r}"
+        ) from None
+    return KineticsClip(label, row["youtube_id"], start, end)
+
+
 @cache
-def kinetics_val() -> tuple[Row, ...]:
+def kinetics_val() -> tuple[KineticsClip, ...]:
     """The official validation list of Kinetics-400."""
     labels = {key(name): label for label, (name, _) in enumerate(class_names("k400"))}
     rows = csv.DictReader(_lines("k400_val.csv"))
-    return tuple(parse_row(row, labels, "k400_val.csv") for row in rows)
+    return tuple(kinetics_clip(row, labels, "k400_val.csv") for row in rows)
 
 
 @cache
@@ -85,24 +124,18 @@ def load_three_splits(name: str, videos: Path) -> DataSet:
     for listed, roles in splits(name):
         label = label_of[listed.split("/")[0]]
         anywhere = folder.by_stem.get(listed.split("/")[1].casefold())
-        path = (folder.find(listed) or anywhere[0]) if anywhere else None
-        if path is None:
-            missing.append(listed)
-        else:
+        if anywhere:
+            path = next(iter(folder.fitting(listed)), anywhere[0])
             left.discard(path)
             lies_in = by_key.get(key(PurePosixPath(path).parent.name), label)
             if lies_in != label:
-                mislabelled.append(
-                    Mislabelled(
-                        partition="all",
-                        path=path,
-                        label=classes[label][1],
-                        folder=classes[lies_in][1],
-                    )
-                )
-        size = 0 if path is None else folder.videos[path]
-        found_path = path or f"{listed}.avi"
-        rows.append(Video(id=listed, path=found_path, label=label, size=size, splits=roles))
+                said, lies = classes[label][1], classes[lies_in][1]
+                mislabelled.append(Mislabelled("all", path, said, lies))
+        else:
+            path = f"{listed}.avi"
+            missing.append(listed)
+        size = folder.videos.get(path, 0)
+        rows.append(Video(id=listed, path=path, label=label, size=size, splits=roles))
     data = DataSet(
         name=name,
         class_names=tuple(words for _, words in classes),

@@ -1,4 +1,4 @@
-"""Write `shapes` to disk as H.264 mp4 files, the way downloaded data sets lie there.
+"""The three built-in data sets: clips made on first use, and lying as downloaded ones do.
 
 data/shapes/{train,val}/<class>/<number>.mp4        seen combinations
 data/shapes-combinations/<class>/<number>.mp4       seen shapes and motions, combined anew
@@ -6,7 +6,7 @@ data/shapes-unseen/<class>/<number>.mp4             shapes that training never s
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -16,6 +16,8 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
+from bieff.clip import TINYCLIP
+from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.shapes.render import render
 from bieff.extract.shapes.world import (
     SEEN,
@@ -26,6 +28,13 @@ from bieff.extract.shapes.world import (
 )
 from bieff.features.errors import InputError
 from bieff.features.files import write_atomically
+from bieff.features.schema import Video
+
+COMPANIONS = ("shapes-combinations", "shapes-unseen")
+"""Zero-shot sets that belong to `shapes`, and are extracted with it."""
+
+NUM_SPLITS = 3
+"""Test lists of a zero-shot set: every third clip of a class in each."""
 
 HEIGHT, WIDTH = 64, 80
 FPS = 24
@@ -73,6 +82,13 @@ class Clip:
         """Where it lies in the folder of its data set."""
         folder = Path() if self.partition == "all" else Path(self.partition)
         return folder / self.name / f"{self.number:03d}.mp4"
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Its role in each split."""
+        if self.partition != "all":
+            return {self.partition: self.partition}
+        return {str(self.number % NUM_SPLITS + 1): "test"}
 
 
 def clips_of(edition: Edition) -> dict[str, list[Clip]]:
@@ -146,12 +162,60 @@ def edition_of(folder: Path) -> Edition | None:
     return None
 
 
-def require_edition(folder: Path, data_set: str, edition: Edition) -> None:
-    """Refuse a folder that holds other clips than the edition's.
+def load_shapes(
+    name: str,
+    folder: Path,
+    *,
+    edition: Edition | None = None,
+    make: bool = True,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> DataSet:
+    """The data set `name`, its clips in `folder`; makes what is missing there.
+
+    Goes on where an interrupted run stopped.
+
+    Args:
+        name: "shapes" or one of its companions.
+        folder: Where the clips lie, or shall lie.
+        edition: Which clips; None takes what lies there, or else the usual one.
+        make: Make what is missing; otherwise `missing` and a note tell.
+        watch: Called with clips made and clips to make, as it goes.
 
     Raises:
-        InputError: If it holds another edition or version, or files that are not ours.
+        InputError: If the folder holds another edition or version, or files that are not ours.
     """
+    edition = edition or edition_of(folder) or Edition()
+    _require_edition(folder, name, edition)
+    clips = clips_of(edition)[name]
+    if make:
+        _make(folder, clips, edition, watch)
+    class_names = tuple(dict.fromkeys(clip.name for clip in clips))
+    partitions: dict[str, list[Video]] = {}
+    for clip in clips:
+        path = folder / clip.path
+        video = Video(
+            id=clip.path.with_suffix("").as_posix(),
+            path=clip.path.as_posix(),
+            label=class_names.index(clip.name),
+            size=path.stat().st_size if path.is_file() else 0,
+            splits=clip.splits,
+        )
+        partitions.setdefault(clip.partition, []).append(video)
+    missing = frozenset(v.id for part in partitions.values() for v in part if not v.size)
+    note = f"{len(missing):,} of {len(clips):,} clips are not made yet; extract makes them"
+    return DataSet(
+        name=name,
+        class_names=class_names,
+        partitions=partitions,
+        root=folder,
+        notes=(note,) if missing else (),
+        missing=missing,
+        made_as=asdict(edition),
+        default_clip=TINYCLIP,
+    )
+
+
+def _require_edition(folder: Path, data_set: str, edition: Edition) -> None:
     found = edition_of(folder)
     if edition.version != VERSION:
         raise InputError(
@@ -165,30 +229,18 @@ def require_edition(folder: Path, data_set: str, edition: Edition) -> None:
         )
 
 
-def make(
-    folder: Path, data_set: str, edition: Edition, *, num_workers: int = 2
-) -> Iterator[int]:
-    """Write the clips of one data set into its folder; yields how many lie there, as it goes.
-
-    Goes on where an interrupted run stopped.
-
-    Raises:
-        InputError: If the folder holds another edition or version, or files that are not ours.
-    """
-    require_edition(folder, data_set, edition)
+def _make(
+    folder: Path, clips: Sequence[Clip], edition: Edition, watch: Callable[[int, int], None]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MARKER, (json.dumps(asdict(edition)) + "\n").encode())
-    clips = clips_of(edition)[data_set]
     jobs = [(folder / clip.path, clip, edition.seed) for clip in clips]
     missing = [job for job in jobs if not job[0].is_file()]
-    done = len(jobs) - len(missing)
-    yield done
     if not missing:
         return
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(_write_one, missing, chunksize=4):
-            done += 1
-            yield done
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for done, _ in enumerate(pool.map(_write_one, missing, chunksize=4), start=1):
+            watch(done, len(missing))
 
 
 def _write_one(job: tuple[Path, Clip, int]) -> None:

@@ -13,15 +13,16 @@ import torch
 from helpers import extracting
 from rich.console import Console
 
-from bieff.apps.progress import Board
+from bieff.apps.progress import RunProgress
 from bieff.extract.decode.reader import probe, read_frames
 from bieff.extract.decode.worker import Outcome
-from bieff.extract.run import extract, plan
-from bieff.extract.shapes.sets import load_shapes
+from bieff.extract.plan import plan
+from bieff.extract.run import extract
+from bieff.extract.shapes.clips import load_shapes
 from bieff.extract.shard import in_order
-from bieff.extract.tasks import Task
+from bieff.extract.tasks import PartProgress
 from bieff.extract.tower import VisualTower, cut
-from bieff.extract.views import View, all_frame_numbers, crop_of
+from bieff.extract.views import View, ViewPlan, crop_of
 from bieff.features.errors import InputError, StoreMismatchError
 from bieff.features.files import ShardLocks
 from bieff.features.schema import Status
@@ -49,7 +50,7 @@ def whole(clips, tmp_path_factory):
 
 def by_hand(path, views, video_id, *, frames=CONFIG.frames):
     """Squares and frame numbers of a video, without pools, streams or batches."""
-    numbers = all_frame_numbers(views, probe(path).num_frames, frames, video_id=video_id)
+    numbers = ViewPlan(tuple(views), frames, video_id)(probe(path).num_frames)
     size = extracting.tinyclip().preprocessing.size
     squares = []
     for view, shown in zip(views, numbers, strict=True):
@@ -178,15 +179,49 @@ def test_a_run_that_must_exceed_max_bad_is_stopped(clips, tmp_path):
         pass
 
 
+HALF_DONE = PartProgress(
+    data_set="shapes-unseen",
+    partition="all",
+    videos=12,
+    num_videos=24,
+    shards=3,
+    num_shards=6,
+    bad=1,
+    speed="200 images/s",
+)
+
+
 @pytest.mark.parametrize("ending", ["well", "ill"])
-def test_bars_do_not_stay_above_an_error(whole, ending):
+def test_bars_do_not_stay_above_an_error(ending):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
-    tasks = {"all": [Task(partition="all", shard=0)]}
-    with contextlib.suppress(InputError), Board(whole, tasks, max_bad=None, console=console):
+    with contextlib.suppress(InputError), RunProgress(console) as progress:
+        progress(HALF_DONE)
         if ending == "ill":
             raise InputError("more than --max-bad allows")
     assert screen.getvalue().endswith("\x1b[2K") == (ending == "ill"), repr(screen.getvalue())
+
+
+def test_a_log_file_gets_a_line_a_minute(monkeypatch):
+    monkeypatch.setattr("bieff.apps.progress.LINE_SECONDS", 0.0)
+    said = io.StringIO()
+    with RunProgress(Console(file=said, width=40)) as progress:
+        progress("cpu: float32")
+        progress(HALF_DONE)
+    assert said.getvalue().splitlines() == [
+        "cpu: float32",
+        "shapes-unseen all: 12 of 24 videos, 3/6 shards, 1 bad, 200 images/s",
+    ]
+
+
+def test_a_watcher_is_told_of_every_video(clips, tmp_path):
+    store = extracting.plan_small(clips, tmp_path / "store")
+    told = []
+    extracting.extract_small(store, watch=told.append)
+    assert (told[0].videos, told[0].num_videos, told[0].speed) == (0, 24, "starting")
+    assert (told[-1].videos, told[-1].shards, told[-1].num_shards) == (24, 6, 6)
+    assert {news.videos for news in told} == set(range(25))
+    assert {news.bad for news in told} == {0}
 
 
 def test_embeddings_beyond_float16_make_a_video_corrupt(clips, tmp_path, monkeypatch):

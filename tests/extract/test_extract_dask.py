@@ -1,5 +1,6 @@
 """Shards on Dask: local workers, and real scheduler and worker programs over TCP."""
 
+import contextlib
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from helpers.places import TESTS
 from bieff.extract.cluster import OnCluster, connected, what_is_wrong
 from bieff.extract.run import extract
 from bieff.features.errors import ConfigError, InputError, StoreError
+from bieff.features.files import ShardLocks
 
 CONFIG = extracting.CONFIG
 SLOW = "helpers.extracting_slow:slow"
@@ -153,26 +155,19 @@ def test_a_worker_killed_in_the_middle_changes_nothing(whole, clips, tmp_path):
     try:
         with connected(cluster.address, device=extracting.CPU, decode=SLOW) as runner:
             store = extracting.plan_small(clips, tmp_path / "store")
-            summary = on(_Killing(runner, cluster, after=2), store)
+
+            def kill_one(news):
+                """When shards are written and another is under way."""
+                written = 4 * getattr(news, "shards", 0)
+                if len(cluster.workers) == 2 and 2 * 4 <= written < news.videos:
+                    cluster.kill_a_worker()
+
+            summary = on(runner, store, watch=kill_one)
             assert len(cluster.workers) == 1
             assert summary.shards_written == 6
             extracting.assert_same(store, whole)
     finally:
         cluster.close()
-
-
-class _Killing:
-    """Runs, and kills a worker when some shards are written and others under way."""
-
-    def __init__(self, runner, cluster, *, after):
-        self._runner, self._cluster, self._after = runner, cluster, after
-
-    def run(self, *arguments):
-        for count, done in enumerate(self._runner.run(*arguments), start=1):
-            yield done
-            if count == self._after:
-                time.sleep(0.5)
-                self._cluster.kill_a_worker()
 
 
 @pytest.mark.slow
@@ -188,7 +183,9 @@ def test_a_run_that_stops_leaves_nobody_writing(cluster, clips, tmp_path):
             on(runner, store, max_bad=0.1)
         done = store.partitions["all"].done().sum()
         assert done < 6
-        time.sleep(2)
+        with contextlib.closing(ShardLocks(store.path, ("all",))) as locks:
+            for shard in range(6):  # waits as long as anybody writes it
+                locks.acquire("all", shard)
         assert store.partitions["all"].done().sum() == done
         # the same workers serve the next run
         summary = on(runner, store)

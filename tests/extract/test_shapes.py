@@ -15,11 +15,10 @@ from bieff.extract.shapes.clips import (
     clips_of,
     draw_clip,
     edition_of,
-    make,
+    load_shapes,
     write_mp4,
 )
 from bieff.extract.shapes.render import OUTLINES, render
-from bieff.extract.shapes.sets import load_shapes
 from bieff.extract.shapes.world import (
     INVISIBLE,
     MOTIONS,
@@ -196,21 +195,25 @@ def test_the_same_pixels_give_the_same_bytes(tmp_path):
 
 def test_a_data_set_is_made_once_and_goes_on_after_an_interruption(tmp_path):
     folder = tmp_path / "shapes-combinations"
-    counts = make(folder, "shapes-combinations", SMALL)
     total = len(clips_of(SMALL)["shapes-combinations"])
-    for done in counts:
-        if done > 5:
-            break
-    counts.close()
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_shapes("shapes-combinations", folder, edition=SMALL, watch=interrupt)
     left = total - len(list(folder.rglob("*.mp4")))
     assert 0 < left < total, "the interruption came too late to test anything"
-    *_, done = make(folder, "shapes-combinations", SMALL)
-    assert done == total
+    told = []
+    watch = lambda *done: told.append(done)  # noqa: E731
+    load_shapes("shapes-combinations", folder, edition=SMALL, watch=watch)
+    assert told == [(done, left) for done in range(1, left + 1)]
+    assert len(list(folder.rglob("*.mp4"))) == total
     assert not list(folder.rglob("*.part"))
-    assert list(make(folder, "shapes-combinations", SMALL)) == [total]
     assert edition_of(folder) == SMALL
 
-    data = load_shapes("shapes-combinations", folder)
+    data = load_shapes("shapes-combinations", folder, watch=watch)
+    assert len(told) == left  # nothing was made again
     splits = Counter(split for video in data.partitions["all"] for split in video.splits)
     assert splits == {"1": total // 3, "2": total // 3, "3": total // 3}
     assert not data.mirror  # "moving left" would become "moving right"
@@ -218,22 +221,23 @@ def test_a_data_set_is_made_once_and_goes_on_after_an_interruption(tmp_path):
 
 def test_another_edition_is_refused(tmp_path):
     folder = tmp_path / "shapes-unseen"
-    next(make(folder, "shapes-unseen", SMALL))
+    folder.mkdir()
+    (folder / "edition.json").write_text(json.dumps(asdict(SMALL)))
     with pytest.raises(InputError, match="holds another edition of shapes-unseen"):
-        next(make(folder, "shapes-unseen", replace(SMALL, seed=4)))
+        load_shapes("shapes-unseen", folder, edition=replace(SMALL, seed=4))
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "holiday.mp4").write_bytes(b"mine")
     with pytest.raises(InputError, match="is not empty and holds no clips made by bieff"):
-        next(make(tmp_path, "shapes", SMALL))
+        load_shapes("shapes", tmp_path, edition=SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.mp4"]
 
 
 def test_clips_of_an_older_version_are_not_mixed_with_new_ones(tmp_path):
     folder = tmp_path / "shapes-unseen"
-    next(make(folder, "shapes-unseen", SMALL))
-    marker = folder / "edition.json"
-    marker.write_text(json.dumps(asdict(replace(SMALL, version=VERSION - 1))))
+    folder.mkdir()
+    older = asdict(replace(SMALL, version=VERSION - 1))
+    (folder / "edition.json").write_text(json.dumps(older))
     with pytest.raises(InputError, match=r"holds clips of version 1 .* makes version 2"):
         load_shapes("shapes-unseen", folder)

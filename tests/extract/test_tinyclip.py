@@ -5,11 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-
-from bieff.clip import TINYCLIP, ClipName, load
-from bieff.extract.shapes.world import MOTIONS, SHAPES, class_name
-from bieff.extract.tinyclip.pretrain import (
+from pretrain import (
     Captioner,
     Recipe,
     contrastive_loss,
@@ -17,6 +13,10 @@ from bieff.extract.tinyclip.pretrain import (
     encode_captions,
     pretrain,
 )
+from torch.nn import functional as F
+
+from bieff.clip import TINYCLIP, ClipName, load
+from bieff.extract.shapes.world import MOTIONS, SHAPES, class_name
 
 RECIPE = Recipe(steps=2, batch_size=12)
 

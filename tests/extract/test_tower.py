@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from bieff import clip as clips
 from bieff.clip import TINYCLIP, ClipName
 from bieff.extract import tower as tower_module
-from bieff.extract.tower import SquareStream, ViewMeans, VisualTower, normalise
+from bieff.extract.tower import CropStream, ViewMeans, VisualTower, normalise
 from bieff.features.errors import InputError
 
 CPU = torch.device("cpu")
@@ -18,24 +18,24 @@ def clip():
     return clips.load(ClipName(model=TINYCLIP, pretrained=None))
 
 
-def some_squares(clip, count, *, seed=0):
+def some_crops(clip, count, *, seed=0):
     size = clip.preprocessing.size
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 6, 6, generator=generator)
     return (255 * F.interpolate(coarse, size=(size, size), mode="bilinear")).byte()
 
 
-def pixels_of(clip, squares):
-    return normalise(squares, mean=clip.preprocessing.mean, std=clip.preprocessing.std)
+def pixels_of(clip, crops):
+    return normalise(crops, mean=clip.preprocessing.mean, std=clip.preprocessing.std)
 
 
-def per_token_path(clip, squares):
+def per_token_path(clip, crops):
     """Tokens of the last block as a hook sees them, normalised one by one in float64."""
     visual = clip.model.visual
     seen = []
     handle = visual.transformer.register_forward_hook(lambda *call: seen.append(call[2]))
     with torch.no_grad():
-        visual(pixels_of(clip, squares))
+        visual(pixels_of(clip, crops))
     handle.remove()
     tokens = seen[0][:, 1:].double()  # without the class token
     mean = tokens.mean(dim=-1, keepdim=True)
@@ -44,61 +44,61 @@ def per_token_path(clip, squares):
 
 
 def test_it_gives_what_open_clip_gives(clip):
-    squares = some_squares(clip, 13)
+    crops = some_crops(clip, 13)
     tower = VisualTower(clip, device=CPU, batch_size=5)
     with torch.no_grad():
-        want = clip.model.encode_image(pixels_of(clip, squares))
-    torch.testing.assert_close(tower.encode(squares).embeddings, want)
-    assert tower.encode(squares).patches is None
+        want = clip.model.encode_image(pixels_of(clip, crops))
+    torch.testing.assert_close(tower.encode(crops).embeddings, want)
+    assert tower.encode(crops).patches is None
     assert tower.precision == "float32"
 
 
 @pytest.mark.parametrize("count", [1, 6, 7, 8, 20])
-def test_a_square_does_not_depend_on_its_company(clip, count):
+def test_a_crop_does_not_depend_on_its_company(clip, count):
     """The last batch is padded to the same size, so the very same kernels run."""
-    squares = some_squares(clip, 23)
+    crops = some_crops(clip, 23)
     tower = VisualTower(clip, device=CPU, batch_size=7)
-    few, all_of_them = tower.encode(squares[:count]), tower.encode(squares)
+    few, all_of_them = tower.encode(crops[:count]), tower.encode(crops)
     assert torch.equal(few.embeddings, all_of_them.embeddings[:count])
-    other = torch.cat([squares[:count], some_squares(clip, 3, seed=1)])
+    other = torch.cat([crops[:count], some_crops(clip, 3, seed=1)])
     assert torch.equal(tower.encode(other).embeddings[:count], few.embeddings)
 
 
 def test_reduced_precision_is_taken_if_it_agrees(clip):
-    squares = some_squares(clip, 11)
+    crops = some_crops(clip, 11)
     exact = VisualTower(clip, device=CPU, batch_size=11)
     fast = VisualTower(clip, device=CPU, batch_size=11, reduced=True)
     assert fast.precision.startswith("bfloat16 (cosine 0.99")
-    a, b = exact.encode(squares).embeddings, fast.encode(squares).embeddings
+    a, b = exact.encode(crops).embeddings, fast.encode(crops).embeddings
     assert not torch.equal(a, b)
     assert b.dtype == torch.float32
     assert F.cosine_similarity(a, b).min() > 0.999
 
 
 def test_reduced_precision_is_refused_if_it_does_not(clip, monkeypatch):
-    squares = some_squares(clip, 11)
+    crops = some_crops(clip, 11)
     exact = VisualTower(clip, device=CPU, batch_size=11)
     monkeypatch.setattr(tower_module, "MIN_COSINE", 0.9999999)
     refused = VisualTower(clip, device=CPU, batch_size=11, reduced=True)
     assert refused.precision.startswith("float32 (bfloat16 refused: cosine 0.99")
-    assert torch.equal(refused.encode(squares).embeddings, exact.encode(squares).embeddings)
+    assert torch.equal(refused.encode(crops).embeddings, exact.encode(crops).embeddings)
 
 
 def test_not_a_number_is_no_likeness(clip):
     tower = VisualTower(clip, device=CPU, batch_size=3)
 
-    def broken(squares):
+    def broken(crops):
         return torch.full((3, clip.dim), torch.nan), None
 
-    assert tower.likeness(broken, some_squares(clip, 2)) == -1.0
-    assert tower.likeness(tower.forward_float32, some_squares(clip, 2)) > 0.99999
+    assert tower.likeness(broken, some_crops(clip, 2)) == -1.0
+    assert tower.likeness(tower.forward_float32, some_crops(clip, 2)) > 0.99999
 
 
 def test_where_the_fast_way_fails_there_is_a_slower_one(clip, monkeypatch):
     """A machine without a compiler: the first call of a compiled function says so."""
     calls = []
 
-    def likeness(self, forward, squares):
+    def likeness(self, forward, crops):
         calls.append(forward)
         if len(calls) == 1:
             raise RuntimeError("no C compiler\nand a long story")
@@ -112,12 +112,12 @@ def test_where_the_fast_way_fails_there_is_a_slower_one(clip, monkeypatch):
 
 
 def test_patch_tokens_are_normalised_without_the_affine_map(clip):
-    squares = some_squares(clip, 7)
+    crops = some_crops(clip, 7)
     tower = VisualTower(clip, device=CPU, batch_size=3, wants_patches=True)
-    encoded = tower.encode(squares)
-    _, want = per_token_path(clip, squares)
+    encoded = tower.encode(crops)
+    _, want = per_token_path(clip, crops)
     torch.testing.assert_close(encoded.patches, want.float(), rtol=1e-4, atol=1e-5)
-    plain = VisualTower(clip, device=CPU, batch_size=3).encode(squares)
+    plain = VisualTower(clip, device=CPU, batch_size=3).encode(crops)
     torch.testing.assert_close(encoded.embeddings, plain.embeddings)
 
 
@@ -135,12 +135,12 @@ def test_the_mean_over_time_is_exact_for_vit_b_16():
 
 def check_mean_over_time(clip, tower):
     views, frames = 3, 4
-    squares = some_squares(clip, views * frames)
+    crops = some_crops(clip, views * frames)
     means = ViewMeans(frames)
-    for part in squares.split(tower.batch_size):  # batches that cut across views
+    for part in crops.split(tower.batch_size):  # batches that cut across views
         means.add(tower.encode(part).patches)
     visual = clip.model.visual
-    tokens, normalised = per_token_path(clip, squares)
+    tokens, normalised = per_token_path(clip, crops)
     with torch.no_grad():
         whole_path = visual.ln_post(tokens[:, 1:]) @ visual.proj
         want = whole_path.unflatten(0, (views, frames)).mean(dim=1)
@@ -177,13 +177,13 @@ def test_a_tower_without_patch_tokens_says_so(clip):
 @pytest.mark.gpu
 def test_on_a_gpu_it_is_compiled_and_agrees(clip):
     device = torch.device("cuda")
-    squares = some_squares(clip, 37)
-    exact = VisualTower(clip, device=CPU, batch_size=37).encode(squares).embeddings
+    crops = some_crops(clip, 37)
+    exact = VisualTower(clip, device=CPU, batch_size=37).encode(crops).embeddings
     try:
         tower = VisualTower(clip, device=device, batch_size=16)
         assert tower.precision.startswith("bfloat16, compiled")
-        got = tower.encode(squares.to(device)).embeddings.cpu()
-        assert torch.equal(got[:5], tower.encode(squares[:5]).embeddings.cpu())
+        got = tower.encode(crops.to(device)).embeddings.cpu()
+        assert torch.equal(got[:5], tower.encode(crops[:5]).embeddings.cpu())
     finally:
         clip.model.to(CPU)
     assert F.cosine_similarity(exact, got).min() > 0.999
@@ -198,7 +198,7 @@ def test_on_a_gpu_frames_arrive_whole_while_it_works(clip):
     ]
     try:
         tower = VisualTower(clip, device=device, batch_size=64)
-        stream = SquareStream(tower, 1)
+        stream = CropStream(tower, 1)
         size = clip.preprocessing.size
         sums = []
         for i, one in enumerate(frames):

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bieff.clip import import_open_clip
+from bieff.extract.config import ExtractConfig
 from bieff.extract.views import (
     MIN_AREA,
     RATIO,
     View,
-    all_frame_numbers,
+    ViewPlan,
     clip_start,
     crop_of,
     frame_numbers,
@@ -226,19 +227,19 @@ def test_views_for_the_defaults():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ((-1, 1, 1), "train views: expected 0 or more, got -1"),
-        ((0, 0, 1), "clips: expected 1 or more, got 0"),
-        ((0, 1, 2), "crops: expected 1 .centre. or 3 .left, centre, right., got 2"),
+        ({"train_views": -1}, "train_views must not be negative, got -1"),
+        ({"clips": 0}, "clips must be at least 1, got 0"),
+        ({"crops": 2}, "crops must be 1 or 3, got 2"),
     ],
 )
 def test_views_out_of_range(numbers, message):
     with pytest.raises(ConfigError, match=message):
-        views_for(*numbers)
+        ExtractConfig(**numbers)
 
 
 def test_one_decode_serves_all_views():
     train, evaluation = views_for(2, clips=3, crops=3)
-    numbers = all_frame_numbers(train + evaluation, 100, 7, video_id="v")
+    numbers = ViewPlan((*train, *evaluation), 7, "v")(100)
     assert numbers.shape == (12, 7)
     distinct, where = np.unique(numbers, return_inverse=True)
     assert np.array_equal(distinct[where].reshape(numbers.shape), numbers)

@@ -20,10 +20,16 @@ from helpers.places import TESTS
 from bieff import clip as clips
 from bieff.clip import TINYCLIP, ClipName
 from bieff.extract.config import ExtractConfig
-from bieff.extract.plan import blueprint
+from bieff.extract.plan import StorePlan
 from bieff.extract.run import InProcess, extract
-from bieff.extract.shapes.clips import MARKER, Edition, clips_of, draw_clip, write_mp4
-from bieff.extract.shapes.sets import load_shapes
+from bieff.extract.shapes.clips import (
+    MARKER,
+    Edition,
+    clips_of,
+    draw_clip,
+    load_shapes,
+    write_mp4,
+)
 from bieff.features.schema import Status
 
 CPU = torch.device("cpu")
@@ -55,7 +61,7 @@ def plan_small(folder, out, *, name=SET, config=CONFIG, rows=ROWS):
 
 def plan_data(data, out, *, config=CONFIG, rows=ROWS):
     """Plan the store of a data set, with shards of a few rows."""
-    planned = blueprint(data, config, tinyclip())
+    planned = StorePlan.of(data, config, tinyclip())
     parts = {
         name: replace(part, rows_per_shard=rows) for name, part in planned.partitions.items()
     }

@@ -1,12 +1,12 @@
 """Train tinyclip, as CLIP was trained: contrastively, on stills and their captions.
 
-    p=bieff.extract.tinyclip.pretrain
-    python -m $p --out first
-    python -m $p --out second --start first --seed 1 --one-shape 0.1 --steps 1000
-    python -m $p --out model --start second --seed 2 --one-shape 0 --steps 900
+    p=docs/tinyclip/pretrain.py
+    python $p --out first
+    python $p --out second --start first --seed 1 --one-shape 0.1 --steps 1000
+    python $p --out model --start second --seed 2 --one-shape 0 --steps 900
 
-These three rounds wrote `model/`; `training.jsonl` is their log.  The first learns places,
-sizes and motions, the others more and more shapes.
+These three rounds wrote `extract/tinyclip/model/`; `training.jsonl` beside it is their log.
+The first learns places, sizes and motions, the others more and more shapes.
 
 A still is one moment of a scene of `shapes` (all shapes, seen or not: CLIP has seen
 everything once); its caption names the shape with some of its colour, size, place and
@@ -48,37 +48,14 @@ from bieff.extract.shapes.world import (
 from bieff.extract.tower import cut, normalise
 from bieff.extract.views import View, crop_of
 
-SIZE = 48
 WEIGHTS = "open_clip_model.safetensors"
 STILL = 64
 """Side of a rendered still, pixels; the frames of a clip have this height too."""
 
-CONFIG: dict[str, Any] = {
-    "model_cfg": {
-        "embed_dim": 128,
-        "quick_gelu": True,
-        "vision_cfg": {
-            "image_size": SIZE,
-            "patch_size": 8,
-            "width": 128,
-            "head_width": 32,
-            "layers": 4,
-        },
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": 128,
-            "heads": 4,
-            "layers": 3,
-        },
-    },
-    "preprocess_cfg": {
-        "mean": [0.48145466, 0.4578275, 0.40821073],
-        "std": [0.26862954, 0.26130258, 0.27577711],
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    },
-}
+CONFIG: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "extract/tinyclip/model/open_clip_config.json").read_text()
+)
+SIZE = CONFIG["model_cfg"]["vision_cfg"]["image_size"]
 
 SHORT = 10
 """Tokens of a caption that is not long."""
@@ -109,7 +86,11 @@ class Recipe:
     weight_decay: float = 0.1
     seed: int = 0
     one_shape: float = 0.5
-    """Share of the batches that show a single shape."""
+    """Share of the batches that show a single shape.
+
+    What tells the captions of a batch apart is what is learned.  In a batch of all shapes that
+    is the shape and the colour; place, size and motion come long after, if ever.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +102,6 @@ class Stills:
     scenes: Scenes
     times: Float[np.ndarray, " B"]
     """When in its clip each was taken, 0 to 1."""
-
-
-def draw_batch(rng: Generator, count: int, one_shape: float) -> Stills:
-    """Stills to learn from: of all shapes, or, a share of `one_shape`, of a single one.
-
-    What tells the captions of a batch apart is what is learned.  In a batch of all shapes that
-    is the shape and the colour; place, size and motion come long after, if ever.
-    """
-    if rng.random() < one_shape:
-        return draw_stills(rng, count, [str(rng.choice(SHAPES))])
-    return draw_stills(rng, count)
 
 
 def draw_stills(rng: Generator, count: int, shapes: Sequence[str] = SHAPES) -> Stills:
@@ -252,7 +222,7 @@ class Captioner:
         self.used = torch.unique(self._tokenizer(seen))
         """Token ids, int64, sorted; the padding id 0 and EOT among them."""
 
-    def __call__(self, captions: list[str]) -> Int[Tensor, "B length"]:
+    def __call__(self, captions: Sequence[str]) -> Int[Tensor, "B length"]:
         """Indices into `used`, cut to the longest caption."""
         tokens = self._tokenizer(captions)
         length = int(tokens.argmax(-1).max()) + 1
@@ -334,17 +304,13 @@ def pretrain(out: Path, recipe: Recipe, start: Path | None = None) -> None:
     table = nn.Parameter(model.token_embedding.weight[captioner.used].detach().clone())
     attributes = Attributes(CONFIG["model_cfg"]["embed_dim"])
     parameters = [p for n, p in model.named_parameters() if n != "token_embedding.weight"]
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in parameters if p.ndim > 1],
-                "weight_decay": recipe.weight_decay,
-            },
-            {"params": [p for p in parameters if p.ndim < 2] + [table], "weight_decay": 0.0},
-        ],
-        lr=recipe.lr,
-        betas=(0.9, 0.98),
-    )
+    matrices = [p for p in parameters if p.ndim > 1]
+    others = [*(p for p in parameters if p.ndim < 2), table]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=recipe.lr,
@@ -356,7 +322,9 @@ def pretrain(out: Path, recipe: Recipe, start: Path | None = None) -> None:
     log.unlink(missing_ok=True)
     begun = time.monotonic()
     for step in range(recipe.steps):
-        stills = draw_batch(rng, recipe.batch_size, recipe.one_shape)
+        is_one_shape = rng.random() < recipe.one_shape
+        shapes = [str(rng.choice(SHAPES))] if is_one_shape else SHAPES
+        stills = draw_stills(rng, recipe.batch_size, shapes)
         _, same = np.unique(stills.captions, return_inverse=True)
         images = model.visual(_pixels(stills.pixels))
         loss = contrastive_loss(
@@ -366,7 +334,7 @@ def pretrain(out: Path, recipe: Recipe, start: Path | None = None) -> None:
             model.logit_scale.exp(),
         )
         told = attributes(images, stills.scenes, stills.times)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         (loss + told).backward()
         optimizer.step()
         schedule.step()
@@ -374,16 +342,18 @@ def pretrain(out: Path, recipe: Recipe, start: Path | None = None) -> None:
             model.eval()
             figures = accuracy(model, table, captioner, np.random.default_rng(12345))
             model.train()
-            line = {
-                "step": step + 1,
-                "loss": round(loss.item(), 4),
-                "told": round(told.item(), 4),
-            }
-            line |= figures
-            line["seconds"] = round(time.monotonic() - begun)
+            line = json.dumps(
+                {
+                    "step": step + 1,
+                    "loss": round(loss.item(), 4),
+                    "told": round(told.item(), 4),
+                    **figures,
+                    "seconds": round(time.monotonic() - begun),
+                }
+            )
             with log.open("a") as file:
-                print(json.dumps(line), file=file)
-            click.echo(json.dumps(line))
+                print(line, file=file)
+            click.echo(line)
             save(out, model, table, captioner.used)
 
 
