@@ -2,7 +2,7 @@
 
     /train/embeddings, frames, status, labels, patches    rows of the videos, no padding
     /train/ids                                            names of the videos, by row
-    /files/...                                            the store's other files, as they are
+    /files/zarr.json, videos, ledger, errors              files of the store, as they are
 
 Shards that were not finished are left out; their rows hold fill values and status 0.
 """
@@ -256,16 +256,9 @@ def _read_shard(
 
 
 def _plan_files(store: FeatureStore) -> list[Path]:
-    """Everything but shards, markers and errors; the root's metadata last."""
-    files = [table_file(store.path, name) for name in store.partitions]
-    for partition in store.partitions.values():
-        files.append(partition.path / METADATA_NAME)
-        files += [
-            partition.path / name / METADATA_NAME
-            for name in (*partition.geometry.arrays, "labels")
-        ]
-        files.append(partition.path / "labels" / "c" / "0")
-    return [*files, store.path / METADATA_NAME]
+    """Files of the plan, of which an import makes all others but shards, markers and errors."""
+    tables = [table_file(store.path, name) for name in store.partitions]
+    return [*tables, store.path / METADATA_NAME]
 
 
 def _put_file(file: h5py.File, store: Path, path: Path) -> None:

@@ -273,7 +273,7 @@ def parse_attributes(file: Path, content: bytes) -> dict[str, Any]:
         raise StoreMismatchError(
             f"{file}: expected a feature store of schema version {SCHEMA_VERSION}, got {got}"
         )
-    for wrong in _faults(attributes):
+    if wrong := next(_faults(attributes), ""):
         raise StoreMismatchError(
             f"{file}: expected {wrong}; the file is damaged, or was not written by bieff"
         )
@@ -281,49 +281,41 @@ def parse_attributes(file: Path, content: bytes) -> dict[str, Any]:
 
 
 def _faults(attributes: Mapping[str, Any]) -> Iterator[str]:
-    """What is expected of each attribute that is something else."""
-    recipe, names = attributes.get("recipe"), attributes.get("class_names")
-    partitions, subsets = attributes.get("partitions"), attributes.get("class_subsets", {})
-    if not isinstance(recipe, dict) or not _is_own_hash(attributes.get("recipe_hash"), recipe):
+    """What is expected of attributes that are something else, the first of all."""
+    recipe, partitions, subsets = (
+        attributes.get(key, {}) for key in ("recipe", "partitions", "class_subsets")
+    )
+    if not all(isinstance(held, dict) for held in (recipe, partitions, subsets)):
+        yield "a recipe, partitions and class_subsets by name"
+    if not _is_own_hash(attributes.get("recipe_hash"), recipe):
         yield "a recipe that agrees with its hash"
-        return
     patches = recipe.get("patches")
-    counts = [recipe.get("frames"), recipe.get("dim"), *(patches or (1, 1))]
-    if len(counts) != 4 or not _are_counts(counts):
+    sizes: list[Any] = [recipe.get("frames"), recipe.get("dim")]
+    sizes += patches if isinstance(patches, list) else []
+    if not _are_counts(sizes) or len(sizes) != (2 if patches is None else 4):
         yield "counts of frames, dim and patches in the recipe"
-        return
+    names: Any = attributes.get("class_names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         yield "class_names that are a list of texts"
-        return
     if not isinstance(attributes.get("versions"), dict):
         yield "versions of libraries"
     if not is_local(attributes.get("root")):
         yield f"a root that is a path, got {attributes.get('root')!r}"
-    if not isinstance(partitions, dict) or not isinstance(subsets, dict):
-        yield "partitions and class_subsets by name"
-        return
-    for name, sizes in partitions.items():
+    row = max(math.prod(sizes[:2]), math.prod(sizes[2:]))
+    for name, held in partitions.items():
         if not is_partition_name(name):
             yield f"partition names of small letters and digits, got {name!r}"
-        keys = ("num_videos", "num_views", "rows_per_shard")
-        if (
-            not isinstance(sizes, dict)
-            or not _are_counts([sizes.get(key) for key in keys])
-            or not isinstance(sizes.get("videos"), str)
-        ):
+        keys = ("rows_per_shard", "num_views", "num_videos")
+        counts: list[Any] = [held.get(key) for key in keys] if isinstance(held, dict) else []
+        if not counts or not _are_counts(counts) or not isinstance(held.get("videos"), str):
             yield f"counts of videos, views and rows of partition {name!r}"
-        elif _shard_values(recipe, sizes) > _MOST_VALUES:
+        if math.prod(counts[:2]) * row > _MOST_VALUES:
             yield f"shards of partition {name!r} that fit into memory"
     for name, labels in subsets.items():
         if not isinstance(labels, list) or not all(
             type(label) is int and 0 <= label < len(names) for label in labels
         ):
             yield f"labels in class subset {name!r}"
-
-
-def _shard_values(recipe: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
-    row: int = max(recipe["frames"] * recipe["dim"], math.prod(recipe.get("patches") or ()))
-    return sizes["rows_per_shard"] * sizes["num_views"] * row
 
 
 def _is_own_hash(text: object, recipe: Mapping[str, Any]) -> bool:
