@@ -21,7 +21,7 @@ from bieff.features.schema import UNLABELLED, Video
 
 _BLOCK = 2**22
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def table_file(store: Path, partition: str) -> Path:

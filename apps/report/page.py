@@ -151,7 +151,7 @@ def _cards(
         return []
     videos = store.partitions[tables.PARTITION].videos
     listed = [videos[int(found.rows[i])] for i in chosen]
-    paths = [Path(store.root) / video.path for video in listed]
+    paths = [Path(store.root, video.path).absolute() for video in listed]
     by_path = {p.video: p for p in predictor.predict(paths, store.class_names)}
     cards = []
     for i, video, path in zip(chosen, listed, paths, strict=True):

@@ -143,7 +143,7 @@ def test_a_recipe_with_its_own_hash_may_still_not_be_one(world):
     "change",
     [
         {"path": "http://host/a.mp4"},
-        {"path": "concat:/etc/passwd"},
+        {"path": "https://host/a.mp4"},
         {"path": 3},
         {"path": "a\0b"},
         {"label": 2},
