@@ -369,6 +369,8 @@ def _check_tables(store: FeatureStore, partition: Partition) -> str:
         videos = partition.videos
         if len(videos) != partition.num_videos or identity(videos) != planned:
             return f"{file} is not the list of videos that was planned"
+        if max(video.label for video in videos) >= len(store.class_names):
+            return f"{file} has a label without a class name"
     except (OSError, StoreError) as error:
         return f"{file} cannot be read: {error}"
     try:

@@ -175,6 +175,7 @@ def _read_plan(file: h5py.File) -> tuple[dict[str, Any], dict[str, PartitionPlan
     source = Path(file.filename)
     if file.attrs.get("format") != _FORMAT:
         raise InputError(f"{source} is not an exported feature store")
+    require_own(file)
     if (version := file.attrs["schema_version"]) != SCHEMA_VERSION:
         raise InputError(f"{source}: expected schema version {SCHEMA_VERSION}, got {version}")
     attributes = parse_attributes(
@@ -247,7 +248,7 @@ def _read_shard(
     rows = partition.geometry.rows(shard)
     arrays = {}
     for name, array in partition.geometry.arrays.items():
-        dataset = _get(file, f"{partition.name}/{name}")
+        dataset = file.get(f"{partition.name}/{name}")
         shape = (partition.num_videos, *array.row_shape)
         if not isinstance(dataset, h5py.Dataset) or dataset.shape != shape:
             raise ValueError(f"expected {name} of {partition.name} to be of shape {shape}")
@@ -268,7 +269,7 @@ def _put_file(file: h5py.File, store: Path, path: Path) -> None:
 
 def _get_file(file: h5py.File, name: str) -> bytes | None:
     """Bytes of one of the store's other files; None if there is none."""
-    item = _get(file, f"files/{name}")
+    item = file.get(f"files/{name}")
     if item is None:
         return None
     # data that were never written, or are compressed, may claim any size
@@ -277,25 +278,34 @@ def _get_file(file: h5py.File, name: str) -> bytes | None:
     return bytes(item[()].tobytes())
 
 
-def _get(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
-    """A group or a dataset of this very file; None if there is none.
+def require_own(file: h5py.File) -> None:
+    """Refuse a file with anything that leads out of it.
 
     Raises:
-        ValueError: If a link on the way, or the data, lead elsewhere.
+        ValueError: If it holds a link that is not hard, data that lie in other files or pass
+            through filters that are not HDF5's own, or what is neither a group nor data.
     """
-    item: Any = file
-    for part in name.split("/"):
-        link = item.get(part, getlink=True)
-        if link is None:
-            return None
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{name} is a link, which is not followed")
-        item = item[part]
-    if isinstance(item, h5py.Dataset):
-        created = item.id.get_create_plist()
-        filters = {created.get_filter(i)[0] for i in range(created.get_nfilters())}
-        if item.is_virtual or item.external or not filters <= _FILTERS:
-            raise ValueError(f"the data of {name} do not lie in the file as they should")
-    elif not isinstance(item, h5py.Group):
-        raise ValueError(f"{name} is neither a group nor data")
-    return item
+    groups, seen = [file], set()
+    while groups:
+        group = groups.pop()
+        for name in group:
+            where = f"{group.name}/{name}".lstrip("/")
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{where} is a link, which is not followed")
+            item = group[name]
+            place = h5py.h5o.get_info(item.id).addr
+            if place not in seen:  # a group may hold itself
+                seen.add(place)
+                groups += [item] if isinstance(item, h5py.Group) else []
+                _require_here(item, where)
+
+
+def _require_here(item: Any, where: str) -> None:
+    if isinstance(item, h5py.Group):
+        return
+    if not isinstance(item, h5py.Dataset):
+        raise ValueError(f"{where} is neither a group nor data")
+    created = item.id.get_create_plist()
+    filters = {created.get_filter(i)[0] for i in range(created.get_nfilters())}
+    if item.is_virtual or item.external or not filters <= _FILTERS:
+        raise ValueError(f"the data of {where} do not lie in the file as they should")

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -137,3 +138,11 @@ def test_a_disk_that_is_full_is_one_sentence_and_the_old_file_stays(world, made)
         assert "make room" in error
     assert (world / "run" / "results.json").read_bytes() == before
     assert not (world / "new" / "run.json").exists()
+
+
+@pytest.mark.parametrize("link", [h5py.SoftLink("/other"), h5py.ExternalLink("a.h5", "/x")])
+def test_links_in_scores_are_not_followed(world, link):
+    with h5py.File("scores.h5", "r+") as file:
+        file.move("videos/label", "other")
+        file["videos/label"] = link
+    assert "videos/label is a link, which is not followed" in refused("scores", "scores.h5")

@@ -33,6 +33,7 @@ from bieff.features.files import (
     sync,
     write_atomically,
 )
+from bieff.features.hdf5 import require_own
 from bieff.train.evaluate.lists import EvalList
 
 Scores = Sequence[Float64[np.ndarray, "_ _"]]
@@ -214,6 +215,7 @@ def load_scores(file: Path, *, key: str | None = None) -> ScoreTable:
     except OSError as error:
         raise InputError(f"cannot read scores {str(file)!r}: {error}") from None
     with opened, _damage(file):
+        require_own(opened)
         if opened.attrs.get("format") != _FORMAT or opened.attrs["version"] != _VERSION:
             raise InputError(
                 f"{file}: expected scores of version {_VERSION} from --save-scores, got "
