@@ -121,6 +121,14 @@ _mix = partial(_option, "--mix", kind=float, metavar="WEIGHT")
 _flag_json = partial(_flag, "--json as_json")
 _model = partial(_option, "--model")
 _pretrained = partial(_option, "--pretrained")
+_named = _group(
+    _model(
+        "The store's CLIP, to load it from a folder or the network.  [default: from the cache]"
+    ),
+    _pretrained("Its weights, as for `bieff extract`."),
+)
+"""The CLIP of a store or a run: what that says of it is compared, not obeyed."""
+
 _split = _option("--split", "Official split to draw from and to test on.  [default: 1]")
 _device = _option("--device", "cpu, cuda, cuda:1.  [default: cuda if there is one]")
 
@@ -169,6 +177,7 @@ _evaluating = _group(
         "Videos at a time.  [default: 32, fewer for many classes]",
         click.IntRange(1),
     ),
+    _named,
     _device,
     _looking,
 )
@@ -401,6 +410,7 @@ def import_(file: Path, to: Path | None) -> None:
 @_split
 @_option("--draw", "Seed of the videos drawn.  [default: 0]", int)
 @_option("--same-shots", "A run whose few videos to train on again.", _FOLDER)
+@_named
 @_device
 @_flag("--dry-run", "Say what would be trained, and count the parameters.")
 def train(
@@ -536,6 +546,7 @@ def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> 
 @click.argument("run", type=_FOLDER, required=False)
 @_option("--out", "The page.  [default: RUN/report.html]", _FILE)
 @_features("The run's store, where it lies elsewhere by now.")
+@_named
 @_device
 @_flag(
     "--without-videos",
@@ -615,6 +626,7 @@ def bench(model: str | None, pretrained: str | None, device: str | None, as_json
 @_set("A setting of all rows that a table does not vary; may be repeated.")
 @_out("Folder.  [default: runs/STORE-ablation]")
 @_given("--jobs", "Runs at a time; several have a thread each.", 1)
+@_named
 @_device
 def ablate(tables: str, zeroshot: str, **options: Any) -> None:
     """Train and evaluate every row of the paper's tables, several seeds each.
@@ -650,6 +662,7 @@ def ablate(tables: str, zeroshot: str, **options: Any) -> None:
 @_split
 @_set("A setting of training; may be repeated.")
 @_out("Folder.  [default: runs/STORE-base2novel]")
+@_named
 @_device
 def base2novel(**options: Any) -> None:
     """Train on few videos of half the classes, evaluate on both halves, beside frozen CLIP.

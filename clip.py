@@ -4,15 +4,19 @@ Both stages load through here, so that the text tower of stage two is the partne
 visual tower of stage one; `fingerprint` is how they know.
 """
 
+import contextlib
 import difflib
 import hashlib
 import importlib
 import logging
 import pickle
+import re
+import shlex
 import textwrap
+import urllib.request
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bieff.features.errors import InputError
+from bieff.features.errors import BieffError, InputError, StoreMismatchError
 
 TINYCLIP = "tinyclip"
 """The model shipped with the package; see `extract/tinyclip/`."""
 
 RANDOM = "random"
 """As `pretrained`: seeded random weights ("random" or "random:7"), to try a size as it is."""
+
+
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError),
+    *(ArithmeticError, AssertionError, SafetensorError, pickle.UnpicklingError),
+)
+"""Errors of open_clip and torch at a name, a configuration or weights that are no good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +58,7 @@ class ClipName:
     @classmethod
     def of(cls, model: str, pretrained: str | None) -> "ClipName":
         """Complete what the user typed: a model that brings its weights takes no tag."""
-        brings_weights = model == TINYCLIP or model.startswith(("hf-hub:", "local-dir:"))
+        brings_weights = _is_elsewhere(model) or model == TINYCLIP
         if brings_weights and pretrained is not None:
             raise InputError(
                 f"model {model!r} brings its own weights, got pretrained={pretrained!r}; "
@@ -62,12 +73,30 @@ class ClipName:
             )
         return cls(model=model, pretrained=pretrained)
 
+    @classmethod
+    def given(cls, model: str | None, pretrained: str | None) -> "ClipName | None":
+        """The CLIP that a user named with --model and --pretrained; None if with neither."""
+        if model is None and pretrained is None:
+            return None
+        return cls.of(model or cls().model, pretrained)
+
+    @property
+    def words(self) -> list[str]:
+        """The options of a command that name it."""
+        weights = [] if self.pretrained is None else ["--pretrained", self.pretrained]
+        return ["--model", self.model, *weights]
+
+    @property
+    def is_random(self) -> bool:
+        """True if its weights are drawn, not read."""
+        return self.pretrained is not None and self.pretrained.split(":")[0] == RANDOM
+
     @property
     def may_be_downloaded(self) -> bool:
         """True if its weights come from the network unless they were fetched before."""
         if self.pretrained is None:
             return self.model.startswith("hf-hub:")
-        return self.pretrained.split(":")[0] != RANDOM and not Path(self.pretrained).is_file()
+        return not self.is_random and not Path(self.pretrained).is_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +156,19 @@ class Clip:
         return tokens
 
 
-def load(name: ClipName, *, device: str | torch.device = "cpu") -> Clip:
+def load(
+    name: ClipName, *, device: str | torch.device = "cpu", from_cache: bool = False
+) -> Clip:
     """Load a CLIP by name, frozen, in evaluation mode, float32.
 
+    Args:
+        name: Which.
+        device: Where its weights go.
+        from_cache: Take only what has been downloaded before.
+
     Raises:
-        InputError: If the name is unknown, the weights do not fit, or cannot be downloaded.
+        InputError: If the name is unknown, the weights do not fit, or cannot be downloaded,
+            or its configuration asks for more than open_clip's own towers.
     """
     open_clip = import_open_clip()
     schema_name = (
@@ -139,29 +176,35 @@ def load(name: ClipName, *, device: str | torch.device = "cpu") -> Clip:
         if name.model == TINYCLIP
         else name.model
     )
-    is_random = name.pretrained is not None and name.pretrained.split(":")[0] == RANDOM
-    _check_name(open_clip, name, is_random=is_random)
-    seed = _random_seed(name.pretrained) if is_random else 0
+    _check_name(open_clip, name)
+    seed = _random_seed(name.pretrained) if name.is_random else 0
     try:
-        # open_clip initialises the weights before it loads them: keep the caller's generator
-        with torch.random.fork_rng(devices=[]), _quiet():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_quiet())
+            if from_cache:
+                stack.enter_context(_no_network())
+            if _is_elsewhere(name.model):
+                _check_config(open_clip, name)
+            # open_clip initialises the weights before it loads them: keep the caller's
+            # generator
+            stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.manual_seed(seed)
             model = open_clip.create_model(
                 schema_name,
-                pretrained=None if is_random else name.pretrained,
+                pretrained=None if name.is_random else name.pretrained,
                 pretrained_text=False,
-                require_pretrained=not is_random,
+                require_pretrained=not name.is_random,
             )
             tokenizer = open_clip.get_tokenizer(schema_name)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        SafetensorError,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+    except BieffError:
+        raise
+    except _UNREADABLE as error:
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        if from_cache and name.may_be_downloaded:
+            raise InputError(
+                f"CLIP {str(name)!r} is not in the cache ({reason}); give "
+                f"{shlex.join(name.words)} to download it"
+            ) from error
         raise InputError(
             f"cannot load CLIP {str(name)!r}: {reason}; check the name and the connection, or "
             "give --pretrained the path of a weights file already on this machine"
@@ -176,6 +219,68 @@ def load(name: ClipName, *, device: str | torch.device = "cpu") -> Clip:
         dim=_joint_width(name, model),
         _tokenizer=tokenizer,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Words of a store, a run or a file of scores about the CLIP it was made with.
+
+    Anybody may have written them: they are compared, and never obeyed.  A folder or a file
+    of weights is read only if the user named it, and so is the network used.
+    """
+
+    name: ClipName
+    fingerprint: str
+    source: Path
+    """The store, run or file."""
+
+    @classmethod
+    def of(cls, held: object, *, source: Path) -> "Claim":
+        """The claim in a recipe or a record: model, pretrained, fingerprint.
+
+        Raises:
+            StoreMismatchError: If they are not there.
+        """
+        words = held if isinstance(held, dict) else {}
+        model, pretrained, mark = map(words.get, ("model", "pretrained", "fingerprint"))
+        texts = (model, mark, "" if pretrained is None else pretrained)
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise StoreMismatchError(f"{source} does not say which CLIP it was made with")
+        return cls(ClipName(model=str(model), pretrained=pretrained), str(mark), source)
+
+    def load(self, *, named: ClipName | None, device: str | torch.device = "cpu") -> Clip:
+        """Load the CLIP that the user named, or the one claimed if it is here already.
+
+        Raises:
+            InputError: If the user must name it, or it cannot be loaded.
+            StoreMismatchError: If it is another CLIP than the one claimed.
+        """
+        if named is None and not _is_public(self.name):
+            raise InputError(
+                f"{self.source} was made with CLIP {str(self.name)!r}, which is read only "
+                f"where you name it; give {shlex.join(self.name.words)} if you trust it"
+            )
+        clip = load(named or self.name, device=device, from_cache=named is None)
+        self.require(clip)
+        return clip
+
+    def require(self, clip: Clip) -> None:
+        """Compare a CLIP with the one claimed.
+
+        Its weights must be the same, and its network: ViT-B-16 and ViT-B-16-quickgelu share
+        their weights, and are known apart by open_clip's names for them.
+
+        Raises:
+            StoreMismatchError: If it is another.
+        """
+        names = [name for name in (clip.name, self.name) if _is_of_open_clip(name)]
+        configs = [import_open_clip().get_model_config(name.model) for name in names]
+        if clip.fingerprint != self.fingerprint or configs[:1] != configs[-1:]:
+            raise StoreMismatchError(
+                f"{self.source} was made with CLIP {str(self.name)!r}, fingerprint "
+                f"{self.fingerprint[:12]}, got {str(clip.name)!r}, {clip.fingerprint[:12]}; "
+                "take features and a run of the same CLIP, or name its weights with --model"
+            )
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -204,9 +309,49 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_name(open_clip: Any, name: ClipName, *, is_random: bool) -> None:
+def _is_elsewhere(model: str) -> bool:
+    """True if a folder or a hub describes the model, not open_clip."""
+    return model.startswith(("hf-hub:", "local-dir:"))
+
+
+def _is_of_open_clip(name: ClipName) -> bool:
+    return name.model != TINYCLIP and not _is_elsewhere(name.model)
+
+
+def _is_public(name: ClipName) -> bool:
+    """True if everybody means the same by it, and no file of this machine."""
+    if name.model.startswith("local-dir:"):
+        return False
+    if name.pretrained is None or name.is_random:
+        return True
+    return name.pretrained in import_open_clip().list_pretrained_tags_by_model(name.model)
+
+
+def _check_config(open_clip: Any, name: ClipName) -> None:
+    """Refuse a configuration that could run code, or read what the user did not name.
+
+    Only the settings of open_clip's own towers pass: those for transformers and tokenizers
+    can ask for a stranger's Python (`trust_remote_code`), and timm takes addresses for names.
+    """
+    config = open_clip.get_model_config(name.model)
+    model = importlib.import_module("open_clip.model")
+    towers = {"vision_cfg": model.CLIPVisionCfg, "text_cfg": model.CLIPTextCfg}
+    for tower, kind in towers.items():
+        known = {field.name for field in fields(kind)}
+        for key, value in config[tower].items():
+            is_plain = key in known and not key.startswith(("hf_", "tokenizer_"))
+            if key == "timm_model_name":
+                is_plain = re.fullmatch(r"[A-Za-z0-9_.]+", str(value)) is not None
+            if value and not is_plain:
+                raise InputError(
+                    f"CLIP {str(name)!r}: its {tower} sets {key!r} to {value!r}, which is not "
+                    "one of the settings of open_clip's own towers; take another model"
+                )
+
+
+def _check_name(open_clip: Any, name: ClipName) -> None:
     """Refuse what open_clip would only warn of."""
-    if name.model == TINYCLIP or name.model.startswith(("hf-hub:", "local-dir:")):
+    if not _is_of_open_clip(name):
         return
     known = open_clip.list_models()
     if name.model not in known:
@@ -215,7 +360,7 @@ def _check_name(open_clip: Any, name: ClipName, *, is_random: bool) -> None:
             f"unknown CLIP model {name.model!r}; did you mean {close!r}?  "
             "open_clip.list_models() names them all"
         )
-    if is_random or name.pretrained is None or Path(name.pretrained).is_file():
+    if name.is_random or name.pretrained is None or Path(name.pretrained).is_file():
         return
     tags = open_clip.list_pretrained_tags_by_model(name.model)
     if name.pretrained not in tags:
@@ -270,6 +415,25 @@ def _joint_width(name: ClipName, model: nn.Module) -> int:
     if not isinstance(width, int):
         raise InputError(f"CLIP {str(name)!r}: its visual tower has no joint width")
     return width
+
+
+class _NoNetwork(urllib.request.OpenerDirector):
+    def open(self, *_: Any, **__: Any) -> Any:
+        raise OSError("it would have to be downloaded")
+
+
+@contextlib.contextmanager
+def _no_network() -> Iterator[None]:
+    """Keep the two libraries that open_clip downloads with to their caches."""
+    hub: Any = importlib.import_module("huggingface_hub.constants")
+    was_offline, opener = hub.HF_HUB_OFFLINE, urllib.request._opener  # type: ignore[attr-defined]
+    hub.HF_HUB_OFFLINE = True
+    urllib.request.install_opener(_NoNetwork())
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = was_offline
+        urllib.request.install_opener(opener)
 
 
 class _quiet(warnings.catch_warnings):

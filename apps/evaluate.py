@@ -42,6 +42,10 @@ class Evaluation:
     batch_size: int | None = None
     save_scores: Path | None = None
     device: str | None = None
+    model: str | None = None
+    """The CLIP that the user named; None takes the store's if it is here already."""
+
+    pretrained: str | None = None
 
     def __post_init__(self) -> None:
         if self.mix is not None and not 0 <= self.mix <= 1:
@@ -77,7 +81,9 @@ class Evaluation:
         if self.save_scores is not None:
             require_place(self.save_scores)
         with joined(pick_device(self.device)) as device:
-            classifiers = self._classifiers(run, store, clip_of(store, device=device))
+            named = ClipName.given(self.model, self.pretrained)
+            clip = clip_of(store, device=device, named=named)
+            classifiers = self._classifiers(run, store, clip)
             what = f"evaluating {store.recipe['data_set']}, {protocol}"
             with videos_bar(what, is_shown=current().writes) as watch:
                 table = evaluate(
@@ -168,13 +174,12 @@ def _require_unseen(run: Run, draw: FewShotDraw, store: FeatureStore, protocol: 
 def _open(path: Path, run: Run, name: str) -> FeatureStore:
     with contextlib.suppress(StoreMissingError):
         return FeatureStore.open(path)
-    clip, is_shapes = run.clip_name, name.startswith("shapes")
+    clip, is_shapes = run.clip.name, name.startswith("shapes")
     command = f"bieff extract --dataset {name} --frames {run.record['frames']}"
     if not is_shapes and not (Path("data") / name).is_dir():
         command += " --videos DIR"
     if path != FEATURES / name:
         command += f" --out {path}"
     if clip != ClipName() and not (is_shapes and clip.model == TINYCLIP):
-        command += f" --model {clip.model}"
-        command += "" if clip.pretrained is None else f" --pretrained {clip.pretrained}"
+        command += f" {' '.join(clip.words)}"
     raise StoreMissingError(f"no feature store at {path}; make it with `{command}`")

@@ -76,10 +76,7 @@ def open_predictor(*, model: str | None, pretrained: str | None, **options: Any)
         pretrained: The same.
         options: As for `Predictor.load`.
     """
-    clip = None
-    if model is not None or pretrained is not None:
-        clip = ClipName.of(model or ClipName().model, pretrained)
-    return Predictor.load(clip=clip, **options)
+    return Predictor.load(clip=ClipName.given(model, pretrained), **options)
 
 
 def sentence(prediction: Prediction) -> str:

@@ -174,17 +174,18 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
 
         Args:
             run: Folder of a run; None asks frozen CLIP.
-            clip: None takes the run's, or OpenAI's ViT-B/16 without one.
+            clip: None takes the run's if it is here already, or OpenAI's ViT-B/16 without one.
             device: None takes the best there is.
             options: As for the class itself.
 
         Raises:
             InputError: If the run or the CLIP cannot be loaded.
         """
-        opened = None if run is None else open_run(run)
-        name = clip or (ClipName() if opened is None else opened.clip_name)
-        loaded = clips.load(name, device=clips.pick_device(device))
-        return cls(loaded, run=opened, **options)
+        where = clips.pick_device(device)
+        if run is None:
+            return cls(clips.load(clip or ClipName(), device=where), **options)
+        opened = open_run(run)
+        return cls(opened.clip.load(named=clip, device=where), run=opened, **options)
 
     @property
     def name(self) -> str:

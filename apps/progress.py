@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import rich.console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,8 +14,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-from bieff.apps.terminal import Console, TextColumn
+from bieff.apps.terminal import Console, TextColumn, clean
 from bieff.extract.tasks import PartProgress
 
 LINE_SECONDS = 60.0
@@ -185,8 +187,8 @@ def runs_bar() -> Iterator[RunsBar]:
         yield RunsBar(progress)
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def _say(console: rich.console.Console, line: str) -> None:
+    console.print(Text(clean(line)), soft_wrap=True)
 
 
 def _progress(what: str, *, is_shown: bool) -> Progress:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bieff.apps.progress import steps_bar
-from bieff.clip import Clip, pick_device
+from bieff.clip import Clip, ClipName, pick_device
 from bieff.features.errors import ConfigError
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
@@ -29,6 +29,8 @@ def train_run(
     overrides: Sequence[str],
     device: str | None,
     dry_run: bool,
+    model: str | None = None,
+    pretrained: str | None = None,
     resume: bool = False,
     command: Sequence[str] = (),
     few: FewShotOptions | None = None,
@@ -61,14 +63,14 @@ def train_run(
     else:
         shots = None if few is None else few.draw(store)
     with joined(pick_device(device)) as where:
-        clip = clip_of(store, device=where)
+        loaded = clip_of(store, device=where, named=ClipName.given(model, pretrained))
         if dry_run:
-            return _plan(store, clip, chosen, shots)
+            return _plan(store, loaded, chosen, shots)
         folder = earlier.path if earlier else out or free(RUNS / store.path.resolve().name)
         with steps_bar("training", is_shown=current().writes) as bar:
             run = train(
                 store,
-                clip,
+                loaded,
                 chosen,
                 folder,
                 watch=bar,
@@ -77,7 +79,7 @@ def train_run(
                 command=command,
                 shots=shots,
             )
-        return _summary(run, clip) if current().writes else ""
+        return _summary(run, loaded) if current().writes else ""
 
 
 def _plan(

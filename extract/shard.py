@@ -266,7 +266,7 @@ class ShardWork:
 
     def path(self, i: int) -> str:
         """Where a video of the shard lies."""
-        return os.fspath(Path(self.root) / self.videos[i].path)
+        return os.fspath(Path(self.root, self.videos[i].path).absolute())
 
     def take(self, i: int, outcome: Outcome) -> None:
         """Cut and encode a video, and write down what became of it."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import dask
 import numpy as np
-import zarr
 from jaxtyping import Bool, Float16, Float32, Int32
 
 from bieff.features.errors import StoreError
 from bieff.features.partition import Partition
 from bieff.features.plan import leaves
+from bieff.features.rows import map_shard
 from bieff.features.schema import ArrayLayout, Status, counted
 from bieff.features.shard import FileSum, bad_rows, file_sum, usable
 from bieff.features.store import FeatureStore
@@ -182,12 +182,9 @@ def statistics(partition: Partition) -> Statistics:
     is_usable = usable(partition.status())
     with_rows = np.unique(np.flatnonzero(is_usable) // partition.rows_per_shard).tolist()
     table = dask.delayed(_shard_statistics, pure=False)
-    try:
-        found = dask.compute(
-            *(table(partition, shard, is_usable) for shard in with_rows), scheduler="threads"
-        )
-    except ValueError as error:
-        raise StoreError(f"{partition.path}: {error}; run `bieff store verify`") from error
+    found = dask.compute(
+        *(table(partition, shard, is_usable) for shard in with_rows), scheduler="threads"
+    )
     values = np.full((partition.num_videos, len(_COLUMNS)), np.nan, np.float32)
     for shard, rows in zip(with_rows, found, strict=True):
         values[partition.geometry.rows(shard)] = rows
@@ -206,14 +203,14 @@ def statistics(partition: Partition) -> Statistics:
 def _shard_statistics(
     partition: Partition, shard: int, is_usable: Bool[np.ndarray, " N"]
 ) -> Float32[np.ndarray, "n 5"]:
-    rows = partition.geometry.rows(shard)
-    here = slice(rows.start, rows.stop)
-    # through zarr, which looks at the checksums
-    embeddings, frames = (
-        np.asarray(zarr.open_array(partition.path / name, mode="r", zarr_format=3)[here])
-        for name in ("embeddings", "frames")
-    )
-    return row_statistics(embeddings, frames, is_usable[here])
+    rows, found = partition.geometry.rows(shard), []
+    for name in ("embeddings", "frames"):
+        array = partition.geometry.arrays[name]
+        file = array.file(partition.path, shard)
+        found.append(map_shard(file, array, partition.rows_per_shard)[: len(rows)])
+        if bad_rows(file, array, partition.rows_per_shard):
+            raise StoreError(f"{file}: its checksum differs; run `bieff store verify`")
+    return row_statistics(found[0], found[1], is_usable[rows.start : rows.stop])
 
 
 def row_statistics(
@@ -372,11 +369,13 @@ def _check_tables(store: FeatureStore, partition: Partition) -> str:
         videos = partition.videos
         if len(videos) != partition.num_videos or identity(videos) != planned:
             return f"{file} is not the list of videos that was planned"
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        if max(video.label for video in videos) >= len(store.class_names):
+            return f"{file} has a label without a class name"
+    except (OSError, StoreError) as error:
         return f"{file} cannot be read: {error}"
     try:
         if partition.labels.tolist() != [video.label for video in videos]:
             return f"{partition.name}/labels differ from {file}"
-    except ValueError as error:  # zarr's word for a checksum that differs
+    except StoreError as error:
         return f"{partition.name}/labels cannot be read: {error}"
     return ""

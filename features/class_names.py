@@ -9,7 +9,7 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -228,92 +228,81 @@ def read_texts(path: Path, class_names: Sequence[str]) -> list[tuple[str, ...]]:
         InputError: If the file cannot be read, leaves a class out, names an unknown one, or
             describes a class by the name of another.
     """
-    by_label = _texts_by_label(path, class_names)
-    texts = []
+    by_label: dict[int, list[str]] = {}
+    for label, found in _described(path, class_names):
+        by_label.setdefault(label, []).extend(" ".join(text.split()) for text in found)
     for label, name in enumerate(class_names):
-        found = tuple(" ".join(text.split()) for text in by_label.get(label, ()))
-        if not found or not all(found):
+        if not all(by_label.get(label, [""])) or not by_label[label]:
             raise InputError(
                 f"{path}: expected a description of each of {len(class_names)} classes, got "
                 f"none of class {label}, {name!r}"
             )
-        texts.append(found)
+    texts = [tuple(by_label[label]) for label in range(len(class_names))]
     _require_own_names(path, texts, class_names)
     return texts
 
 
-def _texts_by_label(path: Path, class_names: Sequence[str]) -> dict[int, list[str]]:
-    text = read_text(path)
-    kind = path.suffix.casefold()
+def _described(path: Path, class_names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Label and texts, as the file has them; a label may come several times from csv."""
+    text, kind = read_text(path), path.suffix.casefold()
     if kind == ".csv":
-        return _texts_from_table(path, text, class_names)
-    if kind != ".json":
-        return _texts_in_order(path, [[line] for line in text.splitlines()], class_names)
-    parsed = _parse_json(text, path, object_pairs_hook=_Pairs)
+        yield from _described_in_table(path, csv.DictReader(text.splitlines()), class_names)
+        return
+    parsed: Any = text.splitlines()
+    if kind == ".json":
+        parsed = _parse_json(text, path, object_pairs_hook=_Pairs)
+    if not isinstance(parsed, list):
+        raise InputError(f"{path}: expected a JSON object or list, got {parsed!r}")
+    labels, values = list(range(len(class_names))), parsed
     if isinstance(parsed, _Pairs):
-        return _texts_by_name(path, parsed, class_names)
-    if isinstance(parsed, list):
-        return _texts_in_order(path, [_texts(path, value) for value in parsed], class_names)
-    raise InputError(f"{path}: expected a JSON object or list, got {parsed!r}")
+        labels = _labels_of(path, [name for name, _ in parsed], class_names)
+        values = [value for _, value in parsed]
+    if len(values) != len(labels):
+        raise InputError(
+            f"{path}: expected {len(class_names)} classes, as the store has, got {len(values)}"
+        )
+    for label, value in zip(labels, values, strict=True):
+        found = [value] if isinstance(value, str) else value
+        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+            raise InputError(f"{path}: expected a text or a list of texts, got {value!r}")
+        yield label, found
 
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object, with every key that is written twice."""
 
 
-def _texts_by_name(
-    path: Path, pairs: _Pairs, class_names: Sequence[str]
-) -> dict[int, list[str]]:
-    labels = {key(known): label for label, known in enumerate(class_names)}
-    by_label: dict[int, list[str]] = {}
-    for name, value in pairs:
-        label = labels.get(key(name))
-        if label is None:
-            close = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
-            raise InputError(
-                f"{path}: the store has no class {name!r}; did you mean {close[0]!r}?"
-            )
-        if label in by_label:
-            raise InputError(
-                f"{path}: expected each class once, got {class_names[label]!r} twice; give it "
-                "a list of texts"
-            )
-        by_label[label] = _texts(path, value)
-    return by_label
-
-
-def _texts_from_table(
-    path: Path, text: str, class_names: Sequence[str]
-) -> dict[int, list[str]]:
-    rows = csv.DictReader(text.splitlines())
+def _described_in_table(
+    path: Path, rows: "csv.DictReader[str]", class_names: Sequence[str]
+) -> Iterator[tuple[int, list[str]]]:
     if not {"id", "name"} <= set(rows.fieldnames or ()):
         raise InputError(f"{path}: expected a first line of id,name, got {rows.fieldnames}")
-    by_label: dict[int, list[str]] = {}
     for row in rows:
         label = (row["id"] or "").strip()
         if not label.isdecimal() or int(label) >= len(class_names):
             raise InputError(
                 f"{path}: expected ids from 0 to {len(class_names) - 1}, got {row['id']!r}"
             )
-        by_label.setdefault(int(label), []).append(row["name"] or "")
-    return by_label
+        yield int(label), [row["name"] or ""]
 
 
-def _texts_in_order(
-    path: Path, values: Sequence[list[str]], class_names: Sequence[str]
-) -> dict[int, list[str]]:
-    if len(values) != len(class_names):
-        raise InputError(
-            f"{path}: expected {len(class_names)} classes, as the store has, got {len(values)}"
-        )
-    return dict(enumerate(values))
-
-
-def _texts(path: Path, value: Any) -> list[str]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{path}: expected a text or a list of texts, got {value!r}")
-    return texts
+def _labels_of(path: Path, names: Sequence[str], class_names: Sequence[str]) -> list[int]:
+    labels = {key(known): label for label, known in enumerate(class_names)}
+    found: list[int] = []
+    for name in names:
+        label = labels.get(key(name))
+        if label is None:
+            close = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
+            raise InputError(
+                f"{path}: the store has no class {name!r}; did you mean {close[0]!r}?"
+            )
+        if label in found:
+            raise InputError(
+                f"{path}: expected each class once, got {class_names[label]!r} twice; give it "
+                "a list of texts"
+            )
+        found.append(label)
+    return found
 
 
 def _require_own_names(

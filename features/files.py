@@ -7,13 +7,13 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from bieff.features.errors import StoreError
+from bieff.features.errors import InputError, StoreError
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written."""
@@ -30,18 +30,40 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     overwritten by the next.
     """
     partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync(path.parent)
+    with disk_errors(path):
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Put `data` at `path`, whole or not at all."""
     with writing(path) as file:
         file.write(data)
+
+
+def read_json(path: Path, kinds: Mapping[str, type], *, then: str) -> dict[str, Any]:
+    """A JSON object with values of these kinds, by key; it may hold others.
+
+    Raises:
+        InputError: If the file is torn, or of another version; ends with what to do then.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {path}: {reason}; {then}") from None
+    held = found if isinstance(found, dict) else {}
+    for key, kind in kinds.items():
+        if not isinstance(held.get(key), kind):
+            raise InputError(
+                f"cannot read {path}: it has no {key!r} of type {kind.__name__}, and is "
+                f"damaged or from another version; {then}"
+            )
+    return held
 
 
 def sync(path: Path) -> None:
@@ -66,7 +88,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise StoreError(
                 f"no space to write {path}: {error.strerror}, {_free(path):,} bytes are free; "
-                "make room and run the same command again, finished shards are kept"
+                "make room and run the same command again, what is finished is kept"
             ) from error
         if error.errno in _REFUSED:
             raise StoreError(
@@ -97,7 +119,7 @@ def _free(path: Path) -> int:
 @contextmanager
 def waiting_for(path: Path) -> Iterator[None]:
     """Wait for the only right to change a file, which others hold for milliseconds."""
-    with path.with_suffix(".lock").open("a") as lock:
+    with disk_errors(path), path.with_suffix(".lock").open("a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
 

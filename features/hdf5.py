@@ -2,36 +2,39 @@
 
     /train/embeddings, frames, status, labels, patches    rows of the videos, no padding
     /train/ids                                            names of the videos, by row
-    /files/...                                            the store's other files, as they are
+    /files/zarr.json, videos, ledger, errors              files of the store, as they are
 
 Shards that were not finished are left out; their rows hold fill values and status 0.
 """
 
-import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from bieff.features.check import check_shard
-from bieff.features.errors import InputError, StoreError, StoreMismatchError
-from bieff.features.files import (
-    PARTIAL,
-    disk_errors,
-    exclusive,
-    require_space,
-    sync,
-    write_atomically,
-)
+from bieff.features.errors import BieffError, InputError, StoreError, StoreMismatchError
+from bieff.features.files import PARTIAL, disk_errors, exclusive, require_space, sync
 from bieff.features.partition import Partition
-from bieff.features.plan import FOLDERS, METADATA_NAME, is_planned, require_vacant
-from bieff.features.schema import SCHEMA_VERSION, ShardData
-from bieff.features.shard import write
+from bieff.features.plan import (
+    FOLDERS,
+    METADATA_NAME,
+    is_planned,
+    parse_attributes,
+    write_plan,
+)
+from bieff.features.schema import SCHEMA_VERSION, PartitionPlan, ShardData, VideoError
+from bieff.features.shard import Marker, parse_errors, parse_marker
 from bieff.features.store import FeatureStore
-from bieff.features.videos import table_file
+from bieff.features.videos import VideoTable, identity, is_up_to_date, table_file
 
 _FORMAT = "bieff feature store"
-_PER_SHARD = ("ledger", "errors")
+_FILTERS = {1, 2, 3}
+"""Of HDF5 itself: deflate, shuffle, checksums."""
 
 
 def export_hdf5(store: FeatureStore, target: Path) -> int:
@@ -88,18 +91,21 @@ def import_hdf5(source: Path, path: Path) -> int:
     except OSError as error:
         raise InputError(f"cannot read {source} as HDF5: {error}") from None
     with file:
-        if file.attrs.get("format") != _FORMAT:
-            raise InputError(f"{source} is not an exported feature store")
-        if file.attrs["schema_version"] != SCHEMA_VERSION:
-            raise InputError(
-                f"{source}: expected schema version {SCHEMA_VERSION}, got "
-                f"{file.attrs['schema_version']}"
-            )
+        with _reading(source):
+            attributes, plans = _read_plan(file)
+        if path.is_dir():
+            _require_no_links(path)
         with disk_errors(path.parent):
             path.mkdir(parents=True, exist_ok=True)
         with exclusive(path), disk_errors(path):
-            _import_plan(file, path)
+            if not is_planned(path):
+                write_plan(path, attributes, plans)
             store = FeatureStore.open(path)
+            if store.attributes != attributes or not all(
+                is_up_to_date(table_file(path, name), plan.videos)
+                for name, plan in plans.items()
+            ):
+                raise StoreMismatchError(f"{path} is another store; choose another folder")
             return sum(
                 _import_partition(file, partition) for partition in store.partitions.values()
             )
@@ -149,72 +155,111 @@ def _export_partition(file: h5py.File, partition: Partition) -> int:
     return len(finished)
 
 
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """What the HDF5 library, or JSON, cannot read in a file is one sentence."""
+    try:
+        yield
+    except BieffError:
+        raise
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{source} is damaged: {error}; export it again") from None
+
+
+def _read_plan(file: h5py.File) -> tuple[dict[str, Any], dict[str, PartitionPlan]]:
+    """The attributes and the videos, checked like those of a store that lies there.
+
+    No more is taken of a file than these, rows, markers and errors: the metadata of groups
+    and arrays is made anew, and nothing is written under a name that comes from the file.
+    """
+    source = Path(file.filename)
+    if file.attrs.get("format") != _FORMAT:
+        raise InputError(f"{source} is not an exported feature store")
+    require_own(file)
+    if (version := file.attrs["schema_version"]) != SCHEMA_VERSION:
+        raise InputError(f"{source}: expected schema version {SCHEMA_VERSION}, got {version}")
+    attributes = parse_attributes(
+        source / "files" / METADATA_NAME, _get_file(file, METADATA_NAME) or b""
+    )
+    known = {METADATA_NAME, *FOLDERS, *attributes["partitions"]}
+    if strange := set(file["files"]) - known:
+        raise InputError(f"{source} holds a file outside the store: {min(strange)!r}")
+    plans = {}
+    for name, sizes in attributes["partitions"].items():
+        table = table_file(Path(), name)
+        lines = (_get_file(file, table.as_posix()) or b"").splitlines()
+        reader = VideoTable(source / "files" / table)
+        videos = [reader.parse(line, row) for row, line in enumerate(lines)]
+        top = max((video.label for video in videos), default=0)
+        if (
+            len(videos) != sizes["num_videos"]
+            or identity(videos) != sizes["videos"]
+            or top >= len(attributes["class_names"])
+        ):
+            raise InputError(
+                f"{source}: {table} is not the list of videos that was planned; export it again"
+            )
+        plans[name] = PartitionPlan(videos=videos, num_views=sizes["num_views"])
+    return attributes, plans
+
+
+def _require_no_links(path: Path) -> None:
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            if (Path(folder) / name).is_symlink():
+                raise StoreError(
+                    f"{Path(folder) / name} is a link, which an import does not follow; choose "
+                    "another folder"
+                )
+
+
 def _import_partition(file: h5py.File, partition: Partition) -> int:
     """Write the shards that the file has and the store has not."""
     num_written = 0
     for shard in partition.pending():
-        marker, errors = partition.shard_files(shard)
-        content = _get_file(file, partition.path.parent, marker)
-        if content is None:
+        with _reading(Path(file.filename)):
+            exported = _read_shard(file, partition, shard)
+        if exported is None:
             continue
-        known = json.loads(content)["files"]
-        rows = partition.geometry.rows(shard)
-        group = file[partition.name]
-        data = ShardData(
-            **{name: group[name][rows.start : rows.stop] for name in partition.geometry.arrays}
-        )
-        marker.unlink(missing_ok=True)
-        for name, array in partition.geometry.arrays.items():
-            written = write(partition.path, array, shard, data, partition.rows_per_shard)
-            if written.sha256 != known[name]["sha256"]:
-                raise StoreError(
-                    f"{file.filename}: {name} of {partition.name} shard {shard} is not what "
-                    "was exported; export it again"
-                )
-        explained = _get_file(file, partition.path.parent, errors)
-        if explained is not None:
-            write_atomically(errors, explained)
-        write_atomically(marker, content)
+        marker, errors, data = exported
+        try:
+            partition.write_shard(
+                shard, data, errors=errors, seconds=marker.seconds, expected=marker
+            )
+        except ValueError as error:
+            raise InputError(f"{file.filename}: {error}; export it again") from None
         num_written += 1
     return num_written
 
 
+def _read_shard(
+    file: h5py.File, partition: Partition, shard: int
+) -> tuple[Marker, list[VideoError], ShardData] | None:
+    store = partition.path.parent
+    content, lines = (
+        _get_file(file, path.relative_to(store).as_posix())
+        for path in partition.shard_files(shard)
+    )
+    if content is None:
+        return None
+    marker = parse_marker(content, partition.name, shard)
+    if marker is None or marker.recipe_hash != partition.recipe_hash:
+        raise ValueError(f"the marker of {partition.name} shard {shard} is none")
+    rows = partition.geometry.rows(shard)
+    arrays = {}
+    for name, array in partition.geometry.arrays.items():
+        dataset = file.get(f"{partition.name}/{name}")
+        shape = (partition.num_videos, *array.row_shape)
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape != shape:
+            raise ValueError(f"expected {name} of {partition.name} to be of shape {shape}")
+        arrays[name] = dataset[rows.start : rows.stop]
+    return marker, parse_errors(lines or b""), ShardData(**arrays)
+
+
 def _plan_files(store: FeatureStore) -> list[Path]:
-    """Everything but shards, markers and errors; the root's metadata last."""
-    files = [table_file(store.path, name) for name in store.partitions]
-    for partition in store.partitions.values():
-        files.append(partition.path / METADATA_NAME)
-        files += [
-            partition.path / name / METADATA_NAME
-            for name in (*partition.geometry.arrays, "labels")
-        ]
-        files.append(partition.path / "labels" / "c" / "0")
-    return [*files, store.path / METADATA_NAME]
-
-
-def _import_plan(file: h5py.File, path: Path) -> None:
-    """Write the metadata as it was, unless a killed import did so."""
-    content: dict[str, bytes] = {}
-
-    def collect(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and name.split("/")[0] not in _PER_SHARD:
-            content[name] = item[()].tobytes()
-
-    file["files"].visititems(collect)
-    if is_planned(path):
-        if any((path / name).read_bytes() != data for name, data in content.items()):
-            raise StoreMismatchError(f"{path} is another store; choose another folder")
-        return
-    require_vacant(path, [name for name in file if name != "files"])
-    for folder in FOLDERS:
-        (path / folder).mkdir(exist_ok=True)
-    root = content.pop(METADATA_NAME)
-    for name, data in content.items():
-        if ".." in name.split("/"):
-            raise InputError(f"{file.filename} holds a file outside the store: {name!r}")
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / name, data)
-    write_atomically(path / METADATA_NAME, root)
+    """Files of the plan, of which an import makes all others but shards, markers and errors."""
+    tables = [table_file(store.path, name) for name in store.partitions]
+    return [*tables, store.path / METADATA_NAME]
 
 
 def _put_file(file: h5py.File, store: Path, path: Path) -> None:
@@ -222,6 +267,45 @@ def _put_file(file: h5py.File, store: Path, path: Path) -> None:
     file.create_dataset(f"files/{path.relative_to(store).as_posix()}", data=data)
 
 
-def _get_file(file: h5py.File, store: Path, path: Path) -> bytes | None:
-    item = file.get(f"files/{path.relative_to(store).as_posix()}")
-    return None if item is None else bytes(item[()].tobytes())
+def _get_file(file: h5py.File, name: str) -> bytes | None:
+    """Bytes of one of the store's other files; None if there is none."""
+    item = file.get(f"files/{name}")
+    if item is None:
+        return None
+    # data that were never written, or are compressed, may claim any size
+    if not isinstance(item, h5py.Dataset) or item.nbytes != item.id.get_storage_size():
+        raise ValueError(f"expected plain bytes at files/{name}")
+    return bytes(item[()].tobytes())
+
+
+def require_own(file: h5py.File) -> None:
+    """Refuse a file with anything that leads out of it.
+
+    Raises:
+        ValueError: If it holds a link that is not hard, data that lie in other files or pass
+            through filters that are not HDF5's own, or what is neither a group nor data.
+    """
+    groups, seen = [file], set()
+    while groups:
+        group = groups.pop()
+        for name in group:
+            where = f"{group.name}/{name}".lstrip("/")
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{where} is a link, which is not followed")
+            item = group[name]
+            place = h5py.h5o.get_info(item.id).addr
+            if place not in seen:  # a group may hold itself
+                seen.add(place)
+                groups += [item] if isinstance(item, h5py.Group) else []
+                _require_here(item, where)
+
+
+def _require_here(item: Any, where: str) -> None:
+    if isinstance(item, h5py.Group):
+        return
+    if not isinstance(item, h5py.Dataset):
+        raise ValueError(f"{where} is neither a group nor data")
+    created = item.id.get_create_plist()
+    filters = {created.get_filter(i)[0] for i in range(created.get_nfilters())}
+    if item.is_virtual or item.external or not filters <= _FILTERS:
+        raise ValueError(f"the data of {where} do not lie in the file as they should")

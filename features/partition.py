@@ -9,14 +9,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import zarr
 from jaxtyping import Bool, Float16, Int32, Int64, UInt8
 
 from bieff.features import shard as shard_files
 from bieff.features.errors import StoreError
 from bieff.features.files import disk_errors
 from bieff.features.rows import RowReader, Rows
-from bieff.features.schema import Geometry, ShardData, Status, Video, VideoError
+from bieff.features.schema import CRC_BYTES, Geometry, ShardData, Status, Video, VideoError
 from bieff.features.shard import (
     Ledger,
     Marker,
@@ -69,9 +68,23 @@ class Partition:
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " N"]:
-        """Index into the class names, by row."""
-        labels = zarr.open_array(self.path / "labels", mode="r", zarr_format=3)
-        return np.asarray(labels[: self.num_videos]).astype(np.int64)
+        """Index into the class names, by row.
+
+        Raises:
+            StoreError: If their file is not there, or its size or checksum differs.
+        """
+        file = self.path / "labels" / "c" / "0"
+        data = self._read_file(file, 4 * self.num_rows + CRC_BYTES)
+        return data[:-CRC_BYTES].view("<i4")[: self.num_videos].astype(np.int64)
+
+    def _read_file(self, file: Path, num_bytes: int) -> np.ndarray:
+        try:
+            data = np.fromfile(file, np.uint8)
+        except OSError as error:
+            raise StoreError(f"cannot read {file}: {error.strerror}") from None
+        if data.size != num_bytes or not is_whole(data):
+            raise StoreError(f"{file}: its checksum differs; run `bieff store verify`")
+        return data
 
     # --- writing
 
@@ -82,6 +95,7 @@ class Partition:
         *,
         errors: Sequence[VideoError],
         seconds: Mapping[str, float],
+        expected: Marker | None = None,
     ) -> None:
         """Write a shard, or write it again; its marker comes last.
 
@@ -92,10 +106,12 @@ class Partition:
             data: The rows of its videos, without padding.
             errors: At least one for every video without embeddings.
             seconds: Where the time went, for the marker.
+            expected: The marker of the same shard elsewhere, of which this is a copy.
 
         Raises:
             ValueError: If the data do not fit the store, or an error is missing.
-            StoreError: If the disk is full, or did not keep what was written.
+            StoreError: If the disk is full, did not keep what was written, or the data are
+                not those of the expected marker.
         """
         rows = self.geometry.rows(shard)
         shard_files.check(data, self.geometry, shard)
@@ -120,6 +136,12 @@ class Partition:
                 counts=dict(counts),
                 seconds=dict(seconds),
             )
+            if expected is not None and marker != expected:
+                other = [name for name in files if files[name] != expected.files.get(name)]
+                raise StoreError(
+                    f"{', '.join(other) or 'the marker'} of {self.name} shard {shard} is not "
+                    "what was exported; export it again"
+                )
             self._ledger.write(marker)
 
     def drop(self, shard: int) -> bool:
@@ -188,10 +210,8 @@ class Partition:
         array = self.geometry.arrays["status"]
         for shard in np.flatnonzero(self.done()).tolist():
             rows = self.geometry.rows(shard)
-            file = array.file(self.path, shard)
-            data = np.fromfile(file, np.uint8)
-            if not is_whole(data):
-                raise StoreError(f"{file}: its checksum differs; run `bieff store verify`")
+            size = array.file_bytes(self.rows_per_shard)
+            data = self._read_file(array.file(self.path, shard), size)
             status[rows.start : rows.stop] = data[: len(rows)]
         return status
 

@@ -34,6 +34,7 @@ from bieff.features.videos import (
     VideoTable,
     first_difference,
     identity,
+    is_local,
     is_up_to_date,
     table_file,
     write_videos,
@@ -47,6 +48,13 @@ FOLDERS = ("videos", "ledger", "errors")
 Plans = Mapping[str, PartitionPlan]
 
 Subsets = Mapping[str, Sequence[int]]
+
+_NAME = re.compile(r"[a-z0-9_]+")
+_MOST = 2**28
+"""Largest count that the attributes of a store may hold."""
+
+_MOST_VALUES = 2**33
+"""Numbers in the largest shard."""
 
 _ABSENT = object()
 
@@ -155,7 +163,7 @@ def _subsets(class_subsets: Subsets, num_classes: int) -> dict[str, list[int]]:
 def _sizes(
     name: str, plan: PartitionPlan, recipe: Mapping[str, Any], num_classes: int
 ) -> dict[str, Any]:
-    if not re.fullmatch(r"[a-z0-9_]+", name) or name in FOLDERS:
+    if not is_partition_name(name):
         raise ValueError(
             f"partition name: expected lower-case letters and digits, got {name!r}"
         )
@@ -176,6 +184,11 @@ def _sizes(
         "rows_per_shard": plan.rows_per_shard or rows_per_shard(len(plan.videos), row_bytes),
         "videos": identity(plan.videos),
     }
+
+
+def is_partition_name(name: str) -> bool:
+    """True for a folder of the store itself that is not one of `FOLDERS`."""
+    return _NAME.fullmatch(name) is not None and name not in FOLDERS
 
 
 def geometry(attributes: Mapping[str, Any], partition: str) -> Geometry:
@@ -231,22 +244,89 @@ def read_attributes(path: Path) -> dict[str, Any]:
         StoreMissingError: If there is none.
         StoreMismatchError: If it is something else, or of another schema version.
     """
+    file = path / METADATA_NAME
     try:
-        metadata = json.loads((path / METADATA_NAME).read_bytes())
+        content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise StoreMissingError(
             f"no feature store at {path}; make one with `bieff extract`"
         ) from None
-    except ValueError as error:
-        raise StoreMismatchError(f"{path / METADATA_NAME} is not JSON: {error}") from None
-    attributes: dict[str, Any] = metadata.get("attributes", {})
+    return parse_attributes(file, content)
+
+
+def parse_attributes(file: Path, content: bytes) -> dict[str, Any]:
+    """The attributes in the root's metadata, which may come from anybody.
+
+    Raises:
+        StoreMismatchError: If a store cannot have them; names the first that cannot be.
+    """
+    try:
+        metadata = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise StoreMismatchError(f"{file} is not JSON: {error}") from None
+    attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
+    if not isinstance(attributes, dict):
+        attributes = {}
     version = attributes.get("schema_version")
     if version != SCHEMA_VERSION:
         got = "no feature store" if version is None else f"schema version {version}"
         raise StoreMismatchError(
-            f"{path}: expected a feature store of schema version {SCHEMA_VERSION}, got {got}"
+            f"{file}: expected a feature store of schema version {SCHEMA_VERSION}, got {got}"
+        )
+    if wrong := next(_faults(attributes), ""):
+        raise StoreMismatchError(
+            f"{file}: expected {wrong}; the file is damaged, or was not written by bieff"
         )
     return attributes
+
+
+def _faults(attributes: Mapping[str, Any]) -> Iterator[str]:
+    """What is expected of attributes that are something else, the first of all."""
+    recipe, partitions, subsets = (
+        attributes.get(key, {}) for key in ("recipe", "partitions", "class_subsets")
+    )
+    if not all(isinstance(held, dict) for held in (recipe, partitions, subsets)):
+        yield "a recipe, partitions and class_subsets by name"
+    if not _is_own_hash(attributes.get("recipe_hash"), recipe):
+        yield "a recipe that agrees with its hash"
+    patches = recipe.get("patches")
+    sizes: list[Any] = [recipe.get("frames"), recipe.get("dim")]
+    sizes += patches if isinstance(patches, list) else []
+    if not _are_counts(sizes) or len(sizes) != (2 if patches is None else 4):
+        yield "counts of frames, dim and patches in the recipe"
+    names: Any = attributes.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        yield "class_names that are a list of texts"
+    if not isinstance(attributes.get("versions"), dict):
+        yield "versions of libraries"
+    if not is_local(attributes.get("root")):
+        yield f"a root that is a path, got {attributes.get('root')!r}"
+    row = max(math.prod(sizes[:2]), math.prod(sizes[2:]))
+    for name, held in partitions.items():
+        if not is_partition_name(name):
+            yield f"partition names of small letters and digits, got {name!r}"
+        keys = ("rows_per_shard", "num_views", "num_videos")
+        counts: list[Any] = [held.get(key) for key in keys] if isinstance(held, dict) else []
+        if not counts or not _are_counts(counts) or not isinstance(held.get("videos"), str):
+            yield f"counts of videos, views and rows of partition {name!r}"
+        if math.prod(counts[:2]) * row > _MOST_VALUES:
+            yield f"shards of partition {name!r} that fit into memory"
+    for name, labels in subsets.items():
+        if not isinstance(labels, list) or not all(
+            type(label) is int and 0 <= label < len(names) for label in labels
+        ):
+            yield f"labels in class subset {name!r}"
+
+
+def _is_own_hash(text: object, recipe: Mapping[str, Any]) -> bool:
+    try:
+        return text == recipe_hash(recipe)
+    except ValueError:  # NaN
+        return False
+
+
+def _are_counts(values: Sequence[object]) -> bool:
+    return all(type(value) is int and 1 <= value <= _MOST for value in values)
 
 
 def require_recipe(

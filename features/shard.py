@@ -71,6 +71,25 @@ class Marker:
         return any(Status[name.upper()].failed for name, num in self.counts.items() if num)
 
 
+def parse_marker(content: bytes, partition: str, shard: int) -> Marker | None:
+    """The marker of that shard; None if it is torn, of another one, or of another version."""
+    try:
+        values = json.loads(content)
+        if values.pop("schema_version") != SCHEMA_VERSION:
+            return None
+        files = {name: FileSum(**file) for name, file in values.pop("files").items()}
+        marker = Marker(files=files, **values)
+        is_sound = (
+            (marker.partition, marker.shard) == (partition, shard)
+            and all(name.upper() in Status.__members__ for name in marker.counts)
+            and all(type(number) is int for number in marker.counts.values())
+            and all(type(took) in (int, float) for took in marker.seconds.values())
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return marker if is_sound else None
+
+
 class Ledger:
     """The markers of a store, `ledger/<partition>-<shard>.json`."""
 
@@ -90,12 +109,8 @@ class Ledger:
     def read(self, partition: str, shard: int) -> Marker | None:
         """The marker of a shard; None where there is none that can be read."""
         try:
-            values = json.loads(self.file(partition, shard).read_bytes())
-            if values.pop("schema_version") != SCHEMA_VERSION:
-                return None
-            files = {name: FileSum(**file) for name, file in values.pop("files").items()}
-            return Marker(files=files, **values)
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return parse_marker(self.file(partition, shard).read_bytes(), partition, shard)
+        except OSError:
             return None
 
     def remove(self, partition: str, shard: int) -> bool:
@@ -118,12 +133,32 @@ def write_errors(path: Path, errors: Sequence[VideoError]) -> None:
 
 
 def read_errors(path: Path) -> list[VideoError]:
-    """The errors of a shard, in the order in which they were written."""
+    """The errors of a shard, in the order in which they were written.
+
+    Raises:
+        StoreError: If a line is none.
+    """
     try:
-        lines = path.read_bytes().splitlines()
+        return parse_errors(path.read_bytes())
     except FileNotFoundError:
         return []
-    return [_parse(line) for line in lines]
+    except ValueError:
+        raise StoreError(
+            f"{path} is damaged; remove the file of the same name in ledger/ and run the same "
+            "`bieff extract` again"
+        ) from None
+
+
+def parse_errors(content: bytes) -> list[VideoError]:
+    """The errors of the lines of a file.
+
+    Raises:
+        ValueError: If a line is none.
+    """
+    try:
+        return [_parse(line) for line in content.splitlines()]
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def require_reasons(
@@ -212,7 +247,7 @@ def remove(partition: Path, array: ArrayLayout, shard: int) -> None:
     """Remove a shard's file and what killed writers left beside it."""
     chunks = partition / array.name / "c"
     target = chunks / str(shard)
-    if target.is_dir():
+    if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ say where they lie, and may be brought up to date.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +15,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from bieff.features.errors import StoreError
 from bieff.features.files import writing
-from bieff.features.schema import Video
+from bieff.features.schema import UNLABELLED, Video
 
 _BLOCK = 2**22
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def table_file(store: Path, partition: str) -> Path:
     """The file with the list of a partition's videos."""
     return store / "videos" / f"{partition}.jsonl"
+
+
+def is_local(path: object) -> bool:
+    """True for the text of a path; FFmpeg would take "http://host/a.mp4" for an address."""
+    return isinstance(path, str) and "\0" not in path and not _ADDRESS.match(path)
 
 
 def identity(videos: Iterable[Video]) -> str:
@@ -55,12 +64,22 @@ class VideoTable:
         self._splits: dict[str, dict[str, str]] = {}
 
     def read(self, start: int, stop: int) -> list[Video]:
-        """Videos of the rows from `start` to before `stop`."""
-        begin, end = int(self._offsets[start]), int(self._offsets[stop])
-        with self._path.open("rb") as file:
-            file.seek(begin)
-            lines = file.read(end - begin).splitlines()
-        return [self._parse(line) for line in lines]
+        """Videos of the rows from `start` to before `stop`.
+
+        Raises:
+            StoreError: If the table is not there, too short, or a line of it is no video.
+        """
+        try:
+            begin, end = int(self._offsets[start]), int(self._offsets[stop])
+            with self._path.open("rb") as file:
+                file.seek(begin)
+                lines = file.read(end - begin).splitlines()
+        except (OSError, IndexError) as error:
+            raise StoreError(
+                f"cannot read row {stop - 1} of {self._path}: {error}; run the `bieff extract` "
+                "that made the store again"
+            ) from None
+        return [self.parse(line, row) for row, line in enumerate(lines, start)]
 
     @cached_property
     def _offsets(self) -> Int64[np.ndarray, " N_plus_1"]:
@@ -74,12 +93,38 @@ class VideoTable:
                 position += len(block)
         return np.concatenate(found)
 
-    def _parse(self, line: bytes) -> Video:
-        values = json.loads(line)
-        splits = values["splits"]
-        # a data set has a handful of different splits: hold each once
-        values["splits"] = self._splits.setdefault(str(splits), splits)
-        return Video(**values)
+    def parse(self, line: bytes, row: int) -> Video:
+        """The video of a line.
+
+        Raises:
+            StoreError: If there is none, or its path is no path.
+        """
+        try:
+            values = json.loads(line)
+            splits = values["splits"]
+            # a data set has a handful of different splits: hold each once
+            values["splits"] = self._splits.setdefault(str(splits), splits)
+            video = Video(**values)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            video = None
+        if video is None or not _is_sound(video):
+            raise StoreError(
+                f"{self._path}, line {row + 1}: expected a video with id, path, label, size "
+                f"and splits, got {line[:80]!r}; it is damaged, or was not written by bieff"
+            )
+        return video
+
+
+def _is_sound(video: Video) -> bool:
+    return (
+        isinstance(video.id, str)
+        and is_local(video.path)
+        and type(video.label) is int
+        and video.label >= UNLABELLED
+        and type(video.size) is int
+        and isinstance(video.splits, dict)
+        and all(isinstance(text, str) for pair in video.splits.items() for text in pair)
+    )
 
 
 def first_difference(stored: VideoTable, num_stored: int, asked: Sequence[Video]) -> str:

@@ -2,18 +2,21 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.places import SHARED
 from safetensors.torch import load_file, save_file
 
 from bieff import clip as clips
-from bieff.clip import TINYCLIP, ClipName, fingerprint, load
-from bieff.features.errors import InputError
+from bieff.clip import TINYCLIP, Claim, ClipName, fingerprint, load
+from bieff.features.errors import BieffError, InputError, StoreMismatchError
 
 MODEL = Path(clips.__file__).parent / "extract" / "tinyclip" / "model"
 
@@ -100,7 +103,7 @@ def test_a_weights_file(tmp_path):
             "expected the path of a file, 'random', or one of openai",
         ),
         ("ViT-B-16-quickgelu", "random:x", "expected 'random' or 'random:SEED'"),
-        ("local-dir:/nowhere", None, "cannot load CLIP 'local-dir:/nowhere': Directory"),
+        ("local-dir:/nowhere", None, "cannot load CLIP 'local-dir:/nowhere': .*No such file"),
     ],
 )
 def test_what_is_said_of_a_wrong_name(model, pretrained, message):
@@ -134,6 +137,82 @@ def test_an_input_that_is_not_square_is_refused(tmp_path):
     config.write_text(json.dumps(values))
     with pytest.raises(InputError, match="expected resize_mode 'shortest', got 'squash'"):
         load(ClipName(model=f"local-dir:{tmp_path / 'model'}", pretrained=None))
+
+
+@pytest.mark.parametrize(
+    ("tower", "key", "value"),
+    [
+        ("text_cfg", "hf_model_name", "somebody/model"),
+        ("text_cfg", "hf_tokenizer_name", "somebody/tokenizer"),
+        ("text_cfg", "tokenizer_kwargs", {"trust_remote_code": True}),
+        ("text_cfg", "tokenizer_kwargs", {"bpe_path": "/etc/passwd"}),
+        ("text_cfg", "trust_remote_code", True),
+        ("vision_cfg", "timm_model_name", "hf-hub:somebody/model"),
+        ("vision_cfg", "timm_model_name", "local-dir:/somewhere"),
+        ("vision_cfg", "timm_model_name", ["a"]),
+        ("vision_cfg", "something", 1),
+    ],
+)
+def test_a_configuration_asks_for_no_more_than_towers(tmp_path, tower, key, value):
+    shutil.copytree(MODEL, tmp_path / "model")
+    config = tmp_path / "model" / "open_clip_config.json"
+    values = json.loads(config.read_text())
+    values["model_cfg"][tower][key] = value
+    config.write_text(json.dumps(values))
+    with pytest.raises(
+        InputError, match=f"its {tower} sets '{key}' to .*, which is not one of"
+    ):
+        load(ClipName(model=f"local-dir:{tmp_path / 'model'}", pretrained=None))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_cfg": 3}', "[" * 100_000])
+def test_a_configuration_that_is_none_is_a_sentence(tmp_path, content):
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "model" / "open_clip_config.json").write_text(content)
+    with pytest.raises(InputError, match="cannot load CLIP 'local-dir:") as caught:
+        load(ClipName(model=f"local-dir:{tmp_path / 'model'}", pretrained=None))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["R11_empty.pt", "R11_torchscript.pt"])
+def test_weights_that_are_none_are_a_sentence(name):
+    file = SHARED / "cases" / "field" / name
+    if not file.exists():
+        pytest.skip("the shared cases are not here")
+    with pytest.raises(InputError, match="cannot load CLIP 'ViT-S-32-alt/") as caught:
+        load(ClipName(model="ViT-S-32-alt", pretrained=str(file)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_claim_is_compared_and_not_obeyed(tiny, tmp_path):
+    held = {"model": TINYCLIP, "pretrained": None, "fingerprint": tiny.fingerprint}
+    assert Claim.of(held, source=tmp_path).load(named=None).fingerprint == tiny.fingerprint
+    for change, message in (
+        ({"model": f"local-dir:{MODEL}"}, "is read only where you name it; give --model local"),
+        ({"model": "ViT-B-32", "pretrained": "/etc/passwd"}, "is read only where you name it"),
+        (
+            {"model": "ViT-B-32", "pretrained": "a.pt"},
+            "give --model ViT-B-32 --pretrained a.pt",
+        ),
+        ({"fingerprint": "0" * 64}, "fingerprint 000000000000, got 'tinyclip', "),
+        ({"fingerprint": None}, "does not say which CLIP it was made with"),
+        ({"model": "a\x1b[31m"}, "does not say which CLIP it was made with"),
+        ({"model": ["x"]}, "does not say which CLIP it was made with"),
+    ):
+        with pytest.raises(BieffError, match=re.escape(message)):
+            Claim.of({**held, **change}, source=tmp_path).load(named=None)
+    other = Claim.of({**held, "model": f"local-dir:{MODEL}"}, source=tmp_path)
+    named = ClipName(model=f"local-dir:{MODEL}", pretrained=None)
+    assert other.load(named=named).fingerprint == tiny.fingerprint
+
+
+def test_the_activation_is_known_by_name(tiny, tmp_path):
+    """The fingerprint sees weights alone, and both have the same."""
+    plain = ClipName(model="ViT-B-16", pretrained="openai")
+    quick = ClipName(model="ViT-B-16-quickgelu", pretrained="openai")
+    Claim(plain, tiny.fingerprint, tmp_path).require(replace(tiny, name=plain))
+    with pytest.raises(StoreMismatchError, match="made with CLIP 'ViT-B-16/openai', fingerp"):
+        Claim(plain, tiny.fingerprint, tmp_path).require(replace(tiny, name=quick))
 
 
 def test_a_text_that_does_not_fit_is_refused(tiny):

@@ -24,15 +24,15 @@ def read_curves(folder: Path) -> dict[str, Series]:
     """Every number that training wrote down, by name; what is not finite is left out."""
     curves: dict[str, Series] = {}
     try:
-        lines = (folder / METRICS).read_text().splitlines()
-    except FileNotFoundError:
+        lines = (folder / METRICS).read_text(errors="replace").splitlines()
+    except OSError:
         return {}
     for line in lines:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            step = record.pop("step")
+        except (ValueError, LookupError, TypeError, AttributeError):
             continue  # the last line of a run that was killed
-        step = record.pop("step")
         for name, value in record.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 curves.setdefault(name, []).append((step, value))
@@ -82,7 +82,11 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
         content = content.get("results", [])
     if isinstance(content, list):
         for record in content:
-            if isinstance(record, dict) and {"protocol", "model", "top1"} <= set(record):
+            if (
+                isinstance(record, dict)
+                and {"protocol", "model"} <= set(record)
+                and isinstance(record.get("top1"), int | float)
+            ):
                 yield record
 
 

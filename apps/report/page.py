@@ -23,7 +23,7 @@ from bieff.apps.progress import videos_bar
 from bieff.apps.report import files, tables
 from bieff.apps.report.charts import HEIGHT, WIDTH, charts
 from bieff.apps.report.tables import Cell
-from bieff.clip import pick_device
+from bieff.clip import ClipName, pick_device
 from bieff.features.errors import BieffError, StoreMismatchError
 from bieff.features.files import write_atomically
 from bieff.features.store import FeatureStore
@@ -67,6 +67,8 @@ def report(
     out: Path | None = None,
     features: Path | None = None,
     device: str | None = None,
+    model: str | None = None,
+    pretrained: str | None = None,
     with_videos: bool = True,
 ) -> Path:
     """Write the page of a run; returns where.
@@ -76,6 +78,8 @@ def report(
         out: The file; None: report.html in the run's folder.
         features: The store it was trained on, where that lies elsewhere by now.
         device: Evaluates the closed set; None takes the best there is.
+        model: The CLIP, named; None takes the store's if it is here already.
+        pretrained: Its weights.
         with_videos: Whether to evaluate the closed set, for classes, confusions and videos.
 
     Raises:
@@ -88,7 +92,8 @@ def report(
     if store is not None:
         videos = Videos(missing="left out with --without-videos")
         if with_videos:
-            videos = _videos(opened, store, pick_device(device))
+            clip = ClipName.given(model, pretrained)
+            videos = _videos(opened, store, pick_device(device), clip)
     page = render(opened, store, videos)
     try:
         write_atomically(file, page.encode(errors="backslashreplace"))
@@ -114,9 +119,11 @@ def _store(run: Run, features: Path | None) -> tuple[FeatureStore | None, str]:
     return store, ""
 
 
-def _videos(run: Run, store: FeatureStore, device: torch.device) -> Videos:
+def _videos(
+    run: Run, store: FeatureStore, device: torch.device, named: ClipName | None
+) -> Videos:
     try:
-        clip = clip_of(store, device=device)
+        clip = clip_of(store, device=device, named=named)
         with videos_bar("evaluating") as watch:
             found = evaluate_run(run, clip, store, "closed", watch=watch)
         ours, frozen = results_of(found)
@@ -141,7 +148,7 @@ def _cards(
     chosen = tables.examples(found, SHOWN, are_right=are_right).tolist()
     rows = found.rows[found.usable][chosen].tolist()
     listed = [store.partitions["val"].videos[row] for row in rows]
-    paths = [Path(store.root) / video.path for video in listed]
+    paths = [Path(store.root, video.path).absolute() for video in listed]
     by_path = {p.video: p for p in predictor.predict(paths, names)}
     cards = []
     for i, video, path in zip(chosen, listed, paths, strict=True):

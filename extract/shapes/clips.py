@@ -27,6 +27,7 @@ from bieff.extract.shapes.world import (
     draw_scenes,
 )
 from bieff.features.errors import InputError
+from bieff.features.files import write_atomically
 from bieff.features.schema import Video
 
 COMPANIONS = ("shapes-combinations", "shapes-unseen")
@@ -232,7 +233,7 @@ def _make(
     folder: Path, clips: Sequence[Clip], edition: Edition, watch: Callable[[int, int], None]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text(json.dumps(asdict(edition)) + "\n")
+    write_atomically(folder / MARKER, (json.dumps(asdict(edition)) + "\n").encode())
     jobs = [(folder / clip.path, clip, edition.seed) for clip in clips]
     missing = [job for job in jobs if not job[0].is_file()]
     if not missing:

@@ -174,6 +174,6 @@ def test_an_evil_file_stays_in_its_folder(tmp_path):
     with h5py.File(tmp_path / "store.h5", "r+") as file:
         data = np.frombuffer(b"x", np.uint8)
         file["files"].create_group("..").create_dataset("evil", data=data)
-    with pytest.raises(InputError, match=r"holds a file outside the store: '\.\./evil'"):
+    with pytest.raises(InputError, match=r"holds a file outside the store: '\.\.'"):
         import_hdf5(tmp_path / "store.h5", tmp_path / "again")
     assert not (tmp_path / "evil").exists()

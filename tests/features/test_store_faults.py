@@ -175,7 +175,7 @@ def test_no_space_is_one_sentence_and_the_next_run_finishes(tmp_path, whole):
     assert code == 1
     last = errors.strip().splitlines()[-1]
     assert last.startswith("bieff.features.errors.StoreError: no space to write")
-    assert "make room and run the same command again, finished shards are kept" in last
+    assert "make room and run the same command again, what is finished is kept" in last
     assert stores.run("write_all", tmp_path / "store") == (0, "", "")
     assert stores.content(tmp_path / "store") == expected
 

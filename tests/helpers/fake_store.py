@@ -59,6 +59,13 @@ def write_clip(folder: Path, *, dim: int = 13, width: int = 11, seed: int = 0) -
     return ClipName(model=f"local-dir:{folder}", pretrained=None)
 
 
+def named(store: FeatureStore | Path) -> ClipName:
+    """The CLIP of a store, as its user must name it."""
+    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    held = opened.recipe["clip"]
+    return ClipName(model=held["model"], pretrained=held["pretrained"])
+
+
 def load_clip(folder: Path, *, dim: int = 13, width: int = 11, seed: int = 0) -> Clip:
     return clips.load(write_clip(folder, dim=dim, width=width, seed=seed))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from bieff.clip import ClipName
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
 from bieff.train.data import Batch
@@ -34,7 +35,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with joined(torch.device("cpu")) as device:
         store = FeatureStore.open(Path(path))
-        clip = clip_of(store, device=device)
+        held = store.recipe["clip"]
+        named = ClipName(model=held["model"], pretrained=held["pretrained"])
+        clip = clip_of(store, device=device, named=named)
         clip.model.double()
         trainer = prepare(store, clip, load(overrides=settings))
         trainer.model.double()

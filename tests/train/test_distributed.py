@@ -108,6 +108,7 @@ def test_several_processes_are_one(store, tmp_path, count, options):
 def test_the_command_under_torchrun_trains_the_same_run(store, tmp_path):
     """As a user starts it, in float32, with evaluation; one folder, written by one process."""
     arguments = ["train", "--features", store.path, "--device", "cpu"]
+    arguments += fake.named(store).words
     for setting in ("batch_size=11", "epochs=4", "warmup_epochs=1", "eval_every=2"):
         arguments += ["--set", setting]
     cli = ["-m", "bieff.cli", *arguments, "--out"]
@@ -135,6 +136,7 @@ def test_the_command_under_torchrun_trains_the_same_run(store, tmp_path):
 def test_several_processes_stop_together_and_go_on(store, tmp_path):
     out = tmp_path / "run"
     arguments = ["-m", "bieff.cli", "train", "--features", store.path, "--device", "cpu"]
+    arguments += fake.named(store).words
     settings = ("batch_size=11", "epochs=70", "warmup_epochs=1", "save_seconds=0.05")
     for setting in settings:
         arguments += ["--set", setting]
@@ -150,7 +152,8 @@ def test_several_processes_stop_together_and_go_on(store, tmp_path):
     assert "goes on" in said
     stopped = open_run(out)
     assert not stopped.record["finished"]
-    finish(torchrun(2, "-m", "bieff.cli", "train", "--resume", "--out", out, "--device", "cpu"))
+    resume = ["train", "--resume", "--out", out, "--device", "cpu", *fake.named(store).words]
+    finish(torchrun(2, "-m", "bieff.cli", *resume))
     finish(torchrun(2, *arguments, "--out", tmp_path / "straight"))
     first, second = (load_file(path / LAST) for path in (tmp_path / "straight", out))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -161,7 +161,7 @@ def load_results(path: Path) -> list[Result]:
         raise InputError(f"no results at {path}")
     try:
         return [Result.from_dict(record) for record in json.loads(path.read_text())]
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"cannot read the results at {path}: {error}") from None
 
 

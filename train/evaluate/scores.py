@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import ConfigError, InputError, StoreError
 from bieff.features.files import PARTIAL, disk_errors, write_atomically
+from bieff.features.hdf5 import require_own
 from bieff.train.evaluate.lists import EvalList
 
 Scores = Sequence[Float64[np.ndarray, "_ _"]]
@@ -204,6 +205,7 @@ def load_scores(file: Path, *, key: str | None = None) -> ScoreTable:
         raise InputError(f"cannot read scores {str(file)!r}: {error}") from None
     try:
         with opened:
+            require_own(opened)
             if opened.attrs.get("format") != _FORMAT or opened.attrs["version"] != _VERSION:
                 raise InputError(
                     f"{file}: expected scores of version {_VERSION} from --save-scores, got "
@@ -214,7 +216,7 @@ def load_scores(file: Path, *, key: str | None = None) -> ScoreTable:
             return _read(opened)
     except InputError:
         raise
-    except (OSError, LookupError, TypeError, ValueError) as error:  # or a checksum is wrong
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"scores {str(file)!r} are damaged: {error}") from None
 
 
@@ -289,12 +291,10 @@ class PartialScores:
         for file in sorted(self.folder.glob("*.npz")):
             try:
                 with file.open("rb") as opened, np.load(opened) as parts:
-                    read = {name: parts[name] for name in parts.files}
+                    read = {_batch(name): parts[name] for name in parts.files}
             except (OSError, EOFError, ValueError, BadZipFile):
                 continue  # damaged by the disk: these videos are scored again
-            for name, values in read.items():
-                model, question, start = map(int, name.split("-"))
-                found[model, question, start] = values
+            found.update(read)
         return found
 
     def write(self, scored: Mapping[Batch, Float64[np.ndarray, "_ _"]]) -> None:
@@ -316,3 +316,8 @@ class PartialScores:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()
+
+
+def _batch(name: str) -> Batch:
+    model, question, start = map(int, name.split("-"))
+    return model, question, start

@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from bieff.clip import ClipName
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
-from bieff.features.files import exclusive, write_atomically
+from bieff.features.files import exclusive, read_json, write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
@@ -36,7 +37,7 @@ from bieff.train.experiments.rows import TITLES, Experiment, Row, experiments_of
 from bieff.train.fit.loop import stop_requests
 from bieff.train.runs.checkpoint import StoppedError
 from bieff.train.runs.metrics import METRICS
-from bieff.train.runs.run import RECORD, RESULTS, open_run
+from bieff.train.runs.run import RECORD, RESULTS, claim_of, open_run
 from bieff.train.text.wording import HAND_CRAFTED
 
 STATE = "ablation.json"
@@ -71,6 +72,9 @@ class Ablation:
     base: TrainConfig
     out: Path
     device: str | None
+    named: ClipName | None = None
+    """The CLIP that the user named; None takes the store's if it is here already."""
+
     command: Sequence[str] = ()
 
     @property
@@ -119,6 +123,7 @@ class Ablation:
         """What is to be typed for a run, each as soon as the one before is done, and why."""
         folder = self.out / run.name
         where = [] if self.device is None else ["--device", self.device]
+        where += [] if self.named is None else self.named.words
         if not self._is_trained(run.name):
             resume = ["--resume"] if (folder / RECORD).is_file() else []
             if not resume and folder.is_dir():
@@ -283,6 +288,8 @@ def ablate(
     out: Path | None = None,
     jobs: int = 1,
     device: str | None = None,
+    model: str | None = None,
+    pretrained: str | None = None,
     command: Sequence[str] = (),
 ) -> tuple[Path, Mapping[str, str]]:
     """Train and evaluate the rows of some tables; returns the report, and which runs failed.
@@ -299,6 +306,8 @@ def ablate(
         out: Folder of the ablation; `runs/STORE-ablation` by default.
         jobs: Runs at a time, each in a process; with several, each has one thread.
         device: Where they run.
+        model: The CLIP, named; None takes the store's if it is here already.
+        pretrained: Its weights.
         command: What the user typed, for the record.
 
     Raises:
@@ -318,6 +327,7 @@ def ablate(
         base=settings.load(overrides=overrides),
         out=out or Path("runs") / f"{features.resolve().name}-ablation",
         device=device,
+        named=ClipName.given(model, pretrained),
         command=command,
     )
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -350,7 +360,9 @@ def _with_earlier(asked: Ablation) -> Ablation:
     file = asked.out / STATE
     if not file.exists():
         return asked
-    earlier = json.loads(file.read_text())
+    kinds = {"store_recipe_hash": str, "base": dict, "numbers": list, "seeds": int}
+    then = "remove it, and the same command makes it again"
+    earlier = read_json(file, {**kinds, "zero_shot": list}, then=then)
     wanted, got = earlier["store_recipe_hash"], asked.store.recipe_hash
     if wanted != got:
         raise StoreMismatchError(
@@ -391,7 +403,7 @@ def _require_sets(asked: Ablation) -> None:
         raise ConfigError(
             f"--zeroshot: expected stores of different names, got {twice[0]} twice"
         )
-    wanted = asked.store.recipe["clip"]["fingerprint"]
+    wanted = claim_of(asked.store).fingerprint
     for store in asked.zero_shot:
         whole = store.partitions.get("all")
         if whole is None or not test_lists(whole):
@@ -399,7 +411,7 @@ def _require_sets(asked: Ablation) -> None:
                 f"--zeroshot: {store.path} has no official test lists, which runs are "
                 "evaluated on; leave it out"
             )
-        got = store.recipe["clip"]["fingerprint"]
+        got = claim_of(store).fingerprint
         if got != wanted:
             raise StoreMismatchError(
                 f"--zeroshot: {store.path} comes from another CLIP than {asked.store.path}: "

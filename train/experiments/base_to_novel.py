@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bieff.clip import pick_device
+from bieff.clip import ClipName, pick_device
 from bieff.features.errors import ConfigError
 from bieff.features.files import write_atomically
 from bieff.features.store import FeatureStore
@@ -73,6 +73,8 @@ def base2novel(
     overrides: Sequence[str] = (),
     out: Path | None = None,
     split: str | None = None,
+    model: str | None = None,
+    pretrained: str | None = None,
     device: str | None = None,
     command: Sequence[str] = (),
 ) -> list[Figures]:
@@ -87,6 +89,8 @@ def base2novel(
         overrides: `name=value` of settings.
         out: Folder; `runs/STORE-base2novel` by default.
         split: Official split; None takes the first.
+        model: The CLIP, named; None takes the store's if it is here already.
+        pretrained: Its weights.
         device: Where to train.
         command: What the user typed, for the record.
 
@@ -103,7 +107,8 @@ def base2novel(
     store = FeatureStore.open(features)
     out = out or Path("runs") / f"{features.resolve().name}-{PROTOCOL}"
     classes = {half: labels.tolist() for half, labels in halves(store, split).items()}
-    clip = clip_of(store, device=pick_device(device))
+    named = ClipName.given(model, pretrained)
+    clip = clip_of(store, device=pick_device(device), named=named)
     found: dict[str, list[list[Result]]] = {half: [] for half in HALVES}
     for draw in range(draws):
         chosen = draw_shots(store, shots=shots, split=split, seed=draw, classes=classes["base"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bieff.features.errors import ConfigError, StoreError, StoreMismatchError
+from bieff.features.errors import ConfigError, InputError, StoreError, StoreMismatchError
 from bieff.features.schema import Status
 from bieff.features.store import FeatureStore
 from bieff.train.evaluate.lists import BASE, FEW_SHOT, EvalList, Listed, split_lists
@@ -45,7 +45,10 @@ class FewShotDraw:
     def of_run(cls, run: Run) -> "FewShotDraw | None":
         """The draw that a run was trained on; None if it had all videos."""
         kept = run.record.get("shots")
-        return None if kept is None else cls(**kept)
+        try:
+            return None if kept is None else cls(**kept)
+        except TypeError as error:
+            raise InputError(f"the draw of run {run.path} cannot be read: {error}") from None
 
     def protocol(self, store: FeatureStore) -> str:
         """What a run on it is evaluated by."""

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bieff.features.errors import BieffError, InputError
+from bieff.features.errors import BieffError, InputError, StoreError
 from bieff.features.files import write_atomically
 
 RESUME = "resume.safetensors"
@@ -157,8 +157,10 @@ def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def _write(path: Path, data: bytes) -> None:
     try:
         write_atomically(path, data)
-    except OSError as error:
+    except (OSError, StoreError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = cause.strerror if isinstance(cause, OSError) else cause
         raise BieffError(
-            f"cannot write {path}: {error.strerror}; make room, then go on with "
+            f"cannot write {path}: {reason}; make room, then go on with "
             f"`bieff train --resume --out {shlex.quote(str(path.parent))}`"
         ) from error

@@ -9,6 +9,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from bieff.features.files import disk_errors
+
 METRICS = "metrics.jsonl"
 
 SHOWN_SECONDS = 10
@@ -39,8 +41,9 @@ class Metrics(AbstractContextManager["Metrics"]):
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Write figures of a step."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with disk_errors(Path(self._lines.name)):
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
         for tag, value in values.items():
             self._events.add_scalar(tag, value, step)
 

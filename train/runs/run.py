@@ -29,10 +29,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from bieff import clip as clips
-from bieff.clip import Clip, ClipName
-from bieff.features.errors import InputError, StoreMismatchError
-from bieff.features.files import write_atomically
+from bieff.clip import Claim, Clip, ClipName
+from bieff.features.errors import BieffError, InputError, StoreMismatchError
+from bieff.features.files import read_json, write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.method.model import BiEfficient
@@ -44,6 +43,13 @@ RECORD = "run.json"
 RESULTS = "results.json"
 GONE = (("temporal_weight", 1.0),)
 """Settings that earlier versions wrote, with the value that all runs have now."""
+
+_KINDS = {
+    **{"config": dict, "clip": dict, "parameters": dict, "class_names": list},
+    **{"store": str, "store_recipe_hash": str, "data_set": str, "started": str},
+    **{"frames": int, "videos": int, "steps": int},
+}
+"""What every record holds, from the first step on."""
 
 PACKAGES = ("bieff", "torch", "open_clip_torch", "numpy", "zarr", "safetensors")
 
@@ -69,27 +75,39 @@ class Run:
         )
 
     @property
-    def clip_name(self) -> ClipName:
-        """The CLIP its features and its text tower come from."""
-        return ClipName(**self.record["clip"]["name"])
+    def clip(self) -> Claim:
+        """The CLIP that its features and its text tower come from, as it says."""
+        held = self.record["clip"]
+        name = held.get("name")
+        return Claim.of({**held, **name} if isinstance(name, dict) else {}, source=self.path)
 
 
-def clip_of(store: FeatureStore, *, device: torch.device) -> Clip:
-    """The CLIP whose features the store holds; its text tower is needed live.
+def claim_of(store: FeatureStore) -> Claim:
+    """The CLIP whose features the store holds, as it says.
 
     Raises:
-        StoreMismatchError: If the model of that name has other weights by now.
+        StoreMismatchError: If it does not say that, or not of which data set they are.
     """
-    wanted = store.recipe["clip"]
-    name = ClipName(model=wanted["model"], pretrained=wanted["pretrained"])
-    clip = clips.load(name, device=device)
-    if clip.fingerprint != wanted["fingerprint"]:
-        raise StoreMismatchError(
-            f"{store.path} was written by other weights of {str(name)!r}: expected fingerprint "
-            f"{wanted['fingerprint'][:12]}, got {clip.fingerprint[:12]}; extract again, or "
-            "bring the old weights back"
-        )
-    return clip
+    if not isinstance(store.recipe.get("data_set"), str):
+        raise StoreMismatchError(f"{store.path} does not say of which data set it is")
+    return Claim.of(store.recipe.get("clip"), source=store.path)
+
+
+def clip_of(
+    store: FeatureStore, *, device: torch.device, named: ClipName | None = None
+) -> Clip:
+    """The CLIP whose features the store holds; its text tower is needed live.
+
+    Args:
+        store: What it says of its CLIP is compared, not obeyed; see `clip.Claim`.
+        device: Where the weights go.
+        named: The CLIP that the user named, if any.
+
+    Raises:
+        InputError: If the user must name it.
+        StoreMismatchError: If it is another CLIP than the store's.
+    """
+    return claim_of(store).load(named=named, device=device)
 
 
 def build_model(
@@ -121,15 +139,15 @@ def open_run(path: Path) -> Run:
     Raises:
         InputError: If there is none, or it cannot be read.
     """
+    if not (path / RECORD).exists():
+        raise InputError(f"no run at {path}; make one with `bieff train`")
+    then = "bring back what the run wrote, or train again"
+    run = Run(path, read_json(path / RECORD, _KINDS, then=then))
     try:
-        record = json.loads((path / RECORD).read_text())
-    except FileNotFoundError:
-        raise InputError(f"no run at {path}; make one with `bieff train`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
-        raise InputError(f"cannot read the run at {path}: {error}") from None
-    if not isinstance(record, dict) or not {"config", "finished", "started"} <= record.keys():
-        raise InputError(f"cannot read the run at {path}: its {RECORD} is no record of a run")
-    return Run(path, record)
+        _ = run.config, run.clip
+    except BieffError as error:
+        raise InputError(f"cannot read {path / RECORD}: {error}; {then}") from None
+    return run
 
 
 def newest_run(folder: Path, *, finished: bool = True) -> Run:
@@ -169,12 +187,7 @@ def load_model(
         InputError: If the weights are missing or damaged.
         StoreMismatchError: If the run was trained on another CLIP.
     """
-    wanted = run.record["clip"]["fingerprint"]
-    if clip.fingerprint != wanted:
-        raise StoreMismatchError(
-            f"run {run.path} was trained on {run.clip_name!s}, fingerprint {wanted[:12]}, got "
-            f"{clip.name!s}, {clip.fingerprint[:12]}; extract the store with the run's CLIP"
-        )
+    run.clip.require(clip)
     model = build_model(
         run.config, clip, num_frames=run.record["frames"], patches=run.record["patches"]
     )

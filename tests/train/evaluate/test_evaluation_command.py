@@ -48,7 +48,10 @@ def bieff(made, tmp_path, monkeypatch):
     (tmp_path / "features").symlink_to(made / "features")
     monkeypatch.chdir(tmp_path)
 
-    def invoke(*arguments):
+    def invoke(command, *arguments):
+        if command in ("eval", "zeroshot"):
+            arguments += tuple(fake.named(made / "features" / "seen").words)
+        arguments = (command, *arguments)
         return CliRunner().invoke(main, [str(a) for a in arguments])
 
     return invoke

@@ -129,7 +129,7 @@ def tiny(folder):
 
 def command(folder, name, protocol):
     arguments = ["zeroshot", name, "--run", folder / "run", "--features", folder / name]
-    arguments += ["--protocol", protocol, "--device", "cpu"]
+    arguments += ["--protocol", protocol, "--device", "cpu", *fake.named(folder / name).words]
     return [sys.executable, "-P", "-m", "bieff.cli", *map(str, arguments)]
 
 

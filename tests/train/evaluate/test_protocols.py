@@ -66,7 +66,10 @@ class BruteForce:
     """One video, one view, one category at a time, in float64, from the definition."""
 
     def __init__(self, store, run):
-        self.store, clip = store, clip_of(store, device=torch.device("cpu"))
+        self.store, clip = (
+            store,
+            clip_of(store, device=torch.device("cpu"), named=fake.named(store)),
+        )
         clip.model.double()
         self.model = load_model(run, clip).double()
         self.text = TextTower(clip.model, clip.tokenize(CLASSES))
@@ -160,6 +163,7 @@ def expected(made):
 def command(made, protocol, *more):
     store, run = made
     options = ("--features", store.path, "--protocol", protocol, "--mix", MIX, *more)
+    options += tuple(fake.named(store).words)
     return [str(part) for part in ("eval", run.path, *options, "--device", "cpu")]
 
 
@@ -330,7 +334,7 @@ def closed(store, clip):
 
 def test_an_unfinished_store_is_not_evaluated(made, tmp_path):
     store, _ = made
-    clip = clip_of(store, device=torch.device("cpu"))
+    clip = clip_of(store, device=torch.device("cpu"), named=fake.named(store))
     other = fake.write_store(tmp_path / "store", clip, counts={"val": 13})
     other.partitions["val"].drop(0)
     with pytest.raises(StoreError, match="13 of 13 videos are not extracted yet"):
@@ -339,7 +343,7 @@ def test_an_unfinished_store_is_not_evaluated(made, tmp_path):
 
 def test_a_list_without_a_usable_video_is_no_zero(made, tmp_path):
     store, _ = made
-    clip = clip_of(store, device=torch.device("cpu"))
+    clip = clip_of(store, device=torch.device("cpu"), named=fake.named(store))
     every = list(range(5))
     other = fake.write_store(tmp_path / "store", clip, counts={"val": 7}, bad={"val": every})
     (result,) = closed(other, clip)

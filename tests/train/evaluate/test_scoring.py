@@ -126,7 +126,7 @@ def test_a_damaged_file_is_scored_again(store, tmp_path):
 
 def test_scores_of_other_videos_are_not_taken(store, tmp_path):
     """One recipe, as many usable videos in the same rows: another list, or a replaced file."""
-    clip = clip_of(store, device=torch.device("cpu"))
+    clip = clip_of(store, device=torch.device("cpu"), named=fake.named(store))
     ways = {"bad": {"all": [3, 36]}, "counts": {"all": 37}}
     other = fake.write_store(tmp_path / "store", clip, noise=2.0, **ways)
     assert other.recipe_hash == store.recipe_hash

@@ -78,6 +78,7 @@ def ask(stores, out, **changes):
         "zero_shot": ["other"],
         "out": out,
         "watch": Silent(),
+        "model": fake.named(stores / "closed").model,
     }
     return ablate(stores / "closed", **{**options, **changes})
 
@@ -97,6 +98,7 @@ def make_here(stores, out, tables, seeds=2):
         base=load(overrides=SHORT),
         out=out,
         device="cpu",
+        named=fake.named(stores / "closed"),
     )
     runs = dict.fromkeys(run for row in rows_of(tables) for run in asked.experiments(row))
     for run in runs:
@@ -433,6 +435,7 @@ def test_a_stopped_and_a_killed_ablation_go_on(stores, tmp_path):
     settings = ["epochs=40", "warmup_epochs=0", "batch_size=11", "save_seconds=0.1"]
     arguments = ["ablate", "--features", stores / "closed", "--tables", "7", "--seeds", "1"]
     arguments += ["--out", out, "--jobs", "2", "--zeroshot", "other"]
+    arguments += fake.named(stores / "closed").words
     for setting in settings:
         arguments += ["--set", setting]
     folders = [out / f"table-{name}-seed-0" for name in ("7-without", "4-word-guided")]

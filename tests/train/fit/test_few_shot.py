@@ -66,6 +66,8 @@ def options(**changes):
         "device": "cpu",
         "dry_run": False,
     }
+    if (features := changes.get("features")) is not None:
+        nothing["model"] = fake.named(features).model
     return {**nothing, **changes}
 
 
@@ -170,7 +172,7 @@ def test_a_run_keeps_its_draw_and_another_takes_it_again(splits, tmp_path):
 
     assert said.endswith(f"`bieff eval '{first}'` evaluates it on the whole test list")
     ask = {"run": first, "features": None, "protocol": "closed"}
-    results = evaluate_closed(Evaluation(device="cpu"), **ask)
+    results = evaluate_closed(Evaluation(device="cpu", model=fake.named(splits).model), **ask)
     assert results == load_results(first / "results.json")
     assert [(r.protocol, r.model) for r in results] == [
         ("fewshot", m) for m in ("bieff", "frozen")
@@ -188,10 +190,15 @@ def test_training_videos_are_never_asked_about(splits, tmp_path):
     train_run(**options(features=splits.path, out=run, few=few))
     for protocol in ("splits3", "full", "half10"):
         with pytest.raises(ConfigError, match=rf"10 of the videos that {protocol} asks about"):
-            evaluate_closed(Evaluation(device="cpu"), run=run, features=None, protocol=protocol)
+            evaluate_closed(
+                Evaluation(device="cpu", model=fake.named(splits).model),
+                run=run,
+                features=None,
+                protocol=protocol,
+            )
         with pytest.raises(ConfigError, match=f"was trained on 10 .* that {protocol} asks"):
             evaluate_zero_shot(
-                Evaluation(device="cpu"),
+                Evaluation(device="cpu", model=fake.named(splits).model),
                 name="fake",
                 run=run,
                 features=splits.path,
@@ -230,7 +237,9 @@ def test_a_run_on_few_videos_goes_on(splits, tmp_path):
             resume=open_run(out),
             shots=other,
         )
-    said = train_run(**options(out=out, overrides=(), resume=True))
+    said = train_run(
+        **options(out=out, overrides=(), resume=True, model=fake.named(splits).model)
+    )
     assert said.startswith("trained 4 steps on 10 videos")
     assert "2 videos a class of split 1, draw 0" in said
     straight = tmp_path / "straight"
@@ -302,6 +311,7 @@ def test_base_to_novel(splits, parts, tmp_path, kind):
     """Against the run's own scores, one video at a time among the classes of its half."""
     store = splits if kind == "splits" else parts
     ask = {"shots": 3, "draws": 2, "overrides": SHORT, "out": tmp_path / "out", **HERE}
+    ask["model"] = fake.named(store).model
     ours, frozen = base2novel(store.path, **ask)
     assert (ours.model, frozen.model) == ("bieff", "frozen")
     classes = {half: labels.tolist() for half, labels in halves(store, None).items()}
@@ -331,7 +341,7 @@ def test_base_to_novel(splits, parts, tmp_path, kind):
     assert len(files) == 3
     assert base2novel(store.path, **ask) == [ours, frozen]
     assert [file.stat().st_mtime_ns for file in files] == before
-    half = Evaluation(device="cpu", model_only=True)
+    half = Evaluation(device="cpu", model_only=True, model=fake.named(store).model)
     of_half = {"run": tmp_path / "out" / "draw-1", "features": None, "protocol": "closed"}
     (alone,) = evaluate_closed(half, **of_half)
     assert alone.protocol == "base2novel-base"
@@ -348,6 +358,7 @@ def test_base_to_novel(splits, parts, tmp_path, kind):
 def test_novel_videos_are_told_apart_among_novel_classes(clip, splits, tmp_path):
     """Brute force: the model's scores over the names of the half alone."""
     ask = {"shots": 4, "draws": 1, "overrides": SHORT, "out": tmp_path, **HERE}
+    ask["model"] = fake.named(splits).model
     [ours, _] = base2novel(splits.path, **ask)
     run = open_run(tmp_path / "draw-0")
     novel = halves(splits, None)["novel"]

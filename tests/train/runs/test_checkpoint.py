@@ -147,7 +147,8 @@ def test_a_run_goes_on_with_its_settings_and_others_that_change_nothing(clip, st
     config = load(overrides=SHORT, base="baseline")
     with pytest.raises(StoppedError):
         train(store, clip, config, out, watch=interrupt_at(2))
-    resume = ["train", "--resume", "--out", str(out), "--set"]
+    named = fake.named(store).words
+    resume = ["train", "--resume", "--out", str(out), *named, "--set"]
     result = CliRunner().invoke(main, [*resume, "lr=1"])
     assert result.exit_code == 1
     assert result.output.count("asked for") == 1
@@ -291,7 +292,8 @@ def wait_for(condition, process, seconds=120):
 def test_a_real_process_is_stopped_and_goes_on(clip, store, tmp_path, number):
     settings = ["epochs=70", "warmup_epochs=1", "batch_size=11", "eval_every=90"]
     out = tmp_path / "run"
-    arguments = ["train", "--features", store.path, "--out", out]
+    named = fake.named(store).words
+    arguments = ["train", "--features", store.path, "--out", out, *named]
     for setting in [*settings, "save_seconds=0.05"]:
         arguments += ["--set", setting]
     process = bieff(*arguments)
@@ -304,7 +306,7 @@ def test_a_real_process_is_stopped_and_goes_on(clip, store, tmp_path, number):
     else:
         assert process.returncode == 1
         assert f"steps; `bieff train --resume --out {out}` goes on" in said
-    process = bieff("train", "--resume", "--out", out)
+    process = bieff("train", "--resume", "--out", out, *named)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert "trained 280 steps on 53 videos" in said
