@@ -1,4 +1,4 @@
-"""Which CLIP: load an open_clip model, its tokenizer, its preprocessing and its fingerprint.
+"""CLIP by name: load an open_clip model, its tokenizer, its preprocessing and its fingerprint.
 
 Both stages load through here, so that the text tower of stage two is the partner of the
 visual tower of stage one; `fingerprint` is how they know.
@@ -31,7 +31,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipName:
-    """What a user types to choose a CLIP, and nothing else.
+    """Choice of a CLIP as a user types it, and nothing else.
 
     `model` is an open_clip name ("ViT-B-16-quickgelu"), "hf-hub:org/name",
     "local-dir:/path", or "tinyclip".  `pretrained` is an open_clip tag ("openai"), the path
@@ -64,7 +64,7 @@ class ClipName:
 
     @property
     def may_be_downloaded(self) -> bool:
-        """Whether its weights come from the network unless they were fetched before."""
+        """True if its weights come from the network unless they were fetched before."""
         if self.pretrained is None:
             return self.model.startswith("hf-hub:")
         return self.pretrained.split(":")[0] != RANDOM and not Path(self.pretrained).is_file()
@@ -72,7 +72,7 @@ class ClipName:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How a frame becomes the input of the visual tower (open_clip's evaluation transform)."""
+    """The way from a frame to the visual tower's input (open_clip's evaluation transform)."""
 
     size: int
     """Side of the square input, pixels."""
@@ -95,6 +95,17 @@ class Clip:
     """D, width of the joint space."""
 
     _tokenizer: Callable[[list[str]], Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """The device that its weights are on."""
+        return next(self.model.parameters()).device
+
+    @property
+    def temperature(self) -> float:
+        """The number that its cosines are divided by before a softmax."""
+        model: Any = self.model
+        return float(1 / model.logit_scale.exp().item())
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids with SOT and EOT, zero-padded, int64 (len(texts), context length).

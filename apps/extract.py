@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bieff.extract.run import InProcess, Runner, extract
 from bieff.extract.shapes.clips import COMPANIONS
 from bieff.extract.tasks import Summary, status_lines
 from bieff.features.errors import ConfigError, InputError
+from bieff.features.settings import with_settings
 from bieff.features.store import FeatureStore
 
 FEATURES = Path("features")
@@ -168,7 +169,7 @@ class ModelOptions:
 def make_config(settings: Mapping[str, Any], overrides: Sequence[str]) -> ExtractConfig:
     """The settings that were given, over the defaults; `--set` over both."""
     given = {name: value for name, value in settings.items() if value is not None}
-    return replace(ExtractConfig(), **given).with_settings(overrides)
+    return with_settings(ExtractConfig(), given, overrides)
 
 
 def dry_run(data: DataOptions, model: ModelOptions, config: ExtractConfig, say: Say) -> None:

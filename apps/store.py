@@ -1,4 +1,4 @@
-"""What `bieff store` does, from options as a user types them."""
+"""`bieff store`, from options as a user types them."""
 
 from collections.abc import Callable
 from pathlib import Path

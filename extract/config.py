@@ -1,13 +1,12 @@
 """Settings of stage one: one immutable value."""
 
-import difflib
-import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from types import NoneType
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 from bieff.features.errors import ConfigError
+
+LONGEST = 86_400
+"""Seconds of the longest deadline: a hung decoder is killed within a day."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,48 +55,7 @@ class ExtractConfig:
             raise ConfigError(f"crops must be 1 or 3, got {self.crops}")
         if self.context not in ("none", "patches"):
             raise ConfigError(f"context must be 'none' or 'patches', got {self.context!r}")
-        if not self.deadline > 0:
-            raise ConfigError(f"deadline must be positive, got {self.deadline}")
-
-    def with_settings(self, settings: Sequence[str]) -> "ExtractConfig":
-        """A copy with settings as a user types them, "name=value".
-
-        Raises:
-            ConfigError: If a setting is unknown, of another type or out of range.
-        """
-        return replace(self, **dict(map(_parse, settings)))
-
-
-def _parse(text: str) -> tuple[str, Any]:
-    name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals:
-        raise ConfigError(f"--set: expected NAME=VALUE, got {text!r}")
-    types = {field.name: field.type for field in fields(ExtractConfig)}
-    if name not in types:
-        close = difflib.get_close_matches(name, types, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(types)}"
-        raise ConfigError(f"unknown setting {name!r}; {hint}")
-    wanted: Any = types[name]
-    kinds = get_args(wanted) or (wanted,)
-    if isinstance(kinds[0], str):
-        choice = value.strip("\"'")
-        if choice not in kinds:
-            listed = " or ".join(map(repr, kinds))
-            raise ConfigError(f"{name} must be {listed}, got {choice!r}")
-        return name, choice
-    if NoneType in kinds and value == "none":
-        return name, None
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    if float in kinds and type(parsed) is int:
-        parsed = float(parsed)
-    if type(parsed) not in kinds:
-        raise ConfigError(f"{name}: expected {_article(kinds)}, got {value!r}")
-    return name, parsed
-
-
-def _article(kinds: Sequence[Any]) -> str:
-    number = "a whole number" if int in kinds else "a number"
-    return f"{number} or none" if NoneType in kinds else number
+        if not 0 < self.deadline <= LONGEST:
+            raise ConfigError(
+                f"deadline must be positive and at most {LONGEST} seconds, got {self.deadline}"
+            )

@@ -1,4 +1,4 @@
-"""What a store holds and how much of it is done, on one screen."""
+"""Checks of a store: a summary of it, statistics of its numbers, checksums of its files."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-import dask.array as da
 import numpy as np
+import zarr
 from jaxtyping import Bool, Float16, Float32, Int32
 
 from bieff.features.errors import StoreError
@@ -23,7 +23,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """Of one partition; read from the markers alone, so in an instant."""
+    """State of one partition, read from the markers alone, so in an instant."""
 
     name: str
     num_videos: int
@@ -34,10 +34,10 @@ class Summary:
     """Videos by status; those of unfinished shards are pending."""
 
     num_bytes: int
-    """Of the finished shards."""
+    """Bytes of the finished shards."""
 
     planned_bytes: int
-    """Of all shards."""
+    """Bytes of all shards."""
 
     seconds: Mapping[str, float]
     """Sums over the finished shards, by what took them."""
@@ -113,7 +113,7 @@ _ALIKE = 0.999
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of a number over videos."""
+    """Distribution of a number over videos."""
 
     minimum: float
     mean: float
@@ -122,7 +122,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Spread":
-        """Of the values that are numbers; NaN where there are none."""
+        """The spread of the values that are numbers; NaN where there are none."""
         real = values[~np.isnan(values)].astype(np.float64)
         if not real.size:
             return cls(np.nan, np.nan, np.nan, np.nan)
@@ -136,18 +136,18 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statistics:
-    """Of the usable videos of a partition."""
+    """Statistics over the usable videos of a partition."""
 
     partition: str
     num_usable: int
     norm: Spread
-    """Of a frame's embedding, mean over a video."""
+    """Norm of a frame's embedding, mean over a video."""
 
     frame_cosine: Spread
-    """Between neighbouring frames, mean over a video; NaN with one frame."""
+    """Cosine between neighbouring frames, mean over a video; NaN with one frame."""
 
     video_cosine: Spread
-    """Between the mean embeddings of a video and the next usable one of its shard."""
+    """Cosine between mean embeddings of a video and the next usable one of its shard."""
 
     dead: tuple[int, ...]
     """Rows with a frame whose embedding is all zeros."""
@@ -156,7 +156,7 @@ class Statistics:
     """Rows with a view whose frames differ in number and are all equal as embeddings."""
 
     def findings(self) -> list[str]:
-        """What looks broken, a sentence each; empty for a healthy partition."""
+        """A sentence for each thing that looks broken; empty for a healthy partition."""
         found = []
         for rows, what in ((self.dead, "hold zeros"), (self.frozen, "repeat one frame")):
             if rows:
@@ -173,55 +173,47 @@ class Statistics:
         return found
 
 
-def statistics(partition: Partition, *, scheduler: str = "threads") -> Statistics:
+def statistics(partition: Partition) -> Statistics:
     """Read all usable rows of a partition, shard by shard.
-
-    Args:
-        partition: Finished or not.
-        scheduler: Dask's.
 
     Raises:
         StoreError: If a row's checksum differs.
     """
-    status = partition.status()
-    padded = np.zeros(partition.num_rows, dtype=bool)
-    padded[: partition.num_videos] = usable(status)
-    rows = partition.rows_per_shard
-    geometry = partition.geometry
-    embeddings, frames = (
-        da.from_zarr(
-            str(partition.path / name), chunks=(rows, *geometry.arrays[name].row_shape)
-        )
-        for name in ("embeddings", "frames")
-    )
-    table = da.blockwise(
-        row_statistics,
-        "nk",
-        embeddings,
-        "nvtd",
-        frames,
-        "nvt",
-        da.from_array(padded, chunks=rows),
-        "n",
-        new_axes={"k": len(_COLUMNS)},
-        concatenate=True,
-        dtype=np.float32,
-        meta=np.empty((0, 0), np.float32),
-    )
+    is_usable = usable(partition.status())
+    with_rows = np.unique(np.flatnonzero(is_usable) // partition.rows_per_shard).tolist()
+    table = dask.delayed(_shard_statistics, pure=False)
     try:
-        values = table.compute(scheduler=scheduler)
+        found = dask.compute(
+            *(table(partition, shard, is_usable) for shard in with_rows), scheduler="threads"
+        )
     except ValueError as error:
         raise StoreError(f"{partition.path}: {error}; run `bieff store verify`") from error
+    values = np.full((partition.num_videos, len(_COLUMNS)), np.nan, np.float32)
+    for shard, rows in zip(with_rows, found, strict=True):
+        values[partition.geometry.rows(shard)] = rows
     norm, frame_cosine, video_cosine, dead, frozen = values.T
     return Statistics(
         partition=partition.name,
-        num_usable=int(padded.sum()),
+        num_usable=int(is_usable.sum()),
         norm=Spread.of(norm),
         frame_cosine=Spread.of(frame_cosine),
         video_cosine=Spread.of(video_cosine),
         dead=tuple(np.flatnonzero(dead == 1).tolist()),
         frozen=tuple(np.flatnonzero(frozen == 1).tolist()),
     )
+
+
+def _shard_statistics(
+    partition: Partition, shard: int, is_usable: Bool[np.ndarray, " N"]
+) -> Float32[np.ndarray, "n 5"]:
+    rows = partition.geometry.rows(shard)
+    here = slice(rows.start, rows.stop)
+    # through zarr, which looks at the checksums
+    embeddings, frames = (
+        np.asarray(zarr.open_array(partition.path / name, mode="r", zarr_format=3)[here])
+        for name in ("embeddings", "frames")
+    )
+    return row_statistics(embeddings, frames, is_usable[here])
 
 
 def row_statistics(
@@ -275,7 +267,7 @@ class BadShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """What `verify` found."""
+    """Result of `verify`."""
 
     num_shards: int
     """Finished shards that were read."""
@@ -284,22 +276,18 @@ class Verification:
     num_bytes: int
     bad: tuple[BadShard, ...]
     bad_tables: tuple[str, ...]
-    """What is wrong with lists of videos and labels; planning again repairs the lists."""
+    """Faults of lists of videos and labels; planning again repairs the lists."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether everything is as it was written."""
+        """True if everything is as it was written."""
         return not self.bad and not self.bad_tables
 
 
-def verify(store: FeatureStore, *, scheduler: str = "threads") -> Verification:
+def verify(store: FeatureStore) -> Verification:
     """Read all finished shards again and compare sizes and checksums.
 
     Memory stays at a few shards' worth, whatever the size of the store.
-
-    Args:
-        store: The store.
-        scheduler: Dask's; "threads", "processes" or "synchronous".
     """
     shards = [
         (partition, shard)
@@ -308,7 +296,7 @@ def verify(store: FeatureStore, *, scheduler: str = "threads") -> Verification:
         if partition.claim(shard) is not None
     ]
     check = dask.delayed(check_shard, pure=False)
-    found = dask.compute(*(check(*which) for which in shards), scheduler=scheduler)
+    found = dask.compute(*(check(*which) for which in shards), scheduler="threads")
     total = sum(partition.num_shards for partition in store.partitions.values())
     tables = [_check_tables(store, partition) for partition in store.partitions.values()]
     return Verification(
@@ -361,7 +349,7 @@ def check_shard(partition: Partition, shard: int) -> BadShard | None:
 def _check_file(
     file: Path, array: ArrayLayout, expected: FileSum | None, rows: int
 ) -> tuple[str, list[int]]:
-    """What is wrong with a file, in words, and with which rows."""
+    """The fault of a file in words, and the rows that have it."""
     if expected is None:
         return "the marker does not know it", []
     if not file.is_file():

@@ -6,6 +6,7 @@ first.  Folders, lists and label files spell one class in many ways (`riding_a_b
 """
 
 import csv
+import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def readable(name: str) -> str:
 
 @lru_cache(maxsize=1 << 16)  # a scan asks for the same few folders 260,000 times
 def key(name: str) -> str:
-    """What the spellings of a class have in common: its letters and digits, in small."""
+    """Letters and digits of a name, in small: what the spellings of a class have in common."""
     return "".join(c for c in name.casefold() if c.isalnum()) or name
 
 
@@ -55,7 +56,7 @@ def label_of_key(names: Sequence[str], *, source: str) -> dict[str, int]:
 
 
 def has_sides(names: Sequence[str]) -> bool:
-    """Whether mirroring a video could change its class: some name tells left from right."""
+    """True if mirroring a video could change its class: some name tells left from right."""
     return any(not _SIDES.isdisjoint(name.casefold().split()) for name in names)
 
 
@@ -158,10 +159,7 @@ def _other_id(header: Sequence[str], name_column: str) -> str | None:
 
 
 def _from_json(text: str, path: Path) -> list[_Pair]:
-    try:
-        value: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"label file {path}: not json: {error}") from None
+    value = _parse_json(text, path)
     if isinstance(value, dict):
         return [_json_pair(one, other, path) for one, other in value.items()]
     if not isinstance(value, list):
@@ -176,6 +174,13 @@ def _from_json(text: str, path: Path) -> list[_Pair]:
             f"label file {path}: expected a list of names, or of objects with id and name"
         )
     return [_json_pair(entry["name"], entry["id"], path) for entry in value]
+
+
+def _parse_json(text: str, path: Path, **options: Any) -> Any:
+    try:
+        return json.loads(text, **options)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"label file {path}: not json: {error}") from None
 
 
 def _json_pair(one: Any, other: Any, path: Path) -> _Pair:
@@ -211,3 +216,116 @@ def _clean(name: str) -> str:
     if len(name) > 1 and name[0] == name[-1] == '"':
         name = name[1:-1].strip()
     return name
+
+
+def read_texts(path: Path, class_names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The texts that describe each of these classes, by label; one or more for each.
+
+    A text a line, csv with id,name, or json: a list in the classes' order, or an object by
+    their names.
+
+    Raises:
+        InputError: If the file cannot be read, leaves a class out, names an unknown one, or
+            describes a class by the name of another.
+    """
+    by_label = _texts_by_label(path, class_names)
+    texts = []
+    for label, name in enumerate(class_names):
+        found = tuple(" ".join(text.split()) for text in by_label.get(label, ()))
+        if not found or not all(found):
+            raise InputError(
+                f"{path}: expected a description of each of {len(class_names)} classes, got "
+                f"none of class {label}, {name!r}"
+            )
+        texts.append(found)
+    _require_own_names(path, texts, class_names)
+    return texts
+
+
+def _texts_by_label(path: Path, class_names: Sequence[str]) -> dict[int, list[str]]:
+    text = read_text(path)
+    kind = path.suffix.casefold()
+    if kind == ".csv":
+        return _texts_from_table(path, text, class_names)
+    if kind != ".json":
+        return _texts_in_order(path, [[line] for line in text.splitlines()], class_names)
+    parsed = _parse_json(text, path, object_pairs_hook=_Pairs)
+    if isinstance(parsed, _Pairs):
+        return _texts_by_name(path, parsed, class_names)
+    if isinstance(parsed, list):
+        return _texts_in_order(path, [_texts(path, value) for value in parsed], class_names)
+    raise InputError(f"{path}: expected a JSON object or list, got {parsed!r}")
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object, with every key that is written twice."""
+
+
+def _texts_by_name(
+    path: Path, pairs: _Pairs, class_names: Sequence[str]
+) -> dict[int, list[str]]:
+    labels = {key(known): label for label, known in enumerate(class_names)}
+    by_label: dict[int, list[str]] = {}
+    for name, value in pairs:
+        label = labels.get(key(name))
+        if label is None:
+            close = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
+            raise InputError(
+                f"{path}: the store has no class {name!r}; did you mean {close[0]!r}?"
+            )
+        if label in by_label:
+            raise InputError(
+                f"{path}: expected each class once, got {class_names[label]!r} twice; give it "
+                "a list of texts"
+            )
+        by_label[label] = _texts(path, value)
+    return by_label
+
+
+def _texts_from_table(
+    path: Path, text: str, class_names: Sequence[str]
+) -> dict[int, list[str]]:
+    rows = csv.DictReader(text.splitlines())
+    if not {"id", "name"} <= set(rows.fieldnames or ()):
+        raise InputError(f"{path}: expected a first line of id,name, got {rows.fieldnames}")
+    by_label: dict[int, list[str]] = {}
+    for row in rows:
+        label = (row["id"] or "").strip()
+        if not label.isdecimal() or int(label) >= len(class_names):
+            raise InputError(
+                f"{path}: expected ids from 0 to {len(class_names) - 1}, got {row['id']!r}"
+            )
+        by_label.setdefault(int(label), []).append(row["name"] or "")
+    return by_label
+
+
+def _texts_in_order(
+    path: Path, values: Sequence[list[str]], class_names: Sequence[str]
+) -> dict[int, list[str]]:
+    if len(values) != len(class_names):
+        raise InputError(
+            f"{path}: expected {len(class_names)} classes, as the store has, got {len(values)}"
+        )
+    return dict(enumerate(values))
+
+
+def _texts(path: Path, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{path}: expected a text or a list of texts, got {value!r}")
+    return texts
+
+
+def _require_own_names(
+    path: Path, texts: Sequence[tuple[str, ...]], class_names: Sequence[str]
+) -> None:
+    """Refuse a file in another order than the labels, as some of HMDB-51 are."""
+    labels = {key(name): label for label, name in enumerate(class_names)}
+    for label, found in enumerate(texts):
+        for text in found:
+            other = labels.get(key(text), label)
+            if other != label:
+                raise InputError(
+                    f"{path}: class {label} is {class_names[label]!r}, but is described as "
+                    f"{text!r}, which is class {other}; bring the file into the store's order"
+                )

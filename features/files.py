@@ -35,7 +35,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -44,18 +44,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def sync_file(path: Path) -> None:
-    """Wait until the file's bytes are on the disk."""
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the folder's entries are on the disk."""
-    sync_file(path)
 
 
 @contextmanager
@@ -97,6 +92,14 @@ def require_space(path: Path, num_bytes: int) -> None:
 def _free(path: Path) -> int:
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     return shutil.disk_usage(there).free
+
+
+@contextmanager
+def waiting_for(path: Path) -> Iterator[None]:
+    """Wait for the only right to change a file, which others hold for milliseconds."""
+    with path.with_suffix(".lock").open("a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
 
 
 LOCK_NAME = ".lock"
@@ -163,10 +166,8 @@ def _describe(text: bytes) -> str:
         return "another process"
 
 
-FILE = ".shards"
-
 _PARTITION_BYTES = 2**32
-"""Bytes of the file, none of them ever written, that stand for the shards of a partition."""
+"""Bytes of the locks' file, none ever written, that stand for the shards of a partition."""
 
 
 class ShardLocks:
@@ -177,7 +178,7 @@ class ShardLocks:
 
     def __init__(self, store: Path, partitions: tuple[str, ...]) -> None:
         self._partitions = partitions
-        self._file = os.open(store / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._file = os.open(store / ".shards", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def acquire(self, partition: str, shard: int) -> None:
         """Wait until nobody else writes the shard."""

@@ -20,14 +20,15 @@ from bieff.features.files import (
     disk_errors,
     exclusive,
     require_space,
-    sync_file,
+    sync,
     write_atomically,
 )
 from bieff.features.partition import Partition
 from bieff.features.plan import FOLDERS, METADATA_NAME, is_planned, require_vacant
 from bieff.features.schema import SCHEMA_VERSION, ShardData
-from bieff.features.shard import padded, remove, write
+from bieff.features.shard import write
 from bieff.features.store import FeatureStore
+from bieff.features.videos import table_file
 
 _FORMAT = "bieff feature store"
 _PER_SHARD = ("ledger", "errors")
@@ -60,7 +61,7 @@ def export_hdf5(store: FeatureStore, target: Path) -> int:
             )
             for path in _plan_files(store):
                 _put_file(file, store.path, path)
-        sync_file(partial)
+        sync(partial)
         partial.replace(target)
     return num_shards
 
@@ -105,7 +106,7 @@ def import_hdf5(source: Path, path: Path) -> int:
 
 
 def _num_bytes(store: FeatureStore) -> int:
-    """What the file will need, a little more rather than less."""
+    """Bytes that the file will need, a little more rather than less."""
     tables = sum(file.stat().st_size for file in _plan_files(store))
     shards = sum(
         array.file_bytes(partition.rows_per_shard) * int(partition.done().sum())
@@ -164,9 +165,7 @@ def _import_partition(file: h5py.File, partition: Partition) -> int:
         )
         marker.unlink(missing_ok=True)
         for name, array in partition.geometry.arrays.items():
-            remove(partition.path, array, shard)
-            whole = padded(getattr(data, name), data, array, partition.rows_per_shard)
-            written = write(partition.path, array, shard, whole)
+            written = write(partition.path, array, shard, data, partition.rows_per_shard)
             if written.sha256 != known[name]["sha256"]:
                 raise StoreError(
                     f"{file.filename}: {name} of {partition.name} shard {shard} is not what "
@@ -182,7 +181,7 @@ def _import_partition(file: h5py.File, partition: Partition) -> int:
 
 def _plan_files(store: FeatureStore) -> list[Path]:
     """Everything but shards, markers and errors; the root's metadata last."""
-    files = [store.path / "videos" / f"{name}.jsonl" for name in store.partitions]
+    files = [table_file(store.path, name) for name in store.partitions]
     for partition in store.partitions.values():
         files.append(partition.path / METADATA_NAME)
         files += [

@@ -25,7 +25,7 @@ from bieff.features.shard import (
     require_reasons,
     write_errors,
 )
-from bieff.features.videos import VideoTable
+from bieff.features.videos import VideoTable, table_file
 
 
 class Partition:
@@ -50,7 +50,7 @@ class Partition:
         self.dim = geometry.dim
         self._errors = store / "errors"
         self._ledger = Ledger(store / "ledger")
-        self._table = VideoTable(store / "videos" / f"{name}.jsonl")
+        self._table = VideoTable(table_file(store, name))
         self._reader = RowReader(self.path, geometry, check=self._require_done)
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
@@ -105,11 +105,9 @@ class Partition:
             self._reader.forget(shard)
             files = {}
             for name, array in self.geometry.arrays.items():
-                shard_files.remove(self.path, array, shard)
-                whole = shard_files.padded(
-                    getattr(data, name), data, array, self.rows_per_shard
+                files[name] = shard_files.write(
+                    self.path, array, shard, data, self.rows_per_shard
                 )
-                files[name] = shard_files.write(self.path, array, shard, whole)
             write_errors(self._error_file(shard), errors)
             counts = Counter(Status(value).name.lower() for value in data.status.tolist())
             marker = Marker(
@@ -162,7 +160,7 @@ class Partition:
         return marker
 
     def done(self) -> Bool[np.ndarray, " shards"]:
-        """Which shards are finished."""
+        """True for each finished shard."""
         finished = [self.marker(shard) is not None for shard in range(self.num_shards)]
         return np.array(finished, dtype=bool)
 
@@ -198,7 +196,7 @@ class Partition:
         return status
 
     def errors(self) -> list[VideoError]:
-        """What went wrong in the finished shards, by row."""
+        """Errors of the finished shards, by row."""
         found = []
         for shard in np.flatnonzero(self.done()).tolist():
             found += read_errors(self._error_file(shard))
@@ -226,12 +224,6 @@ class Partition:
             StoreError: If a row's shard is not finished.
         """
         return self._reader.take("embeddings", rows, (views, frames), out)
-
-    def read_plain(
-        self, rows: Rows, views: slice | None = None, *, frames: slice | None = None
-    ) -> Float16[np.ndarray, "n V T D"]:
-        """What `read` gives, through zarr: slow, and every row's checksum is looked at."""
-        return self._reader.take_plain("embeddings", rows, (views, frames))
 
     def read_patches(
         self, rows: Rows, views: slice | None = None
@@ -266,7 +258,7 @@ class Partition:
             )
 
     def shard_files(self, shard: int) -> tuple[Path, Path]:
-        """Where a shard's marker and its errors lie, if it has them."""
+        """Files of a shard's marker and of its errors, there or not."""
         return self._ledger.file(self.name, shard), self._error_file(shard)
 
     def _error_file(self, shard: int) -> Path:

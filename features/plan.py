@@ -20,7 +20,7 @@ from bieff.features.files import (
     PARTIAL,
     disk_errors,
     exclusive,
-    sync_file,
+    sync,
     write_atomically,
 )
 from bieff.features.schema import (
@@ -35,8 +35,18 @@ from bieff.features.videos import (
     first_difference,
     identity,
     is_up_to_date,
+    table_file,
     write_videos,
 )
+
+METADATA_NAME = "zarr.json"
+
+FOLDERS = ("videos", "ledger", "errors")
+"""Folders of a store beside its partitions."""
+
+Plans = Mapping[str, PartitionPlan]
+
+Subsets = Mapping[str, Sequence[int]]
 
 _ABSENT = object()
 
@@ -96,97 +106,6 @@ def _show(leaves: Mapping[str, Any], key: str) -> str:
         return "nothing"
     text = json.dumps(leaves[key], ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
-
-
-METADATA_NAME = "zarr.json"
-
-
-def create_arrays(partition: Path, geometry: Geometry, labels: Int64[np.ndarray, " N"]) -> None:
-    """Write the zarr group of a partition: metadata of its arrays, and the labels.
-
-    Args:
-        partition: Folder of the group; what lies there is replaced.
-        geometry: Sizes.
-        labels: Class index of each video; padding becomes -1.
-    """
-    group = zarr.create_group(
-        partition,
-        zarr_format=3,
-        overwrite=True,
-        attributes={"num_videos": geometry.num_videos},
-    )
-    for array in geometry.arrays.values():
-        shard_shape = (geometry.rows_per_shard, *array.row_shape)
-        group.create_array(
-            array.name,
-            shape=(geometry.num_rows, *array.row_shape),
-            dtype=array.dtype,
-            chunks=(1, *array.row_shape) if array.is_sharded else shard_shape,
-            shards=shard_shape if array.is_sharded else None,
-            filters=None,
-            serializer=BytesCodec(),
-            compressors=[Crc32cCodec()],
-            fill_value=array.fill,
-            attributes=dict(array.attributes),
-            dimension_names=("video", *array.dims),
-        )
-    padded = np.full(geometry.num_rows, -1, np.int32)
-    padded[: geometry.num_videos] = labels
-    group.create_array(
-        "labels",
-        data=padded,
-        chunks=(geometry.num_rows,),
-        filters=None,
-        compressors=[Crc32cCodec()],
-        fill_value=-1,
-        attributes={"meaning": "index into the class names, -1 for unlabelled and for padding"},
-        dimension_names=("video",),
-        config={"write_empty_chunks": True},  # where nothing is labelled
-    )
-    names = [*geometry.arrays, "labels"]
-    for name in names:
-        sync_file(partition / name / METADATA_NAME)
-    sync_file(partition / "labels" / "c" / "0")
-    write_group(partition, {"num_videos": geometry.num_videos}, names)
-
-
-def write_group(folder: Path, attributes: Mapping[str, Any], members: Iterable[str]) -> None:
-    """Write a group's metadata and, inlined, that of its members."""
-    inlined = {name: _read(folder / name) for name in members}
-    metadata = {
-        "attributes": attributes,
-        "zarr_format": 3,
-        "consolidated_metadata": _consolidated(inlined),
-        "node_type": "group",
-    }
-    text = json.dumps(metadata, indent=1) + "\n"
-    write_atomically(folder / METADATA_NAME, text.encode())
-
-
-def write_root(store: Path, attributes: Mapping[str, Any], partitions: Iterable[str]) -> None:
-    """Write the metadata of the store itself.  Before this, it does not exist."""
-    members = []
-    for partition in partitions:
-        inlined = _read(store / partition)["consolidated_metadata"]["metadata"]
-        members += [partition, *(f"{partition}/{name}" for name in inlined)]
-    write_group(store, attributes, members)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    metadata: dict[str, Any] = json.loads((folder / METADATA_NAME).read_bytes())
-    return metadata
-
-
-def _consolidated(members: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "inline", "must_understand": False, "metadata": members}
-
-
-FOLDERS = ("videos", "ledger", "errors")
-"""Of a store, beside its partitions."""
-
-Plans = Mapping[str, PartitionPlan]
-
-Subsets = Mapping[str, Sequence[int]]
 
 
 def plan_attributes(
@@ -274,7 +193,7 @@ def geometry(attributes: Mapping[str, Any], partition: str) -> Geometry:
 
 
 def is_planned(path: Path) -> bool:
-    """Whether a store, or another zarr group, lies at `path`."""
+    """True if a store, or another zarr group, lies at `path`."""
     return (path / METADATA_NAME).is_file()
 
 
@@ -301,7 +220,7 @@ def write_plan(path: Path, attributes: Mapping[str, Any], partitions: Plans) -> 
     for name, plan in partitions.items():
         labels = np.array([video.label for video in plan.videos], np.int64)
         create_arrays(path / name, geometry(attributes, name), labels)
-        write_videos(_table(path, name), plan.videos)
+        write_videos(table_file(path, name), plan.videos)
     write_root(path, attributes, partitions)
 
 
@@ -373,7 +292,7 @@ def require_same_plan(
                 f"{sizes['num_views']}; choose another --out"
             )
         if held["videos"] != sizes["videos"]:
-            table = VideoTable(_table(path, name))
+            table = VideoTable(table_file(path, name))
             where = first_difference(table, held["num_videos"], partitions[name].videos)
             raise StoreMismatchError(
                 f"{path / name} was planned for other videos; choose another --out, or give "
@@ -384,27 +303,102 @@ def require_same_plan(
 def bring_up_to_date(
     path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], partitions: Plans
 ) -> None:
-    """Where the videos lie is no part of the plan; files may have moved or come since.
+    """Write anew where the videos lie, which is no part of the plan: files may move or come.
 
     Nor are the named subsets of the classes: a store from before there were any gets them.
     """
     stale = [
         name
         for name, plan in partitions.items()
-        if not is_up_to_date(_table(path, name), plan.videos)
+        if not is_up_to_date(table_file(path, name), plan.videos)
     ]
     fresh = {key: asked[key] for key in ("root", "class_subsets")}
     if not stale and all(stored.get(key, {}) == value for key, value in fresh.items()):
         return
     with exclusive(path), disk_errors(path):
         for name in stale:
-            write_videos(_table(path, name), partitions[name].videos)
+            write_videos(table_file(path, name), partitions[name].videos)
         write_root(path, {**stored, **fresh}, stored["partitions"])
-
-
-def _table(path: Path, partition: str) -> Path:
-    return path / "videos" / f"{partition}.jsonl"
 
 
 def _numbered(attributes: Mapping[str, Any]) -> dict[str, str]:
     return {f"class_names.{i:05d}": name for i, name in enumerate(attributes["class_names"])}
+
+
+def create_arrays(partition: Path, geometry: Geometry, labels: Int64[np.ndarray, " N"]) -> None:
+    """Write the zarr group of a partition: metadata of its arrays, and the labels.
+
+    Args:
+        partition: Folder of the group; what lies there is replaced.
+        geometry: Sizes.
+        labels: Class index of each video; padding becomes -1.
+    """
+    group = zarr.create_group(
+        partition,
+        zarr_format=3,
+        overwrite=True,
+        attributes={"num_videos": geometry.num_videos},
+    )
+    for array in geometry.arrays.values():
+        shard_shape = (geometry.rows_per_shard, *array.row_shape)
+        group.create_array(
+            array.name,
+            shape=(geometry.num_rows, *array.row_shape),
+            dtype=array.dtype,
+            chunks=(1, *array.row_shape) if array.is_sharded else shard_shape,
+            shards=shard_shape if array.is_sharded else None,
+            filters=None,
+            serializer=BytesCodec(),
+            compressors=[Crc32cCodec()],
+            fill_value=array.fill,
+            attributes=dict(array.attributes),
+            dimension_names=("video", *array.dims),
+        )
+    padded = np.full(geometry.num_rows, -1, np.int32)
+    padded[: geometry.num_videos] = labels
+    group.create_array(
+        "labels",
+        data=padded,
+        chunks=(geometry.num_rows,),
+        filters=None,
+        compressors=[Crc32cCodec()],
+        fill_value=-1,
+        attributes={"meaning": "index into the class names, -1 for unlabelled and for padding"},
+        dimension_names=("video",),
+        config={"write_empty_chunks": True},  # where nothing is labelled
+    )
+    names = [*geometry.arrays, "labels"]
+    for file in ("labels/c/0", *(f"{name}/{METADATA_NAME}" for name in names)):
+        sync(partition / file)
+    write_group(partition, {"num_videos": geometry.num_videos}, names)
+
+
+def write_root(store: Path, attributes: Mapping[str, Any], partitions: Iterable[str]) -> None:
+    """Write the metadata of the store itself.  Before this, it does not exist."""
+    members = []
+    for partition in partitions:
+        inlined = _read(store / partition)["consolidated_metadata"]["metadata"]
+        members += [partition, *(f"{partition}/{name}" for name in inlined)]
+    write_group(store, attributes, members)
+
+
+def write_group(folder: Path, attributes: Mapping[str, Any], members: Iterable[str]) -> None:
+    """Write a group's metadata and, inlined, that of its members."""
+    inlined = {name: _read(folder / name) for name in members}
+    metadata = {
+        "attributes": attributes,
+        "zarr_format": 3,
+        "consolidated_metadata": {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": inlined,
+        },
+        "node_type": "group",
+    }
+    text = json.dumps(metadata, indent=1) + "\n"
+    write_atomically(folder / METADATA_NAME, text.encode())
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((folder / METADATA_NAME).read_bytes())
+    return metadata

@@ -33,7 +33,7 @@ UNLABELLED = -1
 
 
 class Status(IntEnum):
-    """What became of a video; the numbers are what `status` arrays hold."""
+    """Fate of a video; the numbers are what `status` arrays hold."""
 
     PENDING = 0
     OK = 1
@@ -49,12 +49,12 @@ class Status(IntEnum):
 
     @property
     def usable(self) -> bool:
-        """Whether the row carries embeddings."""
+        """True if the row carries embeddings."""
         return self in (Status.OK, Status.SALVAGED)
 
     @property
     def failed(self) -> bool:
-        """Whether the video was tried and has no embeddings; `--retry-failed` tries it again.
+        """True if the video was tried and has no embeddings; `--retry-failed` tries it again.
 
         A missing file counts as failed: only the user knows whether it lies there by now, and
         looking costs nothing.
@@ -76,7 +76,7 @@ class Video:
     """Index into the class names, or `UNLABELLED`."""
 
     size: int = 0
-    """Of the file, bytes; 0 where the file was not found."""
+    """Bytes of the file; 0 where the file was not found."""
 
     splits: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Official split -> role, such as {"1": "train", "2": "test"}."""
@@ -84,10 +84,10 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoError:
-    """Why a video is not `Status.OK`; a line of an error file."""
+    """Reason for which a video is not `Status.OK`; a line of an error file."""
 
     row: int
-    """Of the partition, not of the shard."""
+    """Row of the partition, not of the shard."""
 
     id: str
     path: str
@@ -103,7 +103,7 @@ class VideoError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartitionPlan:
-    """What a partition will hold: a row for each video, in this order."""
+    """Plan of a partition: a row for each video, in this order."""
 
     videos: Sequence[Video]
     num_views: int
@@ -147,21 +147,21 @@ class ArrayLayout:
     """Names of the dimensions after the first."""
 
     fill: float | int
-    """What padding and unusable rows hold, and zarr gives for shards not written."""
+    """Value of padding and unusable rows, which zarr gives for shards not written too."""
 
     is_sharded: bool
-    """Whether every row has its own checksum."""
+    """True if every row has its own checksum."""
 
     attributes: Mapping[str, Any]
 
     @property
     def row_bytes(self) -> int:
-        """Of the values alone."""
+        """Bytes of a row's values, without its checksum."""
         return math.prod(self.row_shape) * self.dtype.itemsize
 
     @property
     def stride(self) -> int:
-        """From the beginning of a row to that of the next, bytes."""
+        """Bytes from the beginning of a row to that of the next."""
         return self.row_bytes + (CRC_BYTES if self.is_sharded else 0)
 
     def file_bytes(self, rows: int) -> int:
@@ -171,7 +171,7 @@ class ArrayLayout:
         return rows * self.stride + CRC_BYTES
 
     def file(self, partition: Path, shard: int) -> Path:
-        """Where a shard lies."""
+        """The file of a shard."""
         return partition.joinpath(self.name, "c", str(shard), *("0" for _ in self.row_shape))
 
 

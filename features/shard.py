@@ -14,7 +14,7 @@ from google_crc32c import value as crc32c
 from jaxtyping import Shaped, UInt8
 
 from bieff.features.errors import StoreError
-from bieff.features.files import PARTIAL, sync_file, sync_folder, write_atomically
+from bieff.features.files import PARTIAL, sync, write_atomically
 from bieff.features.rows import map_shard
 from bieff.features.schema import (
     CRC_BYTES,
@@ -27,22 +27,6 @@ from bieff.features.schema import (
 )
 
 
-def is_whole(data: np.ndarray) -> bool:
-    """Whether bytes agree with the crc32c at their end."""
-    stored = int.from_bytes(data[-CRC_BYTES:].tobytes(), "little")
-    covered: Any = data[:-CRC_BYTES]  # takes arrays, and is not annotated so
-    return bool(crc32c(covered) == stored)
-
-
-def bad_rows(file: Path, array: ArrayLayout, rows: int) -> list[int]:
-    """Rows of a shard whose crc32c differs; of an array with one checksum, all or none."""
-    data = np.memmap(file, np.uint8, mode="r")
-    if not array.is_sharded:
-        return [] if is_whole(data) else list(range(rows))
-    stride = array.stride
-    return [row for row in range(rows) if not is_whole(data[row * stride : (row + 1) * stride])]
-
-
 @dataclass(frozen=True, slots=True)
 class FileSum:
     """A finished file."""
@@ -51,7 +35,7 @@ class FileSum:
     """Bytes."""
 
     sha256: str
-    """Of the whole file.
+    """SHA-256 of the whole file.
 
     Not its crc32c: a row followed by its own crc32c leaves the checksum of the file at the
     same value whatever the row holds, so that two shards of equal length would pass for
@@ -61,7 +45,7 @@ class FileSum:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Marker:
-    """Says that a shard is finished, and what its files must be."""
+    """Mark of a finished shard, with what its files must be."""
 
     partition: str
     shard: int
@@ -69,21 +53,21 @@ class Marker:
     """First row."""
 
     stop: int
-    """After the last row that is a video."""
+    """Row after the last one that is a video."""
 
     recipe_hash: str
     files: Mapping[str, FileSum]
-    """By array."""
+    """Files by array."""
 
     counts: Mapping[str, int]
     """Videos by status."""
 
     seconds: Mapping[str, float]
-    """Where the time went."""
+    """Seconds by what took them."""
 
     @property
     def has_failed(self) -> bool:
-        """Whether a video of the shard has failed (`Status.failed`)."""
+        """True if a video of the shard has failed (`Status.failed`)."""
         return any(Status[name.upper()].failed for name, num in self.counts.items() if num)
 
 
@@ -94,7 +78,7 @@ class Ledger:
         self._folder = folder
 
     def file(self, partition: str, shard: int) -> Path:
-        """Where the marker of a shard lies."""
+        """The file of a shard's marker."""
         return self._folder / f"{partition}-{shard:05d}.json"
 
     def write(self, marker: Marker) -> None:
@@ -120,7 +104,7 @@ class Ledger:
             self.file(partition, shard).unlink()
         except FileNotFoundError:
             return False
-        sync_folder(self._folder)
+        sync(self._folder)
         return True
 
 
@@ -130,7 +114,7 @@ def write_errors(path: Path, errors: Sequence[VideoError]) -> None:
         write_atomically(path, "".join(_line(error) for error in errors).encode())
     elif path.exists():
         path.unlink()
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def read_errors(path: Path) -> list[VideoError]:
@@ -213,12 +197,13 @@ def usable(status: np.ndarray) -> np.ndarray:
     return np.isin(status, [int(s) for s in Status if s.usable])
 
 
-def padded(values: np.ndarray, data: ShardData, array: ArrayLayout, rows: int) -> np.ndarray:
+def _padded(data: ShardData, array: ArrayLayout, rows: int) -> Shaped[np.ndarray, "rows ..."]:
     """The whole shard: unusable rows emptied, padding at the end."""
     is_status = array.name == "status"
     fill = int(Status.PADDING) if is_status else array.fill
     whole = np.full((rows, *array.row_shape), fill, array.dtype)
     carried = slice(None) if is_status else usable(data.status)
+    values = getattr(data, array.name)
     whole[: len(values)][carried] = values[carried]
     return whole
 
@@ -236,16 +221,22 @@ def remove(partition: Path, array: ArrayLayout, shard: int) -> None:
 
 
 def write(
-    partition: Path, array: ArrayLayout, shard: int, values: Shaped[np.ndarray, "rows ..."]
+    partition: Path, array: ArrayLayout, shard: int, data: ShardData, rows: int
 ) -> FileSum:
-    """Write a whole shard of one array and read it back.
+    """Write a whole shard of one array in place of what lies there, and read it back.
 
-    The old shard must have been removed: zarr reads it first, and fails on a torn one.
+    Args:
+        partition: Folder of the partition.
+        array: Which array.
+        shard: Number of the shard.
+        data: All arrays of the shard's videos, without padding.
+        rows: S.
 
     Raises:
         StoreError: If the file is not what was written.
     """
-    rows = len(values)
+    remove(partition, array, shard)  # zarr would read it first, and fails on a torn one
+    values = _padded(data, array, rows)
     # without `write_empty_chunks` rows that are all fill are left out, and the stride breaks;
     # zarr.open_array has a `config` too, but heeds it only for a new array (zarr 3.1.6)
     target = zarr.open_array(partition / array.name, mode="r+", zarr_format=3)
@@ -254,10 +245,26 @@ def write(
     file = array.file(partition, shard)
     # the bytes must be there before the marker; should a power cut take the folder's entry,
     # the file is missing and the shard is not finished
-    sync_file(file)
+    sync(file)
     if not _same_bytes(map_shard(file, array, rows), values):
         raise StoreError(f"{file} is not what was written; check the disk and run again")
     return file_sum(file)
+
+
+def is_whole(data: np.ndarray) -> bool:
+    """True if bytes agree with the crc32c at their end."""
+    stored = int.from_bytes(data[-CRC_BYTES:].tobytes(), "little")
+    covered: Any = data[:-CRC_BYTES]  # takes arrays, and is not annotated so
+    return bool(crc32c(covered) == stored)
+
+
+def bad_rows(file: Path, array: ArrayLayout, rows: int) -> list[int]:
+    """Rows of a shard whose crc32c differs; of an array with one checksum, all or none."""
+    data = np.memmap(file, np.uint8, mode="r")
+    if not array.is_sharded:
+        return [] if is_whole(data) else list(range(rows))
+    stride = array.stride
+    return [row for row in range(rows) if not is_whole(data[row * stride : (row + 1) * stride])]
 
 
 def file_sum(file: Path) -> FileSum:

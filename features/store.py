@@ -28,63 +28,7 @@ from bieff.features.files import disk_errors, exclusive
 from bieff.features.partition import Partition
 from bieff.features.plan import canonical
 from bieff.features.schema import PartitionPlan, Status, Video
-from bieff.features.videos import is_up_to_date
-
-
-def drop_replaced(partition: Partition, rows: Sequence[int]) -> None:
-    """Remove the markers of the shards that hold these rows."""
-    for shard in sorted({row // partition.rows_per_shard for row in rows}):
-        partition.drop(shard)
-
-
-def find_replaced(
-    partitions: Mapping[str, Partition], plans: Mapping[str, PartitionPlan], table: Path
-) -> dict[str, list[int]]:
-    """Rows with features of a file of another size than the one that lies there now.
-
-    A file that is not there (size 0) is no other file: its features stay.
-
-    Args:
-        partitions: Of the store.
-        plans: What is asked for, the same videos in the same order.
-        table: Folder of the lists of videos.
-    """
-    found = {}
-    for name, asked in plans.items():
-        if not is_up_to_date(table / f"{name}.jsonl", asked.videos):
-            rows = _replaced_rows(partitions[name], asked.videos)
-            found.update({name: rows} if rows else {})
-    return found
-
-
-def require_unreplaced(
-    partitions: Mapping[str, Partition],
-    plans: Mapping[str, PartitionPlan],
-    replaced: Mapping[str, Sequence[int]],
-) -> None:
-    """Refuse to take features of one file for those of another.
-
-    Raises:
-        StoreMismatchError: If there are any; names the first.
-    """
-    for name, rows in replaced.items():
-        old, new = partitions[name].videos[rows[0]], plans[name].videos[rows[0]]
-        raise StoreMismatchError(
-            f"{partitions[name].path}: {len(rows):,} of the videos extracted are other files "
-            f"now, the first is {old.id!r}: it had {old.size:,} bytes, {new.path!r} has "
-            f"{new.size:,}; choose another --out, or say --retry-failed to extract them again"
-        )
-
-
-def _replaced_rows(partition: Partition, videos: Sequence[Video]) -> list[int]:
-    rows = [
-        row
-        for row, (old, new) in enumerate(zip(partition.videos, videos, strict=True))
-        if old.size and new.size and old.size != new.size
-    ]
-    status = partition.status() if rows else ()
-    return [row for row in rows if Status(int(status[row])).usable]
-
+from bieff.features.videos import is_up_to_date, table_file
 
 __all__ = ["FeatureStore", "Partition"]
 
@@ -172,13 +116,15 @@ class FeatureStore:
         stored = plan.read_attributes(path)
         plan.require_same_plan(path, stored, asked, partitions)
         store = cls(path, stored)
-        replaced = find_replaced(store.partitions, partitions, path / "videos")
-        if replaced and not redo_replaced:
-            require_unreplaced(store.partitions, partitions, replaced)
-        elif replaced:
+        replaced = [
+            (store.partitions[name], row)
+            for name, wanted in partitions.items()
+            for row in _replaced(store.partitions[name], wanted.videos, redo=redo_replaced)
+        ]
+        if replaced:
             with store.exclusive(), disk_errors(path):
-                for name, rows in replaced.items():
-                    drop_replaced(store.partitions[name], rows)
+                for partition, row in replaced:
+                    partition.drop(row // partition.rows_per_shard)
         plan.bring_up_to_date(path, stored, asked, partitions)
         return cls.open(path)
 
@@ -208,3 +154,30 @@ class FeatureStore:
             StoreError: If another run holds it; says which.
         """
         return exclusive(self.path)
+
+
+def _replaced(partition: Partition, videos: Sequence[Video], *, redo: bool) -> list[int]:
+    """Rows with features of a file of another size than the one that lies there now.
+
+    A file that is not there (size 0) is no other file: its features stay.
+
+    Raises:
+        StoreMismatchError: If there are any, and they are not to be redone; names the first.
+    """
+    if is_up_to_date(table_file(partition.path.parent, partition.name), videos):
+        return []
+    rows = [
+        row
+        for row, (old, new) in enumerate(zip(partition.videos, videos, strict=True))
+        if old.size and new.size and old.size != new.size
+    ]
+    status = partition.status() if rows else ()
+    rows = [row for row in rows if Status(int(status[row])).usable]
+    if rows and not redo:
+        old, new = partition.videos[rows[0]], videos[rows[0]]
+        raise StoreMismatchError(
+            f"{partition.path}: {len(rows):,} of the videos extracted are other files now, "
+            f"the first is {old.id!r}: it had {old.size:,} bytes, {new.path!r} has "
+            f"{new.size:,}; choose another --out, or say --retry-failed to extract them again"
+        )
+    return rows

@@ -20,6 +20,11 @@ from bieff.features.schema import Video
 _BLOCK = 2**22
 
 
+def table_file(store: Path, partition: str) -> Path:
+    """The file with the list of a partition's videos."""
+    return store / "videos" / f"{partition}.jsonl"
+
+
 def identity(videos: Iterable[Video]) -> str:
     """SHA-256 over ids, labels and splits, in order; 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -30,7 +35,7 @@ def identity(videos: Iterable[Video]) -> str:
 
 
 def is_up_to_date(path: Path, videos: Iterable[Video]) -> bool:
-    """Whether the file at `path` holds exactly these videos, paths and sizes included."""
+    """True if the file at `path` holds exactly these videos, paths and sizes included."""
     with path.open("rb") as file:
         same = all(file.readline() == _line(video) for video in videos)
         return same and not file.read(1)
@@ -59,7 +64,7 @@ class VideoTable:
 
     @cached_property
     def _offsets(self) -> Int64[np.ndarray, " N_plus_1"]:
-        """Where each line begins, and the last one ends; bytes."""
+        """Bytes before each line, and before the end of the last one."""
         found = [np.zeros(1, np.int64)]
         with self._path.open("rb") as file:
             position = 0
@@ -78,7 +83,7 @@ class VideoTable:
 
 
 def first_difference(stored: VideoTable, num_stored: int, asked: Sequence[Video]) -> str:
-    """Says where two lists of videos part, in words."""
+    """The place where two lists of videos part, in words."""
     if num_stored != len(asked):
         return f"store has {num_stored} videos, asked for {len(asked)}"
     for row, (old, new) in enumerate(zip(stored.read(0, num_stored), asked, strict=True)):

@@ -1,4 +1,4 @@
-"""Random batches of 32 videos: the store's map, a plain np.memmap of the same bytes, zarr.
+"""Random batches of 32 videos: a np.memmap a shard, one of all the same bytes, zarr.
 
     python tests/bench_store.py [--videos N] [--folder DIR]
 
@@ -60,7 +60,7 @@ def seconds_a_video(
 
 
 def measure(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[float, float]:
-    """Speed of the map as a multiple of np.memmap's and of zarr's."""
+    """Speed of the store's maps as a multiple of one large map's and of zarr's."""
     partition, raw = fill(folder, num, shape)
     array = zarr.open_array(partition.path / "embeddings", mode="r")
     rng = np.random.default_rng(1)
@@ -79,9 +79,9 @@ def measure(folder: Path, num: int, shape: tuple[int, int, int]) -> tuple[float,
         f"{commit()} store (V, T, D)={shape} N={num} batch={BATCH} float16"
         f" | {platform.machine()} numpy {np.__version__} zarr {zarr.__version__}"
         f" | median {', '.join(f'{1 / median:,.0f}' for median in medians)} videos/s"
-        " (map, np.memmap, zarr)"
-        f" | map/memmap {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-        f" | map/zarr {medians[2] / medians[0]:.0f}"
+        " (a map a shard, one map, zarr)"
+        f" | shards/one {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+        f" | shards/zarr {medians[2] / medians[0]:.0f}"
     )
     return statistics.median(ratios), medians[2] / medians[0]
 

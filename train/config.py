@@ -1,20 +1,16 @@
 """Settings of stage two: one immutable value, the paper's numbers as defaults.
 
 `load` builds it from a preset, then a TOML file, then `name=value` overrides, each over the
-one before.  File and overrides are both TOML, so there is one parser and one set of types.
+one before.
 """
 
-import difflib
-import math
-import sys
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from bieff.features.errors import ConfigError
+from bieff.features.settings import read_settings, with_settings
 
 _POSITIVE = (
     *("num_context", "post_layers", "frames", "epochs", "batch_size", "temporal_weight"),
@@ -212,8 +208,7 @@ class TrainConfig:
         Raises:
             ConfigError: If a name is unknown or a value does not fit.
         """
-        checked = {name: _checked(name, value) for name, value in values.items()}
-        return replace(base or cls(), **checked)
+        return with_settings(base or cls(), values)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, ready for JSON; `from_dict` gives the same config back."""
@@ -272,63 +267,9 @@ def load(
 ) -> TrainConfig:
     """Settings from `base`, a preset or others, then the TOML file, then `name=value` texts.
 
-    A value is TOML; a bare word stands for a string (`design=a1`), and `none` for no value.
-
     Raises:
         ConfigError: If the file cannot be read or parsed, a name is unknown, or a value does
             not fit.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values.update(tomllib.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ConfigError(f"cannot read settings {str(path)!r}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"settings {str(path)!r} are not TOML: {error}") from None
-    for text in overrides:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"expected name=value, got {text!r}")
-        name = name.strip()
-        _field_type(name)
-        values[name] = _parse(value.strip())
-    return TrainConfig.from_dict(values, base=preset(base) if isinstance(base, str) else base)
-
-
-def _parse(text: str) -> Any:
-    """The TOML value, or the text itself when it is a bare word."""
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
-
-
-def _field_type(name: str) -> Any:
-    types = {field.name: field.type for field in fields(TrainConfig)}
-    if name not in types:
-        close = difflib.get_close_matches(name, types, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(types)}"
-        raise ConfigError(f"unknown setting {name!r}; {hint}")
-    return types[name]
-
-
-def _checked(name: str, value: Any) -> Any:
-    """The value in its field's type, an int for a float allowed and nothing else changed."""
-    wanted = _field_type(name)
-    if choices := [choice for choice in get_args(wanted) if isinstance(choice, str)]:
-        if value not in choices:
-            listed = ", ".join(map(repr, choices))
-            raise ConfigError(f"{name} must be one of {listed}, got {value!r}")
-        return value
-    kinds = get_args(wanted) or (wanted,)
-    if NoneType in kinds and value in (None, "none"):
-        return None
-    if float in kinds and type(value) is int:
-        # TOML's whole numbers may be longer than any float
-        value = float(value) if abs(value) <= sys.float_info.max else math.inf
-    if type(value) not in kinds or (kinds[0] is float and not math.isfinite(value)):
-        names = {bool: "true or false", int: "a whole number", float: "a number"}
-        raise ConfigError(f"{name} must be {names[kinds[0]]}, got {value!r}")
-    return value
+    values = {} if path is None else read_settings(path)
+    return with_settings(preset(base) if isinstance(base, str) else base, values, overrides)

@@ -14,7 +14,6 @@ from helpers import extracting
 from rich.console import Console
 
 from bieff.apps.progress import RunProgress
-from bieff.extract.config import ExtractConfig
 from bieff.extract.decode.reader import probe, read_frames
 from bieff.extract.decode.worker import Outcome
 from bieff.extract.plan import plan
@@ -24,7 +23,7 @@ from bieff.extract.shard import in_order
 from bieff.extract.tasks import PartProgress
 from bieff.extract.tower import VisualTower, cut
 from bieff.extract.views import View, ViewPlan, crop_of
-from bieff.features.errors import ConfigError, InputError, StoreMismatchError
+from bieff.features.errors import InputError, StoreMismatchError
 from bieff.features.files import ShardLocks
 from bieff.features.schema import Status
 from bieff.features.store import FeatureStore
@@ -312,24 +311,3 @@ def test_a_shard_that_another_process_writes_is_waited_for(tmp_path):
         assert got.wait(5)
         waiting.join()
         locks.close()
-
-
-def test_settings_as_a_user_types_them():
-    config = ExtractConfig().with_settings(
-        ["batch_size=7", "deadline=5", "decoders = none", 'context="patches"', "crops=3"]
-    )
-    assert config == ExtractConfig(batch_size=7, deadline=5.0, context="patches", crops=3)
-    assert type(config.deadline) is float
-    for text, message in (
-        ("batchsize=3", "unknown setting 'batchsize'; did you mean 'batch_size'"),
-        ("frames", "--set: expected NAME=VALUE, got 'frames'"),
-        ("frames=x", "frames: expected a whole number, got 'x'"),
-        ("frames=2.5", "frames: expected a whole number, got '2.5'"),
-        ("frames=true", "frames: expected a whole number, got 'true'"),
-        ("decoders=a", "decoders: expected a whole number or none, got 'a'"),
-        ("context=some", "context must be 'none' or 'patches', got 'some'"),
-        ("limit=0", "limit must be at least 1, got 0"),
-        ("zzz=1", "unknown setting 'zzz'; expected one of frames, "),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            ExtractConfig().with_settings([text])

@@ -155,7 +155,10 @@ def test_labels_that_contradict_the_folders_need_a_word(few, tmp_path):
     ("options", "message"),
     [
         (("--set", "batchsize=3"), "unknown setting 'batchsize'; did you mean 'batch_size'?"),
-        (("--set", "deadline=-1"), "deadline must be positive, got -1.0"),
+        (
+            ("--set", "deadline=-1"),
+            "deadline must be positive and at most 86400 seconds, got -1.0",
+        ),
         (("--max-bad", "lots"), "--max-bad: expected a share such as 1% or 0.01, got 'lots'"),
         (("--max-bad", "200%"), "--max-bad: expected a share such as 1% or 0.01, got '200%'"),
         (

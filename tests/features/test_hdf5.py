@@ -1,13 +1,12 @@
 """A store goes through one HDF5 file and comes out the same, byte for byte."""
 
 import shutil
-import subprocess
-import sys
-import time
 
 import h5py
 import numpy as np
 import pytest
+from helpers import stores
+from helpers.stores import content
 
 from bieff.features.check import verify
 from bieff.features.errors import InputError, StoreError, StoreMismatchError
@@ -53,14 +52,6 @@ def make_store(path, *, num=11, skip=(), seed=0, dim=D):
     return store
 
 
-def content(folder):
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != ".lock"
-    }
-
-
 @pytest.mark.parametrize("skip", [(), (1,)])
 def test_a_store_comes_back_byte_for_byte(tmp_path, skip):
     store = make_store(tmp_path / "store", skip=skip)
@@ -100,26 +91,15 @@ def test_an_import_goes_on_where_it_was_stopped(tmp_path):
     assert content(tmp_path / "again") == content(store.path)
 
 
-IMPORT = """
-import sys
-from pathlib import Path
-from bieff.features.hdf5 import import_hdf5
-print("ready", flush=True)
-import_hdf5(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-
-
 @pytest.mark.slow
 def test_an_import_that_is_killed_is_finished_by_the_next(tmp_path):
     store = make_store(tmp_path / "store", num=83)
     export_hdf5(store, tmp_path / "store.h5")
-    command = [sys.executable, "-c", IMPORT, str(tmp_path / "store.h5"), str(tmp_path / "b")]
-    for delay in (0.03, 0.1, 0.2, 0.3):
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(delay)
-            process.kill()
+    code, output, errors = stores.run("count_import", tmp_path / "store.h5", tmp_path / "a")
+    assert (code, errors) == (0, "")
+    for quarter in range(4):
+        moment = int(output) * quarter // 5
+        stores.run("import_killed", tmp_path / "store.h5", tmp_path / "b", moment)
     import_hdf5(tmp_path / "store.h5", tmp_path / "b")
     assert content(tmp_path / "b") == content(store.path)
 

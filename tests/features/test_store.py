@@ -11,6 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zarr
+from helpers.places import TESTS
+from helpers.stores import through_zarr
 
 from bieff.features.check import describe, summarize
 from bieff.features.errors import InputError, StoreError, StoreMismatchError, StoreMissingError
@@ -126,7 +128,7 @@ def test_what_is_written_is_read_by_both_paths(store, train):
     rows = [9, 0, 4, 4, 7]
     whole = np.concatenate([data[shard].embeddings for shard in range(3)])
     assert opened.read(rows).tobytes() == whole[rows].tobytes()
-    assert opened.read_plain(rows).tobytes() == whole[rows].tobytes()
+    assert through_zarr(opened, rows).tobytes() == whole[rows].tobytes()
     assert opened.read(slice(2, 9, 3)).tobytes() == whole[2:9:3].tobytes()
     numbers = np.concatenate([data[shard].frames for shard in range(3)])
     assert np.array_equal(opened.frames(rows), numbers[rows])
@@ -140,7 +142,7 @@ def test_views_and_frames_are_cut_before_they_are_copied(train):
     part = train.read([3, 8], slice(1, None), frames=slice(None, None, 2))
     assert part.shape == (2, 2, 3, D)
     assert np.array_equal(part, whole[[3, 8], 1:, ::2])
-    plain = train.read_plain([3, 8], slice(1, None), frames=slice(None, None, 2))
+    plain = through_zarr(train, [3, 8], slice(1, None), frames=slice(None, None, 2))
     assert np.array_equal(part, plain)
     out = np.empty((2, V, T, D), np.float16)
     assert train.read([3, 8], out=out) is out
@@ -180,16 +182,16 @@ def test_rows_of_zeros_and_of_nothing_keep_their_place(train):
     data.embeddings[3] = 0
     train.write_shard(0, data, errors=explain(train, 0, data), seconds={})
     assert np.array_equal(train.read([3]), np.zeros((1, V, T, D), np.float16))
-    assert np.array_equal(train.read([3]), train.read_plain([3]))
+    assert np.array_equal(train.read([3]), through_zarr(train, [3]))
     everything = shard_data(train, 1, status=dict.fromkeys(range(4), Status.CORRUPT))
     train.write_shard(1, everything, errors=explain(train, 1, everything), seconds={})
-    assert np.isnan(train.read_plain(range(4, 8))).all()
+    assert np.isnan(through_zarr(train, range(4, 8))).all()
     assert (train.frames(range(4, 8)) == -1).all()
 
 
 def test_reading_what_is_pending_is_refused(train):
     fill(train, shards=[0])
-    for read in (train.read, train.read_plain, train.frames):
+    for read in (train.read, train.frames):
         with pytest.raises(StoreError, match=r"rows 4 to 7 are not extracted; run `bieff extr"):
             read([0, 5])
 
@@ -448,19 +450,11 @@ def test_a_newer_schema_is_refused(store):
 
 # --- one writer
 
-WRITER = """
-import sys, time
-from pathlib import Path
-from bieff.features.store import FeatureStore
-with FeatureStore.open(Path(sys.argv[1])).exclusive():
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
 
 def test_a_second_writer_is_refused_and_a_killed_one_forgotten(store):
-    command = [sys.executable, "-c", WRITER, str(store.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "helpers.stores", "hold", str(store.path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, cwd=TESTS) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "locked\n"

@@ -1,106 +1,56 @@
 """What power cuts, full disks and torn files do to a store, with real processes and files."""
 
+import json
 import os
 import pickle
 import random
+import resource
+import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import stores
+from helpers.stores import through_zarr
 
 from bieff.features import shard as shard_files
 from bieff.features.errors import StoreError
 from bieff.features.schema import PartitionPlan, ShardData, Video
 from bieff.features.store import FeatureStore
 
-SCRIPT = '''
-"""Plan the store and write all that is pending, as an extraction would."""
-import sys
-from pathlib import Path
-import numpy as np
-from bieff.features.schema import PartitionPlan, ShardData, Status, Video, VideoError
-from bieff.features.store import FeatureStore
-
-V, T, D, NUM, ROWS = 2, 3, 101, 31, 4
-
-def write_all(path):
-    videos = [Video(id=f"v{i}", path=f"{i}.mp4", label=i % 2) for i in range(NUM)]
-    store = FeatureStore.create(
-        Path(path), recipe={"frames": T, "dim": D}, class_names=["a", "b"], versions={},
-        partitions={"train": PartitionPlan(videos=videos, num_views=V, rows_per_shard=ROWS)},
-    )
-    partition = store.partitions["train"]
-    with store.exclusive():
-        for shard in partition.pending():
-            rng = np.random.default_rng(shard)
-            rows = partition.geometry.rows(shard)
-            status = np.full(len(rows), int(Status.OK), np.uint8)
-            status[0] = Status.TIMEOUT
-            data = ShardData(
-                rng.normal(size=(len(rows), V, T, D)).astype("f2"),
-                rng.integers(0, 99, (len(rows), V, T), dtype=np.int32), status)
-            error = VideoError(row=rows.start, id="x", path="x", status=Status.TIMEOUT,
-                               stage="decode", decoder="decord", message="?", attempt=1)
-            partition.write_shard(shard, data, errors=[error], seconds={})
-
-print("ready", flush=True)
-write_all(sys.argv[1])
-'''
-
-
-def run_writer(path, *, kill_after=None, prelude=""):
-    command = [sys.executable, "-c", prelude + SCRIPT, str(path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        if kill_after is not None:
-            time.sleep(kill_after)
-            process.kill()
-        _, errors = process.communicate()
-    return process.returncode, errors
-
-
-def content(folder):
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != ".lock"
-    }
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The store as an uninterrupted run writes it, and how long that takes."""
+    """The store as an uninterrupted run writes it, and how often that touches a file."""
     path = tmp_path_factory.mktemp("whole") / "store"
-    begin = time.perf_counter()
-    assert run_writer(path) == (0, "")
-    return content(path), time.perf_counter() - begin
+    code, output, errors = stores.run("count_writes", path)
+    assert (code, errors) == (0, "")
+    return stores.content(path), json.loads(output)
 
 
 @pytest.mark.slow
 def test_killed_at_ten_moments_it_becomes_the_same_store(tmp_path, whole):
-    expected, seconds = whole
+    expected, (planned, total) = whole
     moments = random.Random(7)
+    ends = []
     for _ in range(10):
-        run_writer(tmp_path / "store", kill_after=moments.uniform(0, 0.25 * seconds))
-    assert run_writer(tmp_path / "store") == (0, "")
-    assert content(tmp_path / "store") == expected
+        moment = moments.randrange(planned, planned + (total - planned) // 8)
+        ends.append(stores.run("write_killed", tmp_path / "store", moment)[0])
+    assert ends.count(-signal.SIGKILL) >= 5
+    assert stores.run("write_all", tmp_path / "store") == (0, "", "")
+    assert stores.content(tmp_path / "store") == expected
 
 
 @pytest.mark.slow
 def test_a_plan_killed_at_ten_moments_is_finished_by_the_next(tmp_path, whole):
-    expected, _ = whole
+    expected, (planned, _) = whole
     moments = random.Random(11)
+    path = tmp_path / "store"
     for _ in range(10):
-        path = tmp_path / "store"
-        run_writer(path, kill_after=moments.uniform(0, 0.06))
-    assert run_writer(path) == (0, "")
-    assert content(path) == expected
+        stores.run("write_killed", path, moments.randrange(planned))
+    assert stores.run("write_all", path) == (0, "", "")
+    assert stores.content(path) == expected
 
 
 def small_store(path, *, num=7, rows=3):
@@ -140,7 +90,7 @@ def test_a_shard_is_written_over_whatever_lies_there(tmp_path, damage):
     write(partition, 1, 2)
     assert partition.done().tolist() == [False, True, False]
     assert (partition.read([3, 5]) == 2).all()
-    assert (partition.read_plain([3, 5]) == 2).all()
+    assert (through_zarr(partition, [3, 5]) == 2).all()
 
 
 def test_what_killed_writers_left_is_removed(tmp_path):
@@ -171,6 +121,22 @@ def test_a_shard_written_anew_is_read_anew(tmp_path):
     assert (partition.frames([2]) == 3).all()
 
 
+def test_more_shards_than_files_may_be_open_are_read(tmp_path):
+    partition = small_store(tmp_path / "store", num=150, rows=1)
+    for shard in range(150):
+        write(partition, shard, shard)
+    num_open = len(list(Path("/dev/fd").iterdir()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 30, hard))
+    try:
+        reopened = FeatureStore.open(tmp_path / "store").partitions["train"]
+        rows = np.random.default_rng(3).permutation(150)
+        assert np.array_equal(reopened.read(rows)[:, 0, 0, 0], rows)
+        assert np.array_equal(reopened.frames(rows)[:, 0, 1], rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_an_interrupted_second_write_leaves_no_marker(tmp_path, monkeypatch):
     """Stopped with new embeddings and old frames, all of the right size."""
     partition = small_store(tmp_path / "store")
@@ -197,28 +163,21 @@ def test_a_disk_that_loses_a_bit_is_noticed(tmp_path, monkeypatch):
             data[5] ^= 1
             file.write_bytes(data)
 
-    monkeypatch.setattr(shard_files, "sync_file", sync_and_lose_a_bit)
+    monkeypatch.setattr(shard_files, "sync", sync_and_lose_a_bit)
     with pytest.raises(StoreError, match="is not what was written; check the disk and run ag"):
         write(partition, 0, 1)
     assert partition.pending() == [0, 1, 2]
 
 
-LIMIT = """
-import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-"""
-
-
 def test_no_space_is_one_sentence_and_the_next_run_finishes(tmp_path, whole):
-    """A limit on the size of files fails like a full disk does."""
     expected, _ = whole
-    code, errors = run_writer(tmp_path / "store", prelude=LIMIT)
+    code, _, errors = stores.run("write_with_small_files", tmp_path / "store")
     assert code == 1
     last = errors.strip().splitlines()[-1]
     assert last.startswith("bieff.features.errors.StoreError: no space to write")
     assert "make room and run the same command again, finished shards are kept" in last
-    assert run_writer(tmp_path / "store") == (0, "")
-    assert content(tmp_path / "store") == expected
+    assert stores.run("write_all", tmp_path / "store") == (0, "", "")
+    assert stores.content(tmp_path / "store") == expected
 
 
 @pytest.mark.slow
@@ -230,14 +189,14 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, whole):
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("cannot mount a small disk here")
     try:
-        code, errors = run_writer(disk / "store")
+        code, _, errors = stores.run("write_all", disk / "store")
         assert code == 1
         assert "no space to write" in errors.strip().splitlines()[-1]
         finished = FeatureStore.open(disk / "store").partitions["train"].done().sum()
         assert 0 < finished < 8
         subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
-        assert run_writer(disk / "store") == (0, "")
-        assert content(disk / "store") == whole[0]
+        assert stores.run("write_all", disk / "store") == (0, "", "")
+        assert stores.content(disk / "store") == whole[0]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

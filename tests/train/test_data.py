@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import fake_store as fake
+from helpers.stores import through_zarr
 
 from bieff.features.errors import ConfigError, StoreError
 from bieff.features.store import FeatureStore
@@ -87,7 +88,7 @@ def test_frames_must_divide_the_stores(resident):
 def test_what_is_picked_is_what_was_drawn(store, resident):
     batch = draw(resident, 3)
     picked = batch.pick(resident, slice(2, 9)).to(CPU)
-    whole = store.partitions["train"].read_plain(resident.rows)
+    whole = through_zarr(store.partitions["train"], resident.rows)
     for i in range(7):
         video, view = int(batch.videos[2 + i]), int(batch.views[2 + i])
         want = whole[video, view][batch.frames[2 + i]].astype(np.float32)

@@ -1,10 +1,8 @@
 """Results: what was measured, on what, under which protocol."""
 
-import fcntl
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import InputError
-from bieff.features.files import write_atomically
+from bieff.features.files import waiting_for, write_atomically
 from bieff.train.evaluate.lists import (
     EvalList,
 )
@@ -186,18 +184,10 @@ def load_results(path: Path) -> list[Result]:
 
 def merge_results(path: Path, results: Sequence[Result]) -> None:
     """Add results to those at `path`; one of the same question takes the old one's place."""
-    with _alone(path):
+    with waiting_for(path):
         known = load_results(path) if path.exists() else []
         merged = {result.question: result for result in [*known, *results]}
         save_results(path, list(merged.values()))
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait for the only right to change the file; another evaluation takes milliseconds."""
-    with path.with_suffix(".lock").open("a") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
 
 
 def results_of(examination: Examination) -> list[Result]:

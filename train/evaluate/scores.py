@@ -27,7 +27,7 @@ from bieff.features.files import (
     PARTIAL,
     disk_errors,
     require_space,
-    sync_file,
+    sync,
     write_atomically,
 )
 from bieff.train.evaluate.lists import (
@@ -219,7 +219,7 @@ def save_scores(examination: Examination, file: Path) -> None:
         require_space(file, 2**20 + 2 * needed)
         with h5py.File(partial, "w") as out:
             _write(examination, out)
-        sync_file(partial)
+        sync(partial)
         partial.replace(file)
 
 

@@ -9,21 +9,19 @@ person    "a video of a person {}."
 `wordings/SOURCES.md` says whose the sets are.
 """
 
-import csv
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bieff.features.errors import ConfigError, InputError
+from bieff.features.class_names import read_texts
+from bieff.features.errors import ConfigError
 
 HAND_CRAFTED = "This is a video about {}"
 """The template of Table 5's second row."""
@@ -112,118 +110,6 @@ def read_descriptions(file: Path, class_names: Sequence[str]) -> Descriptions:
     """Read the descriptions of all classes.
 
     Raises:
-        InputError: If the file cannot be read, leaves a class out, names an unknown one, or
-            describes a class by the name of another.
+        InputError: If `read_texts` does not take the file.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        by_label = _parse(file, text, class_names)
-    except OSError as error:
-        raise InputError(f"cannot read names {str(file)!r}: {error.strerror}") from None
-    except ValueError as error:  # JSON, csv and Unicode errors are among them
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read names {str(file)!r}: {error}") from None
-    texts = []
-    for label, name in enumerate(class_names):
-        found = tuple(" ".join(text.split()) for text in by_label.get(label, ()))
-        if not found or not all(found):
-            raise InputError(
-                f"{file}: expected a description of each of {len(class_names)} classes, got "
-                f"none of class {label}, {name!r}"
-            )
-        texts.append(found)
-    _require_own_names(file, texts, class_names)
-    return Descriptions(tuple(texts), file.name)
-
-
-def _parse(file: Path, text: str, class_names: Sequence[str]) -> dict[int, list[str]]:
-    """The descriptions by label."""
-    kind = file.suffix.casefold()
-    if kind == ".json":
-        parsed = json.loads(text, object_pairs_hook=_Pairs)
-        if isinstance(parsed, _Pairs):
-            return _by_name(file, parsed, class_names)
-        if isinstance(parsed, list):
-            return _in_order(file, [_list(file, value) for value in parsed], class_names)
-        raise InputError(f"{file}: expected a JSON object or list, got {parsed!r}")
-    if kind == ".csv":
-        return _parse_csv(file, text, class_names)
-    return _in_order(file, [[line] for line in text.splitlines()], class_names)
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object, with every key that is written twice."""
-
-
-def _by_name(file: Path, pairs: _Pairs, class_names: Sequence[str]) -> dict[int, list[str]]:
-    by_label: dict[int, list[str]] = {}
-    for name, value in pairs:
-        label = _label(file, name, class_names)
-        if label in by_label:
-            raise InputError(
-                f"{file}: expected each class once, got {class_names[label]!r} twice; give it "
-                "a list of texts"
-            )
-        by_label[label] = _list(file, value)
-    return by_label
-
-
-def _parse_csv(file: Path, text: str, class_names: Sequence[str]) -> dict[int, list[str]]:
-    rows = csv.DictReader(text.splitlines())
-    if not {"id", "name"} <= set(rows.fieldnames or ()):
-        raise InputError(f"{file}: expected a first line of id,name, got {rows.fieldnames}")
-    by_label: dict[int, list[str]] = {}
-    for row in rows:
-        label = (row["id"] or "").strip()
-        if not label.isdecimal() or int(label) >= len(class_names):
-            raise InputError(
-                f"{file}: expected ids from 0 to {len(class_names) - 1}, got {row['id']!r}"
-            )
-        by_label.setdefault(int(label), []).append(row["name"] or "")
-    return by_label
-
-
-def _in_order(
-    file: Path, values: Sequence[list[str]], class_names: Sequence[str]
-) -> dict[int, list[str]]:
-    if len(values) != len(class_names):
-        raise InputError(
-            f"{file}: expected {len(class_names)} classes, as the store has, got {len(values)}"
-        )
-    return dict(enumerate(values))
-
-
-def _list(file: Path, value: Any) -> list[str]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{file}: expected a text or a list of texts, got {value!r}")
-    return texts
-
-
-def _label(file: Path, name: str, class_names: Sequence[str]) -> int:
-    labels = {_key(known): label for label, known in enumerate(class_names)}
-    if _key(name) not in labels:
-        close = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
-        raise InputError(f"{file}: the store has no class {name!r}; did you mean {close[0]!r}?")
-    return labels[_key(name)]
-
-
-def _require_own_names(
-    file: Path, texts: Sequence[tuple[str, ...]], class_names: Sequence[str]
-) -> None:
-    """Refuse a file in another order than the labels, as some of HMDB-51 are."""
-    labels = {_key(name): label for label, name in enumerate(class_names)}
-    for label, found in enumerate(texts):
-        for text in found:
-            other = labels.get(_key(text), label)
-            if other != label:
-                raise InputError(
-                    f"{file}: class {label} is {class_names[label]!r}, but is described as "
-                    f"{text!r}, which is class {other}; bring the file into the store's order"
-                )
-
-
-def _key(name: str) -> str:
-    """What spellings of a class have in common."""
-    return "".join(c for c in name.casefold() if c.isalnum()) or name
+    return Descriptions(tuple(read_texts(file, class_names)), file.name)
