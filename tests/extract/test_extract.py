@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import extracting
+from helpers import extracting, stamped
 from rich.console import Console
 
 from bieff.apps.progress import Board
 from bieff.extract.config import ExtractConfig
-from bieff.extract.decode.reader import probe, read_frames
-from bieff.extract.decode.worker import Outcome
+from bieff.extract.decode.pool import Outcome
+from bieff.extract.decode.reader import read_frames
 from bieff.extract.run import extract, plan
 from bieff.extract.shapes.sets import load_shapes
 from bieff.extract.shard import in_order
@@ -50,7 +50,7 @@ def whole(clips, tmp_path_factory):
 
 def by_hand(path, views, video_id, *, frames=CONFIG.frames):
     """Squares and frame numbers of a video, without pools, streams or batches."""
-    numbers = all_frame_numbers(views, probe(path).num_frames, frames, video_id=video_id)
+    numbers = all_frame_numbers(views, stamped.count_frames(path), frames, video_id=video_id)
     size = extracting.tinyclip().preprocessing.size
     squares = []
     for view, shown in zip(views, numbers, strict=True):
