@@ -20,8 +20,7 @@ from torch import Tensor
 
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
-from bieff.extract.decode.pool import DecodePool
-from bieff.extract.decode.worker import Job, Outcome
+from bieff.extract.decode.pool import DecodePool, Job, Outcome
 from bieff.extract.tasks import Done, Task, Update
 from bieff.extract.tower import CropStream, VisualTower, cut
 from bieff.extract.views import View, ViewPlan, crop_of

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import extracting
+from helpers import extracting, stamped
 from rich.console import Console
 
 from bieff.apps.progress import RunProgress
-from bieff.extract.decode.reader import probe, read_frames
-from bieff.extract.decode.worker import Outcome
+from bieff.extract.decode.pool import Outcome
+from bieff.extract.decode.reader import read_frames
 from bieff.extract.plan import plan
 from bieff.extract.run import extract
 from bieff.extract.shapes.clips import load_shapes
@@ -50,7 +50,7 @@ def whole(clips, tmp_path_factory):
 
 def by_hand(path, views, video_id, *, frames=CONFIG.frames):
     """Squares and frame numbers of a video, without pools, streams or batches."""
-    numbers = ViewPlan(tuple(views), frames, video_id)(probe(path).num_frames)
+    numbers = ViewPlan(tuple(views), frames, video_id)(stamped.count_frames(path))
     size = extracting.tinyclip().preprocessing.size
     squares = []
     for view, shown in zip(views, numbers, strict=True):

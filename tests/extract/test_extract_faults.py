@@ -245,7 +245,7 @@ def test_ctrl_c_ends_with_one_sentence_and_leaves_nobody(whole, clips, tmp_path,
 def interrupt(process, store):
     me = psutil.Process(process.pid)
     wait_for((store / ".shards").exists, seconds=300)
-    wait_for(lambda: any("decode_worker" in " ".join(p.cmdline()) for p in family(me)))
+    wait_for(lambda: any("decode.worker" in " ".join(p.cmdline()) for p in family(me)))
     children = family(me)
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=120)
