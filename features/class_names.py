@@ -191,7 +191,7 @@ def _from_lines(lines: Sequence[_Line], path: Path) -> list[_Pair]:
         if len(found) == len(lines) and not (is_spaced and numbers[:1] > [1]):
             return [(int(m[3 - name_group]), _clean(m[name_group]), None) for m in found]
         is_counted = numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
-        if is_counted and 2 * len(found) > len(lines):
+        if is_counted and len(found) > 1 and 2 * len(found) >= len(lines):
             number, line = next((k, t) for k, t in lines if not pattern.fullmatch(t))
             raise InputError(
                 f"label file {path}, line {number}: expected a number and a name as in the "

@@ -39,6 +39,9 @@ class Folder:
     notes: tuple[str, ...] = ()
     """Things a user should know of it, a sentence each."""
 
+    unreadable: frozenset[str] = frozenset()
+    """Paths of videos whose names are not UTF-8, written with escapes."""
+
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -119,13 +122,16 @@ def scan(root: Path, *, layout: str) -> Folder:
         raise InputError(
             f"cannot read the videos' folder {root}: {error}; check its permissions"
         ) from None
-    notes = _require_utf8(root, unreadable) if unreadable else ()
+    escaped = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in unreadable]
+    notes = _require_utf8(root, escaped) if escaped else ()
+    videos |= dict.fromkeys(escaped, 0)
     if not videos:
         raise InputError(
             f"no videos in {root}: expected {layout}; the suffixes looked for are "
-            f"{' '.join(sorted(VIDEO_SUFFIXES))}{''.join(f'; {note}' for note in notes)}"
+            f"{' '.join(sorted(VIDEO_SUFFIXES))}"
         )
-    return Folder(root, dict(sorted(videos.items())), tuple(sorted(tables)), notes)
+    videos = dict(sorted(videos.items()))
+    return Folder(root, videos, tuple(sorted(tables)), notes, frozenset(escaped))
 
 
 def _is_undecoded(path: str) -> bool:
@@ -135,15 +141,14 @@ def _is_undecoded(path: str) -> bool:
 def _require_utf8(root: Path, paths: list[str]) -> tuple[str, ...]:
     """The note on files whose names are not UTF-8; an error if it is the locale's fault."""
     encoding = sys.getfilesystemencoding()
-    first = os.fsencode(paths[0]).decode("utf-8", "backslashreplace")
     if encoding.lower().replace("-", "") != "utf8":
         raise InputError(
-            f"cannot read the name {first!r} in {root} in this locale, whose file names are "
+            f"cannot read the name '{paths[0]}' in {root} in this locale, whose file names are "
             f"{encoding}; set PYTHONUTF8=1"
         )
     return (
-        f"videos left out, as their names are not UTF-8: {len(paths):,}, the first is "
-        f"{first!r}; rename them",
+        f"videos missing, as their names are not UTF-8: {len(paths):,}, the first is "
+        f"'{paths[0]}'; rename them",
     )
 
 

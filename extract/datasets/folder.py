@@ -61,6 +61,7 @@ def load_folder(videos: Path, *, classes: ClassNames | None = None) -> DataSet:
         partitions=partitions,
         root=videos,
         notes=(*folder.notes, *notes),
+        missing=frozenset(ids[path] for path in places if path in folder.unreadable),
         unlisted=tuple(path for path in folder.videos if path not in listed),
     )
 
