@@ -190,7 +190,7 @@ def datasets() -> None:
 @click.option(
     "--retry-failed",
     is_flag=True,
-    help="Try the videos again that could not be used, or whose file was replaced since.",
+    help="Try the videos again that could not be used whole, or whose file was replaced since.",
 )
 @click.option(
     "--max-bad",
