@@ -406,10 +406,10 @@ class _Pairs(list[tuple[str, Any]]):
 def _texts_by_name(
     path: Path, pairs: _Pairs, class_names: Sequence[str]
 ) -> dict[int, list[str]]:
-    labels = {key(known): label for label, known in enumerate(class_names)}
+    labels = LabelIndex(class_names, source="the store")
     by_label: dict[int, list[str]] = {}
     for name, value in pairs:
-        label = labels.get(key(name))
+        label = labels.find(name)
         if label is None:
             close = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
             raise InputError(
@@ -462,11 +462,11 @@ def _require_own_names(
     path: Path, texts: Sequence[tuple[str, ...]], class_names: Sequence[str]
 ) -> None:
     """Refuse a file in another order than the labels, as some of HMDB-51 are."""
-    labels = {key(name): label for label, name in enumerate(class_names)}
+    labels = LabelIndex(class_names, source="the store")
     for label, found in enumerate(texts):
         for text in found:
-            other = labels.get(key(text), label)
-            if other != label:
+            other = labels.find(text)
+            if other is not None and other != label:
                 raise InputError(
                     f"{path}: class {label} is {class_names[label]!r}, but is described as "
                     f"{text!r}, which is class {other}; bring the file into the store's order"

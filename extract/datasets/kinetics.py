@@ -118,6 +118,13 @@ def load_kinetics(name: str, videos: Path) -> DataSet:
         ),
         unlisted=tuple(path for path in folder.videos if path not in used),
         mislabelled=mislabelled,
+        uncut=tuple(
+            file.path
+            for part in parts
+            for _, file in part.clips
+            if file is not None and file.start is None
+        ),
+        clip_seconds=CLIP_SECONDS,
     )
     return require_found(data, layout=LAYOUT)
 
