@@ -58,6 +58,6 @@ def note_whole_videos(data: DataSet, *, most: int | None = SAMPLE) -> str | None
     return (
         f"whole videos instead of clips: {len(whole):,} of {looked:,} files looked at, which "
         f"have no seconds in their names, are longer than {FACTOR * data.clip_seconds:.0f} s, "
-        f"the first is {str(first.relative_to(data.root))!r} with {seconds:.0f} s; their labels "
-        f"are of {data.clip_seconds} s, cut these out"
+        f"the first is {str(first.relative_to(data.root))!r} with {seconds:.0f} s; their "
+        f"labels are of {data.clip_seconds} s, cut these out"
     )
