@@ -134,11 +134,13 @@ def _split(line: tuple[int, str], lines: Sequence[tuple[int, str]]) -> _Row:
         if len(fields) == 1 and all(map(_NUMBER.fullmatch, fields[0].split())):
             fields = fields[0].split()  # `a.mp4,120 3`
         return _Row(number, path, [field for field in fields if field], delimiter)
+    if delimiters := sorted(filter(text.__contains__, DELIMITERS), key=text.index):
+        delimiter = "\t" if "\t" in delimiters else delimiters[0]
+        fields = [field.strip() for field in text.split(delimiter)]
+        end = max((k for k, field in enumerate(fields[:-1]) if "/" in field), default=0) + 1
+        path = f"{delimiter} ".join(fields[:end])
+        return _Row(number, path, [field for field in fields[end:] if field], delimiter)
     # without a suffix only the whole file tells what belongs to the path
-    for delimiter in DELIMITERS:
-        if delimiter in text:
-            fields = [field.strip() for field in text.split(delimiter)]
-            return _Row(number, fields[0], [field for field in fields[1:] if field], delimiter)
     has_frames = all(_ends_in_two_numbers(other) for _, other in lines)
     fields = text.rsplit(None, 2 if has_frames else 1)
     if len(fields) == 1 or not _NUMBER.fullmatch(fields[-1]):
@@ -215,7 +217,8 @@ def _from_table(
                 f"list {source}, line {number}: expected {len(columns)} columns as in the "
                 f"header, got {line!r}"
             )
-        listed.append(_from_fields(number, fields, columns, place))
+        where = f"list {source}, line {number}"
+        listed.append(_from_fields(number, fields, columns, place, where))
     return listed
 
 
@@ -241,19 +244,26 @@ def _from_fields(
     fields: Sequence[str],
     columns: Sequence[str],
     place: tuple[int | None, int | None],
+    where: str,
 ) -> Listed:
     path, label = place
     value = "" if label is None else fields[label]
     said: int | str | None = value or None
-    if re.fullmatch(r"-?\d+", value):
-        said = _number([value])
+    if re.fullmatch(r"-?\d+(\.0+)?", value):  # pandas writes 3.0 where some are missing
+        said = _number([value.partition(".")[0]])
     elif label is not None and columns[label] == "template":
         said = re.sub(r"[\[\]]", "", value)  # Something-Something's "Pushing [something]"
     if path is not None:
         return Listed(line, fields[path], said)
     values = dict(zip(columns, fields, strict=True))
-    start = int(float(values.get("timestart") or 0))
-    end = int(float(values.get("timeend") or start + 10))
+    try:
+        start = int(float(values.get("timestart") or 0))
+        end = int(float(values.get("timeend") or start + 10))
+    except ValueError:
+        raise InputError(
+            f"{where}: expected times in seconds, got {values.get('timestart')!r} and "
+            f"{values.get('timeend')!r}"
+        ) from None
     return Listed(line, f"{values['youtubeid']}_{start:06d}_{end:06d}", said)
 
 
@@ -284,9 +294,8 @@ def _from_json(text: str, lines: Sequence[tuple[int, str]], source: Path) -> lis
                 f"{where}: expected a record such as {{'path': ..., 'label': ...}}, got "
                 f"{str(record)[:60]!r}"
             )
-        listed.append(
-            _from_fields(number, [str(v) for v in values.values()], list(values), place)
-        )
+        fields = [str(value) for value in values.values()]
+        listed.append(_from_fields(number, fields, list(values), place, where))
     return listed
 
 

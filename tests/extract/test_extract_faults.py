@@ -205,7 +205,8 @@ def test_killed_at_ten_moments_it_becomes_the_same_store(whole, clips, tmp_path)
     for _ in range(10):
         process = start(clips, tmp_path / "store")
         moment = moments.randrange(num_files)
-        wait_for(lambda: count_files(tmp_path / "store") >= moment)  # noqa: B023
+        come = lambda: count_files(tmp_path / "store") >= moment  # noqa: B023, E731
+        wait_for(lambda: come() or process.poll() is not None, seconds=300)  # noqa: B023
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()

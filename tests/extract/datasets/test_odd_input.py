@@ -124,6 +124,9 @@ def test_no_header_shifts_the_labels(write, put, text):
         ("l.csv", f"a.mp4,{LONG}\nb.mp4,run\n", [LONG, "run"]),
         ("l.csv", "34870;Drumming Fingers\n34871;Thumb Up\n", ["Drumming Fingers", "Thumb Up"]),
         ("l.csv", "34870|Drumming Fingers\n", ["Drumming Fingers"]),
+        ("l.csv", f"34870;{LONG}\n34871;Thumb Up\n", [LONG, "Thumb Up"]),
+        ("l.csv", "path,label\na.mp4,3.0\nb.mp4,\n", [3, None]),
+        ("l.csv", "a, b/v,7\nc/w,3\n", [7, 3]),
         ("l.tsv", "File Name\tClass ID\na.mp4\t3\n", [3]),
         ("l.txt", "a.mp4 take 5\nb.mp4 take 7\n", ["take 5", "take 7"]),
         ("l.json", '[{"id": "1", "label": "a red bag", "template": "Pushing [something]"}]',
@@ -153,6 +156,7 @@ def test_forms_of_lists(write, name, text, labels):
         ("l.csv", "path,label\na.mp4,kick,3\n", "line 2: expected 2 columns as in the header"),
         ("l.json", '[{"path": "a.mp4", "start": 1, "end": 2}]', "entry 1: .*a column 'start'"),
         ("l.json", '{"database": {"x": {}}}', "entry 1: expected a record such as"),
+        ("l.csv", "youtube_id,time_start\nx,soon\n", "line 2: expected times.*got 'soon'"),
         ("l.json", "{", "not json"),
     ],
 )  # fmt: skip
