@@ -141,23 +141,14 @@ def require_same_decoders(
     Raises:
         StoreMismatchError: If other versions have decoded a finished shard.
     """
-    found = {
-        tuple((marker.versions or store.versions).items())
-        for part in store.partitions.values()
-        for shard in range(part.num_shards)
-        if (marker := part.marker(shard)) is not None
-    }
-    others = {
-        name: version
-        for versions in found
-        for name, version in versions
-        if here.get(name, version) != version
-    }
-    if decoders := {name: others[name] for name in DECODERS if name in others}:
-        theirs, ours = (
-            ", ".join(f"{name} {versions[name]}" for name in decoders)
-            for versions in (others, here)
-        )
+    others: dict[str, str] = {}
+    for part in store.partitions.values():
+        for marker in filter(None, map(part.marker, range(part.num_shards))):
+            versions = marker.versions or store.versions
+            others |= {k: v for k, v in versions.items() if here.get(k, v) != v}
+    if decoders := [name for name in DECODERS if name in others]:
+        theirs = ", ".join(f"{name} {others[name]}" for name in decoders)
+        ours = ", ".join(f"{name} {here[name]}" for name in decoders)
         if not config.mixed_decoders:
             raise StoreMismatchError(
                 f"{store.path}: its shards were decoded with {theirs}, here is {ours}, whose "

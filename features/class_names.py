@@ -221,18 +221,15 @@ def column_key(name: str) -> str:
 
 def _is_header(header: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]]) -> bool:
     """True of column names: well known, or words above a column of numbers."""
-    columns = [column_key(field) for field in header]
     if len(header) < 2 or not rows or any(field.isdecimal() for field in header):
         return False
-    numbers = _number_columns(rows, len(header))
-    is_known = set(columns) & {*_ID_COLUMNS[:-1], "readable"} and set(columns) & set(
-        _NAME_COLUMNS
-    )
-    return bool((is_known and len(set(columns)) > 1) or numbers)
+    columns = {column_key(field) for field in header}
+    is_known = columns & {*_ID_COLUMNS[:-1], "readable"} and columns & set(_NAME_COLUMNS)
+    return bool((is_known and len(columns) > 1) or _number_columns(rows, len(header)))
 
 
 def _number_columns(rows: Sequence[tuple[int, Sequence[str]]], width: int) -> list[int]:
-    """Columns that hold numbers alone, counted from the end behind the name."""
+    """The first and the last column, as far as they hold numbers alone."""
     first = all(row[0].isdecimal() for _, row in rows if row)
     last = all(len(row) >= width and row[-1].isdecimal() for _, row in rows)
     return [0] * first + [width - 1] * last
@@ -288,12 +285,9 @@ def _columns(columns: Sequence[str]) -> tuple[int | None, int | None]:
 def _from_json(text: str, path: Path) -> list[_Pair]:
     value = _parse_json(text, path)
     if isinstance(value, dict):
-        by_number = all(
-            one.isdecimal() and isinstance(other, str) for one, other in value.items()
-        )
-        if by_number and not any(str(other).isdecimal() for other in value.values()):
-            return [(int(one), _clean(other), None) for one, other in value.items()]
-        return [_json_pair(one, other, path) for one, other in value.items()]
+        if all(key.isdecimal() and not str(name).isdecimal() for key, name in value.items()):
+            value = {name: number for number, name in value.items()}
+        return [_json_pair(name, number, path) for name, number in value.items()]
     if not isinstance(value, list):
         raise InputError(
             f"label file {path}: expected a list of names or an object of names and numbers, "
@@ -301,20 +295,17 @@ def _from_json(text: str, path: Path) -> list[_Pair]:
         )
     if all(isinstance(entry, str) for entry in value):
         return [(None, _clean(entry), None) for entry in value]
-    if all(
-        isinstance(entry, list) and all(isinstance(e, str) for e in entry) for entry in value
-    ):
-        return [(None, " ".join(entry), None) for entry in value]  # Diving48's parts of a dive
+    if all(isinstance(entry, list) for entry in value):  # Diving48's parts of a dive
+        return [(None, " ".join(map(str, entry)), None) for entry in value]
     pairs = []
     for entry in value:
         known = entry if isinstance(entry, dict) else {}
-        values = {column_key(str(field)): known[field] for field in known}
-        name, number = _columns(list(values))
+        fields = list(known.values())
+        name, number = _columns([column_key(field) for field in known])
         if name is None or number is None:
             raise InputError(
                 f"label file {path}: expected a list of names, or of objects with id and name"
             )
-        fields = list(values.values())
         pairs.append(_json_pair(fields[name], fields[number], path))
     return pairs
 

@@ -206,97 +206,90 @@ def _number(fields: Sequence[str]) -> int | None:
 def _from_table(
     lines: Sequence[tuple[int, str]], columns: list[str], delimiter: str, source: Path
 ) -> list[Listed]:
-    place = _places(columns, f"list {source}, line {lines[0][0]}")
+    _require_no_segments(columns, f"list {source}, line {lines[0][0]}")
+    label = _label_column(columns)
     listed = []
     for number, line in lines[1:]:
+        where = f"list {source}, line {number}"
         fields = split_line(line, delimiter)
-        if place[1] is not None and not _NUMBER.fullmatch(fields[-1]):
-            fields = join_unquoted(fields, len(columns), place[1], delimiter)
+        if label is not None and not _NUMBER.fullmatch(fields[-1]):
+            fields = join_unquoted(fields, len(columns), columns.index(label), delimiter)
         if len(fields) != len(columns):
             raise InputError(
-                f"list {source}, line {number}: expected {len(columns)} columns as in the "
-                f"header, got {line!r}"
+                f"{where}: expected {len(columns)} columns as in the header, got {line!r}"
             )
-        where = f"list {source}, line {number}"
-        listed.append(_from_fields(number, fields, columns, place, where))
+        # of two columns of one name the first counts, as it names the label
+        values = dict(zip(reversed(columns), reversed(fields), strict=True))
+        listed.append(_from_record(number, values, where))
     return listed
-
-
-def _places(columns: Sequence[str], where: str) -> tuple[int | None, int | None]:
-    """Places of the path, None for a Kinetics table, and of the label, if there is one."""
-    is_kinetics = "youtubeid" in columns
-    times = {"timestart", "timeend"} if is_kinetics else set()
-    if segment := next((c for c in columns if _SEGMENT.fullmatch(c) and c not in times), None):
-        raise InputError(
-            f"{where}: expected whole videos, got a column {segment!r}; {_SEGMENTS}, or leave "
-            "the column out"
-        )
-    path = None if is_kinetics else _first(columns, _PATH_COLUMNS)
-    label = _first([c for c in columns if c != path], _LABEL_COLUMNS)
-    return (
-        None if path is None else columns.index(path),
-        None if label is None else columns.index(label),
-    )
-
-
-def _from_fields(
-    line: int,
-    fields: Sequence[str],
-    columns: Sequence[str],
-    place: tuple[int | None, int | None],
-    where: str,
-) -> Listed:
-    path, label = place
-    value = "" if label is None else fields[label]
-    said: int | str | None = value or None
-    if re.fullmatch(r"-?\d+(\.0+)?", value):  # pandas writes 3.0 where some are missing
-        said = _number([value.partition(".")[0]])
-    elif label is not None and columns[label] == "template":
-        said = re.sub(r"[\[\]]", "", value)  # Something-Something's "Pushing [something]"
-    if path is not None:
-        return Listed(line, fields[path], said)
-    values = dict(zip(columns, fields, strict=True))
-    try:
-        start = int(float(values.get("timestart") or 0))
-        end = int(float(values.get("timeend") or start + 10))
-    except ValueError:
-        raise InputError(
-            f"{where}: expected times in seconds, got {values.get('timestart')!r} and "
-            f"{values.get('timeend')!r}"
-        ) from None
-    return Listed(line, f"{values['youtubeid']}_{start:06d}_{end:06d}", said)
-
-
-def _first(names: Iterable[str], wanted: Sequence[str]) -> str | None:
-    present = set(names)
-    return next((name for name in wanted if name in present), None)
 
 
 def _from_json(text: str, lines: Sequence[tuple[int, str]], source: Path) -> list[Listed]:
     """Records with a path and a label, in a list or one a line; or labels by path."""
+    is_one = source.suffix.lower() == ".json"
     try:
-        is_list = text.lstrip()[0] in "[{" and source.suffix.lower() == ".json"
-        value: Any = json.loads(text) if is_list else [json.loads(line) for _, line in lines]
+        value: Any = json.loads(text) if is_one else [json.loads(line) for _, line in lines]
     except (ValueError, RecursionError) as error:
         raise InputError(f"list {source}: not json: {error}") from None
     if isinstance(value, dict) and all(isinstance(v, str | int) for v in value.values()):
         value = [{"path": path, "label": label} for path, label in value.items()]
     listed = []
     for number, record in enumerate(value if isinstance(value, list) else [value], start=1):
-        entry = record if isinstance(record, dict) else {}
-        values = {column_key(k): v for k, v in entry.items() if isinstance(v, str | int)}
+        fields = record.items() if isinstance(record, dict) else ()
+        values = {column_key(k): str(v) for k, v in fields if isinstance(v, str | int | float)}
         where = f"list {source}, entry {number}"
-        if values.get("startframe") == 0:  # of Diving48, whose clips are files
-            values = {k: v for k, v in values.items() if k not in ("startframe", "endframe")}
-        place = _places(list(values), where)
-        if place[0] is None and "youtubeid" not in values:
+        if values.get("startframe") == "0":  # of Diving48, whose clips are files
+            del values["startframe"], values["endframe"]
+        _require_no_segments(values, where)
+        if _first(values, (*_PATH_COLUMNS, "youtubeid")) is None:
             raise InputError(
                 f"{where}: expected a record such as {{'path': ..., 'label': ...}}, got "
                 f"{str(record)[:60]!r}"
             )
-        fields = [str(value) for value in values.values()]
-        listed.append(_from_fields(number, fields, list(values), place, where))
+        listed.append(_from_record(number, values, where))
     return listed
+
+
+def _require_no_segments(columns: Iterable[str], where: str) -> None:
+    times = {"timestart", "timeend"} if "youtubeid" in columns else set()
+    for column in columns:
+        if _SEGMENT.fullmatch(column) and column not in times:
+            raise InputError(
+                f"{where}: expected whole videos, got a column {column!r}; {_SEGMENTS}, or "
+                "leave the column out"
+            )
+
+
+def _label_column(columns: Iterable[str]) -> str | None:
+    path = _first(columns, _PATH_COLUMNS)
+    return _first((column for column in columns if column != path), _LABEL_COLUMNS)
+
+
+def _from_record(line: int, values: Mapping[str, str], where: str) -> Listed:
+    """A line by the keys of its columns; `youtubeid` makes it one of Kinetics."""
+    column = _label_column(values)
+    value = values[column] if column else ""
+    label: int | str | None = value or None
+    if re.fullmatch(r"-?\d+(\.0+)?", value):  # pandas writes 3.0 where some are missing
+        label = _number([value.partition(".")[0]])
+    elif column == "template":
+        label = re.sub(r"[\[\]]", "", value)  # Something-Something's "Pushing [something]"
+    if "youtubeid" not in values:
+        return Listed(line, values[_first(values, _PATH_COLUMNS) or ""], label)
+    times = [values.get("timestart") or "0", values.get("timeend") or ""]
+    try:
+        start = int(float(times[0]))
+        end = int(float(times[1] or start + 10))
+    except ValueError:
+        raise InputError(
+            f"{where}: expected times in seconds, got {times[0]!r} and {times[1]!r}"
+        ) from None
+    return Listed(line, f"{values['youtubeid']}_{start:06d}_{end:06d}", label)
+
+
+def _first(names: Iterable[str], wanted: Sequence[str]) -> str | None:
+    present = set(names)
+    return next((name for name in wanted if name in present), None)
 
 
 LAYOUT = "the videos that the list names, by the same file name and parent folder"

@@ -142,9 +142,7 @@ def test_a_worker_of_other_decoders_does_not_begin(clips, tmp_path):
         neighbours=1,
         threads=1,
     )
-    with pytest.raises(
-        StoreError, match=r"a worker has av \S+, this machine 9\.1, whose"
-    ):
+    with pytest.raises(StoreError, match=r"a worker has av \S+, this machine 9\.1, whose"):
         setup.open_store()
     mixed = replace(setup, config=replace(CONFIG, mixed_decoders=True))
     assert mixed.open_store().recipe_hash == store.recipe_hash
