@@ -36,8 +36,8 @@ def note_whole_videos(data: DataSet, *, most: int | None = SAMPLE) -> str | None
         data: Files in `data.uncut` are looked at, in a process of their own.
         most: Look at so many of them, evenly spread; None: all.
     """
-    count = len(data.uncut) if most is None else min(most, len(data.uncut))
-    paths = [data.root / data.uncut[i * len(data.uncut) // count] for i in range(count)]
+    step = 1 if most is None else max(1, len(data.uncut) // most)
+    paths = [data.root / path for path in data.uncut[::step]][:most]
     if not paths:
         return None
     whole: list[tuple[Path, float]] = []

@@ -250,22 +250,21 @@ class ShardWork:
         wanted: list[int] = list(range(len(videos)))
         data, errors = _empty(partition, len(videos)), []
         if task.retry_failed and partition.marker(task.shard) is not None:
-            data, fresh = partition.read_shard(task.shard), data
+            data = partition.read_shard(task.shard)
             _, file = partition.shard_files(task.shard)
             # a salvaged file may be mended at the same size; if it is gone its frames are kept
-            gone = {
+            status = [Status(int(value)) for value in data.status]
+            there = [Path(store.root, video.path).is_file() for video in videos]
+            wanted = [
                 i
                 for i in wanted
-                if data.status[i] == Status.SALVAGED
-                and not Path(store.root, videos[i].path).is_file()
-            }
-            wanted = [i for i in wanted if data.status[i] != Status.OK and i not in gone]
+                if status[i].failed or (status[i] == Status.SALVAGED and there[i])
+            ]
             first = partition.geometry.rows(task.shard).start
-            errors = [error for error in read_errors(file) if error.row - first in gone]
-            for i in wanted:
-                data.embeddings[i], data.frames[i] = fresh.embeddings[i], fresh.frames[i]
-                if data.patches is not None and fresh.patches is not None:
-                    data.patches[i] = fresh.patches[i]
+            errors = [error for error in read_errors(file) if error.row - first not in wanted]
+            data.embeddings[wanted], data.frames[wanted] = np.nan, -1
+            if data.patches is not None:
+                data.patches[wanted] = np.nan
         views = tuple(View.from_json(v) for v in store.recipe["views"][partition.name])
         return cls(
             task=task,
