@@ -268,7 +268,7 @@ def datasets() -> None:
 )
 @_flag(
     "--retry-failed",
-    "Try the videos again that could not be used, or whose file was replaced since.",
+    "Try the videos again that could not be used whole, or whose file was replaced since.",
 )
 @_option(
     "--max-bad",

@@ -15,6 +15,7 @@ from bieff.extract import catalogue
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.estimate import estimate_lines
+from bieff.extract.lengths import note_whole_videos
 from bieff.extract.plan import plan
 from bieff.extract.run import InProcess, Runner, extract
 from bieff.extract.shapes.clips import COMPANIONS
@@ -73,8 +74,9 @@ class DataOptions:
         options = self.options(name) | {"trust_labels": self.trust_labels, "make": make}
         with clips_bar(f"making {name}") as watch:
             data = catalogue.load(name, **options, watch=watch)
-        for note in data.notes:
-            say(f"{name}: {note}")
+        for note in (*data.notes, note_whole_videos(data)):
+            if note is not None:
+                say(f"{name}: {note}")
         return data
 
     def store(self, name: str) -> Path:
@@ -97,7 +99,10 @@ def check_all(data: DataOptions, say: Say) -> bool:
         report = catalogue.check(name, **data.options(name))
         for line in report.lines():
             say(line)
-        is_clean &= report.is_clean
+        whole_videos = note_whole_videos(report.data, most=None)
+        if whole_videos is not None:
+            say(whole_videos)
+        is_clean &= report.is_clean and whole_videos is None
     return is_clean
 
 

@@ -29,7 +29,7 @@ from bieff.extract.decode.reader import frame_seconds
 from bieff.extract.shard import cut_views, in_order
 from bieff.extract.tower import ViewMeans, VisualTower
 from bieff.extract.views import ViewPlan, views_for
-from bieff.features.class_names import label_of_key
+from bieff.features.class_names import LabelIndex
 from bieff.features.errors import ConfigError, InputError
 from bieff.features.schema import Status
 from bieff.train.evaluate.classifier import Classifier, Frozen, Highlights, Trained
@@ -246,7 +246,7 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
                 'no classes to choose from; name them with --labels "one, another", or give '
                 "a run with --run"
             )
-        label_of_key(labels, source="labels")  # no two may be the same
+        LabelIndex(labels, source="labels")  # no two may be the same
         return tuple(labels)
 
     def _found(

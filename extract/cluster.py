@@ -27,6 +27,7 @@ from distributed import WorkerPlugin, get_worker
 from bieff import clip as clips
 from bieff.clip import Clip, ClipName
 from bieff.extract.config import ExtractConfig
+from bieff.extract.plan import DECODERS, versions_here
 from bieff.extract.shard import DECODE, ShardExtractor
 from bieff.extract.tasks import Done, RunCount, Task, Update
 from bieff.features.errors import ConfigError, StoreError
@@ -53,6 +54,9 @@ class WorkerSetup:
     version: str
     """The scheduling process's bieff."""
 
+    libraries: Mapping[str, str]
+    """The scheduling process's decoders and torch."""
+
     neighbours: int
     """Workers that share the cores of one machine."""
 
@@ -72,6 +76,13 @@ class WorkerSetup:
             raise StoreError(
                 f"a worker sees another store at {self.store}; share the file system"
             )
+        for name in () if self.config.mixed_decoders else DECODERS:
+            if versions_here()[name] != self.libraries[name]:
+                raise StoreError(
+                    f"a worker has {name} {versions_here()[name]}, this machine "
+                    f"{self.libraries[name]}, whose pixels may differ; install one version, or "
+                    "go on with --set mixed_decoders=true"
+                )
         return store
 
     def start(self, worker: object) -> ShardExtractor:
@@ -230,6 +241,7 @@ class OnCluster:
             device=None if self._device is None else str(self._device),
             decode=self._decode,
             version=importlib.metadata.version("bieff"),
+            libraries=versions_here(),
             neighbours=max(Counter(map(_host, self._client.nthreads())).values()),
             threads=torch.get_num_threads(),
         )

@@ -9,6 +9,13 @@ LONGEST = 86_400
 """Seconds of the longest deadline: a hung decoder is killed within a day."""
 
 
+MOST = {
+    **{"frames": 1024, "clips": 100, "train_views": 100},
+    **{"batch_size": 2**16, "decoders": 1024},
+}
+"""Largest values; what is larger is a slip, and would only fill the memory."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractConfig:
     """Settings of an extraction; evaluation views are the paper's (Sec. 4.1).
@@ -44,11 +51,17 @@ class ExtractConfig:
     deadline: float = 60.0
     """Seconds a video may take to decode."""
 
+    mixed_decoders: bool = False
+    """Go on with shards that other versions of av, decord or FFmpeg have decoded."""
+
     def __post_init__(self) -> None:
         for name in ("frames", "clips", "limit", "batch_size", "decoders"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name, most in MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ConfigError(f"{name} must be at most {most}, got {getattr(self, name)}")
         if self.train_views < 0:
             raise ConfigError(f"train_views must not be negative, got {self.train_views}")
         if self.crops not in (1, 3):

@@ -3,8 +3,11 @@
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import av
 
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
@@ -15,6 +18,17 @@ from bieff.features.schema import Geometry, PartitionPlan
 from bieff.features.store import FeatureStore
 
 PACKAGES = ("bieff", "torch", "torchvision", "open_clip_torch", "av", "decord", "numpy", "zarr")
+
+
+DECODERS = ("av", "decord", "libavcodec")
+"""Of the versions of a shard, those that decide its pixels."""
+
+
+@cache
+def versions_here() -> dict[str, str]:
+    """Versions of the libraries that decode and encode in this process."""
+    here = {name: importlib.metadata.version(name) for name in ("av", "decord", "torch")}
+    return here | {"libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,12 +4,13 @@ n videos of the shard, V views, T frames a view, D joint width, P patches of wid
 """
 
 import contextlib
+import math
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
-from bieff.extract.decode.pool import DecodePool
-from bieff.extract.decode.worker import Job, Outcome
+from bieff.extract.decode.pool import DecodePool, Job, Outcome
+from bieff.extract.plan import versions_here
 from bieff.extract.tasks import Done, Task, Update
 from bieff.extract.tower import CropStream, VisualTower, cut
 from bieff.extract.views import View, ViewPlan, crop_of
@@ -37,6 +38,10 @@ DECODE = "bieff.extract.decode.reader:decode_video"
 
 EARLY_BYTES = 128 * 2**20
 """Frames held, for each decoder, while a video before them is still being decoded."""
+
+
+CUT_BYTES = 256 * 2**20
+"""Most that the frames which are resized at once take; ordinary videos stay below it."""
 
 
 class ShardExtractor:
@@ -220,7 +225,7 @@ class ShardWork:
     views: tuple[View, ...]
     data: ShardData
     wanted: Sequence[int]
-    """Places in the shard of the videos to decode; all, unless failed ones are retried."""
+    """Places in the shard of the videos to decode; all, unless bad ones are retried."""
 
     plans: Mapping[int, ViewPlan]
     tower: VisualTower
@@ -246,9 +251,20 @@ class ShardWork:
         data, errors = _empty(partition, len(videos)), []
         if task.retry_failed and partition.marker(task.shard) is not None:
             data = partition.read_shard(task.shard)
-            wanted = [i for i in wanted if Status(int(data.status[i])).failed]
             _, file = partition.shard_files(task.shard)
-            errors = [error for error in read_errors(file) if not error.status.failed]
+            # a salvaged file may be mended at the same size; if it is gone its frames are kept
+            status = [Status(int(value)) for value in data.status]
+            there = [Path(store.root, video.path).is_file() for video in videos]
+            wanted = [
+                i
+                for i in wanted
+                if status[i].failed or (status[i] == Status.SALVAGED and there[i])
+            ]
+            first = partition.geometry.rows(task.shard).start
+            errors = [error for error in read_errors(file) if error.row - first not in wanted]
+            data.embeddings[wanted], data.frames[wanted] = np.nan, -1
+            if data.patches is not None:
+                data.patches[wanted] = np.nan
         views = tuple(View.from_json(v) for v in store.recipe["views"][partition.name])
         return cls(
             task=task,
@@ -273,10 +289,14 @@ class ShardWork:
         if outcome.status.usable:
             numbers = self.plans[i](outcome.num_frames)
             video_id = self.videos[i].id
-            crops = cut_views(outcome, numbers, self.views, self.tower, video_id=video_id)
-            self.data.frames[i] = numbers
-            self.stream.add(i, crops)
-            self.num_images += len(crops)
+            try:
+                crops = cut_views(outcome, numbers, self.views, self.tower, video_id=video_id)
+            except (MemoryError, RuntimeError) as error:
+                outcome = _without_memory(outcome, error)
+            else:
+                self.data.frames[i] = numbers
+                self.stream.add(i, crops)
+                self.num_images += len(crops)
         if outcome.status is not Status.OK:
             self._note(
                 i,
@@ -321,6 +341,7 @@ class ShardWork:
             self.data,
             errors=sorted(self.errors, key=lambda error: error.row),
             seconds={name: round(value, 3) for name, value in seconds.items()},
+            versions=versions_here(),
         )
         return dict(Counter(Status(int(value)).name.lower() for value in self.data.status))
 
@@ -387,5 +408,23 @@ def cut_views(
     for view, shown in zip(views, numbers, strict=True):
         places = torch.from_numpy(outcome.places(shown)).to(frames.device)
         crop = crop_of(view, height, width, tower.preprocessing.size, video_id=video_id)
-        parts.append(cut(frames[places], crop))
+        # a few frames at a time where they are large: resizing takes them in float32
+        frame_bytes = 12 * max(crop.box[2] * crop.box[3], math.prod(crop.resized))
+        for some in places.split(max(1, CUT_BYTES // frame_bytes)):
+            parts.append(cut(frames[some], crop))
     return torch.cat(parts)
+
+
+def _without_memory(outcome: Outcome, error: Exception) -> Outcome:
+    """The outcome of a video whose frames do not fit the memory.
+
+    Raises:
+        RuntimeError: The error itself, if it is another.
+    """
+    is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if not is_full and "can't allocate memory" not in str(error):
+        raise error
+    assert outcome.frames is not None
+    count, height, width = outcome.frames.shape[:3]
+    message = f"no memory for its {count} frames of {width} x {height} pixels"
+    return replace(outcome, status=Status.CRASHED, message=message, frames=None)

@@ -21,7 +21,7 @@ class Task:
     partition: str
     shard: int
     retry_failed: bool = False
-    """Decode again only the videos of a finished shard that failed."""
+    """Decode again only the videos of a finished shard that failed or were salvaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

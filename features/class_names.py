@@ -9,6 +9,7 @@ import csv
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,11 @@ from bieff.features.errors import InputError
 
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
-_SIDES = frozenset({"left", "right", "leftward", "rightward", "clockwise", "anticlockwise"})
+_SIDES = re.compile(r"left|right|clockwise|\bc?cw\b|\bacw\b")
+_NO_SIDES = re.compile(
+    r"\b[bf]right\w*|\b\w*wright\w*|\b(up|out|forth|copy|birth)right\w*|\brighteous\w*"
+    r"|\bcleft\w*|\bleftovers?\b"
+)
 
 
 def readable(name: str) -> str:
@@ -27,6 +32,7 @@ def readable(name: str) -> str:
 
     A name that has spaces or underscores, or starts small, is not taken apart at capitals.
     """
+    name = re.sub(r"(?<=\w)\+(?=\w)", " ", unicodedata.normalize("NFC", name))
     if name[:1].isupper() and not re.search(r"[\s_]", name):
         name = _WORD_STARTS.sub(" ", name)
     return " ".join(name.replace("_", " ").split())
@@ -35,35 +41,64 @@ def readable(name: str) -> str:
 @lru_cache(maxsize=1 << 16)  # a scan asks for the same few folders 260,000 times
 def key(name: str) -> str:
     """Letters and digits of a name, in small: what the spellings of a class have in common."""
-    return "".join(c for c in name.casefold() if c.isalnum()) or name
+    return "".join(c for c in folded(name) if c.isalnum()) or name
 
 
-def label_of_key(names: Sequence[str], *, source: str) -> dict[str, int]:
-    """Each class's key -> its label.
+@lru_cache(maxsize=1 << 16)
+def _signed_key(name: str) -> str:
+    """The key with the signs that may tell two classes apart: "c++coding"."""
+    return re.sub(r"[\s_-]+", "", folded(name)) or name
+
+
+def folded(name: str) -> str:
+    """The name in small letters, accents in one character with their letter.
+
+    A Mac unpacks files under names with two characters for each of these.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+class LabelIndex:
+    """Labels of classes by their names, however spelled.
+
+    Signs count only where nothing else tells classes apart, as in "C coding", "C++ coding".
+
+    Args:
+        names: The classes by label.
+        source: Who names them, for the message.
+        other_names: A second name of each, such as the readable one.
 
     Raises:
-        InputError: If two classes have one key.
+        InputError: If two classes have one name.
     """
-    labels: dict[str, int] = {}
-    for label, name in enumerate(names):
-        other = labels.setdefault(key(name), label)
-        if other != label:
-            raise InputError(
-                f"{source}: classes {other} and {label} are both called {name!r}; "
-                "give every class its own name"
-            )
-    return labels
+
+    def __init__(
+        self, names: Sequence[str], *, source: str, other_names: Sequence[str] = ()
+    ) -> None:
+        self._signed: dict[str, int] = {}
+        by_key: dict[str, set[int]] = {}
+        for label, name in enumerate(names):
+            other = self._signed.setdefault(_signed_key(name), label)
+            if other != label:
+                raise InputError(
+                    f"{source}: classes {other} and {label} are both called {name!r}; "
+                    "give every class its own name"
+                )
+            by_key.setdefault(key(name), set()).add(label)
+        for label, name in enumerate(other_names):
+            self._signed.setdefault(_signed_key(name), label)
+            by_key.setdefault(key(name), {label})
+        self._by_key = {k: labels.pop() for k, labels in by_key.items() if len(labels) == 1}
+
+    def find(self, name: str) -> int | None:
+        """The label of a class; None if there is none of that name."""
+        return self._signed.get(_signed_key(name), self._by_key.get(key(name)))
 
 
 def has_sides(names: Sequence[str]) -> bool:
     """True if mirroring a video could change its class: some name tells left from right."""
-    return any(not _SIDES.isdisjoint(name.casefold().split()) for name in names)
-
-
-_ID_FIRST = re.compile(r"(\d+)\s*[,;\t ]\s*(.*\S)")
-_ID_LAST = re.compile(r"(.*\S)\s*[,;\t ]\s*(\d+)")
-_ID_COLUMNS = ("id", "label", "label_id", "class_id", "index", "idx")
-_NAME_COLUMNS = ("name", "class", "class_name", "category", "label_name", "label")
+    words = (_WORD_STARTS.sub(" ", name).casefold().replace("_", " ") for name in names)
+    return any(_SIDES.search(_NO_SIDES.sub("", name)) for name in words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +125,13 @@ def read_class_names(path: Path) -> ClassNames:
     if path.suffix.lower() == ".json":
         pairs = _from_json(text, path)
     else:
-        pairs = _from_lines([line.strip() for line in text.splitlines() if line.strip()], path)
+        lines = enumerate(text.splitlines(), start=1)
+        pairs = _from_lines([(k, line.strip()) for k, line in lines if line.strip()], path)
     if not pairs:
         raise InputError(f"label file {path}: expected a class a line, got an empty file")
     first_id, entries = _in_order(pairs, path)
     names = tuple(name for name, _ in entries)
-    label_of_key(names, source=f"label file {path}")
+    LabelIndex(names, source=f"label file {path}")
     return ClassNames(
         names, tuple(words or readable(name) for name, words in entries), first_id
     )
@@ -119,49 +155,139 @@ def read_text(path: Path) -> str:
         ) from None
 
 
+DELIMITERS = (",", ";", "\t", "|")
+
+_ID_FIRST = re.compile(r"(\d+)(?:\s*[,;|:.)]\s*|\s+)(.*\S)")
+_ID_LAST = re.compile(r"(.*\S)(?:\s*[,;|]\s*|\s+)(\d+)")
+
+_ID_COLUMNS = ("id", "label", "labelid", "classid", "classindex", "index", "idx", "number", "")
+_NAME_COLUMNS = (
+    "name", "class", "classname", "category", "labelname", "action", "actionname", "label",
+)  # fmt: skip
+"""Names of columns, by their key; the first of them that a header has is taken."""
+
 _Pair = tuple[int | None, str, str | None]
 """Number if there is one, name, readable name if there is one."""
 
+_Line = tuple[int, str]
+"""Number from 1, and text."""
 
-def _from_lines(lines: Sequence[str], path: Path) -> list[_Pair]:
-    header = (
-        [field.strip().strip('"').casefold() for field in lines[0].split(",")] if lines else []
-    )
-    name_column = next((c for c in _NAME_COLUMNS if c in header and _other_id(header, c)), None)
-    if name_column:
-        return _from_table(lines[1:], header, name_column, path)
+
+def _from_lines(lines: Sequence[_Line], path: Path) -> list[_Pair]:
+    for delimiter in DELIMITERS if lines else ():
+        header = split_line(lines[0][1], delimiter)
+        rows = [(number, split_line(line, delimiter)) for number, line in lines[1:]]
+        if _is_header(header, rows):
+            return _from_table(lines[0][0], header, rows, delimiter, path)
+    words = [column_key(word) for word in lines[0][1].split()] if lines else []
+    if len(lines) > 1 and (words[0] in ("", *_ID_COLUMNS) or words[0] in _NAME_COLUMNS):
+        numbered = all(_ID_FIRST.fullmatch(t) or _ID_LAST.fullmatch(t) for _, t in lines[1:])
+        if len(words) == (2 if numbered else 1):
+            lines = lines[1:]
     for pattern, name_group in ((_ID_FIRST, 2), (_ID_LAST, 1)):
-        matches = [pattern.fullmatch(line) for line in lines]
-        if all(matches):
-            found = [m for m in matches if m]
+        found = [m for _, line in lines if (m := pattern.fullmatch(line))]
+        numbers = sorted(int(m[3 - name_group]) for m in found)
+        is_spaced = all(re.match(r"\d+\s+\w", line) for _, line in lines)
+        if len(found) == len(lines) and not (is_spaced and numbers[:1] > [1]):
             return [(int(m[3 - name_group]), _clean(m[name_group]), None) for m in found]
-    return [(None, _clean(line), None) for line in lines]
+        is_counted = numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
+        if is_counted and len(found) > 1 and 2 * len(found) >= len(lines):
+            number, line = next((k, t) for k, t in lines if not pattern.fullmatch(t))
+            raise InputError(
+                f"label file {path}, line {number}: expected a number and a name as in the "
+                f"other lines, got {line!r}"
+            )
+    return [(None, _clean(line), None) for _, line in lines]
+
+
+def split_line(line: str, delimiter: str) -> list[str]:
+    """The fields of a line of a table, without quotes and spaces around them."""
+    return [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def join_unquoted(row: Sequence[str], width: int, name: int, delimiter: str) -> list[str]:
+    """The row, put together where the name was cut at delimiters of its own, if sure."""
+    more = len(row) - width
+    if more < 1 or (name < width - 1 and width > 2):
+        return list(row)
+    words = f"{delimiter} ".join(row[name : name + more + 1])
+    return [*row[:name], words, *row[name + more + 1 :]]
+
+
+def column_key(name: str) -> str:
+    """A column's name in small letters and digits alone; empty if it has none."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def _is_header(header: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]]) -> bool:
+    """True of column names: well known, or words above a column of numbers."""
+    if len(header) < 2 or not rows or any(field.isdecimal() for field in header):
+        return False
+    columns = {column_key(field) for field in header}
+    is_known = columns & {*_ID_COLUMNS[:-1], "readable"} and columns & set(_NAME_COLUMNS)
+    return bool((is_known and len(columns) > 1) or _number_columns(rows, len(header)))
+
+
+def _number_columns(rows: Sequence[tuple[int, Sequence[str]]], width: int) -> list[int]:
+    """The first and the last column, as far as they hold numbers alone."""
+    first = all(row[0].isdecimal() for _, row in rows if row)
+    last = all(len(row) >= width and row[-1].isdecimal() for _, row in rows)
+    return [0] * first + [width - 1] * last
 
 
 def _from_table(
-    lines: Sequence[str], header: Sequence[str], name_column: str, path: Path
+    header_line: int,
+    header: Sequence[str],
+    rows: Sequence[tuple[int, list[str]]],
+    delimiter: str,
+    path: Path,
 ) -> list[_Pair]:
-    id_column = _other_id(header, name_column)
+    columns = [column_key(field) for field in header]
+    name, number = _columns(columns)
+    if number is None:
+        number = next((k for k in _number_columns(rows, len(columns)) if k != name), None)
+    others = [k for k in range(len(columns)) if k != number]
+    name = others[0] if name is None and len(others) == 1 else name
+    if name is None or (number is None and "readable" not in columns):
+        raise InputError(
+            f"label file {path}, line {header_line}: expected a header such as id,name, got "
+            f"{delimiter.join(header)!r}; name the columns so"
+        )
     pairs: list[_Pair] = []
-    for line, row in enumerate(csv.DictReader(lines, fieldnames=header), start=2):
-        number, name = row[id_column], row[name_column]
-        if not (number or "").strip().isdecimal() or not name:
+    for line, row in rows:
+        row = join_unquoted(row, len(columns), name, delimiter)
+        if len(row) > len(columns):
             raise InputError(
-                f"label file {path}, line {line}: expected a number and a name, got {number!r} "
-                f"and {name!r}"
+                f"label file {path}, line {line}: expected {len(columns)} columns as in the "
+                f"header, got {len(row)}; put quotes around a name that holds {delimiter!r}"
             )
-        pairs.append((int(number), _clean(name), row.get("readable")))
+        row = [*row, *[""] * (len(columns) - len(row))]
+        label = "" if number is None else row[number]
+        if not row[name] or not (number is None or label.isdecimal()):
+            raise InputError(
+                f"label file {path}, line {line}: expected a number and a name, got {label!r} "
+                f"and {row[name]!r}"
+            )
+        words = row[columns.index("readable")] if "readable" in columns else ""
+        pairs.append((None if number is None else int(label), row[name], words or None))
     return pairs
 
 
-def _other_id(header: Sequence[str], name_column: str) -> str | None:
-    return next((c for c in _ID_COLUMNS if c in header and c != name_column), None)
+def _columns(columns: Sequence[str]) -> tuple[int | None, int | None]:
+    """Places of the names and of the numbers, as far as the columns are well known."""
+    for name in _NAME_COLUMNS:
+        for number in (n for n in _ID_COLUMNS if n != name):
+            if name in columns and number in columns:
+                return columns.index(name), columns.index(number)
+    return next((columns.index(n) for n in _NAME_COLUMNS if n in columns), None), None
 
 
 def _from_json(text: str, path: Path) -> list[_Pair]:
     value = _parse_json(text, path)
     if isinstance(value, dict):
-        return [_json_pair(one, other, path) for one, other in value.items()]
+        if all(key.isdecimal() and not str(name).isdecimal() for key, name in value.items()):
+            value = {name: number for number, name in value.items()}
+        return [_json_pair(name, number, path) for name, number in value.items()]
     if not isinstance(value, list):
         raise InputError(
             f"label file {path}: expected a list of names or an object of names and numbers, "
@@ -169,11 +295,19 @@ def _from_json(text: str, path: Path) -> list[_Pair]:
         )
     if all(isinstance(entry, str) for entry in value):
         return [(None, _clean(entry), None) for entry in value]
-    if not all(isinstance(entry, dict) and {"id", "name"} <= set(entry) for entry in value):
-        raise InputError(
-            f"label file {path}: expected a list of names, or of objects with id and name"
-        )
-    return [_json_pair(entry["name"], entry["id"], path) for entry in value]
+    if all(isinstance(entry, list) for entry in value):  # Diving48's parts of a dive
+        return [(None, " ".join(map(str, entry)), None) for entry in value]
+    pairs = []
+    for entry in value:
+        known = entry if isinstance(entry, dict) else {}
+        fields = list(known.values())
+        name, number = _columns([column_key(field) for field in known])
+        if name is None or number is None:
+            raise InputError(
+                f"label file {path}: expected a list of names, or of objects with id and name"
+            )
+        pairs.append(_json_pair(fields[name], fields[number], path))
+    return pairs
 
 
 def _parse_json(text: str, path: Path, **options: Any) -> Any:
@@ -184,11 +318,10 @@ def _parse_json(text: str, path: Path, **options: Any) -> Any:
 
 
 def _json_pair(one: Any, other: Any, path: Path) -> _Pair:
-    """Names to numbers, or numbers to names."""
-    if isinstance(one, str) and isinstance(other, int):
-        return other, _clean(one), None
-    if isinstance(one, str) and one.isdecimal() and isinstance(other, str):
-        return int(one), _clean(other), None
+    """A name and its number."""
+    number = int(other) if isinstance(other, str) and other.isdecimal() else other
+    if isinstance(one, str) and type(number) is int:
+        return number, _clean(one), None
     raise InputError(f"label file {path}: expected a name and a number, got {one!r}: {other!r}")
 
 
@@ -199,7 +332,7 @@ def _in_order(
     numbers = [number for number, _, _ in pairs]
     if None in numbers:
         return None, [(name, words) for _, name, words in pairs]
-    ordered = sorted((number or 0, name, words) for number, name, words in pairs)
+    ordered = sorted((number or 0, name, words or "") for number, name, words in pairs)
     first = ordered[0][0]
     for expected, (number, name, _) in enumerate(ordered, start=first):
         if number != expected or first > 1:
@@ -207,14 +340,14 @@ def _in_order(
                 f"label file {path}: expected numbers 0..{len(pairs) - 1} or 1..{len(pairs)}, "
                 f"got {number} for {name!r}"
             )
-    return first, [(name, words) for _, name, words in ordered]
+    return first, [(name, words or None) for _, name, words in ordered]
 
 
 def _clean(name: str) -> str:
     """Without the quotes that some files put around a name."""
     name = name.strip()
     if len(name) > 1 and name[0] == name[-1] == '"':
-        name = name[1:-1].strip()
+        name = name[1:-1].replace('""', '"').strip()
     return name
 
 
@@ -287,10 +420,10 @@ def _described_in_table(
 
 
 def _labels_of(path: Path, names: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    labels = {key(known): label for label, known in enumerate(class_names)}
+    labels = LabelIndex(class_names, source="the store")
     found: list[int] = []
     for name in names:
-        label = labels.get(key(name))
+        label = labels.find(name)
         if label is None:
             close = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
             raise InputError(
@@ -309,11 +442,11 @@ def _require_own_names(
     path: Path, texts: Sequence[tuple[str, ...]], class_names: Sequence[str]
 ) -> None:
     """Refuse a file in another order than the labels, as some of HMDB-51 are."""
-    labels = {key(name): label for label, name in enumerate(class_names)}
+    labels = LabelIndex(class_names, source="the store")
     for label, found in enumerate(texts):
         for text in found:
-            other = labels.get(key(text), label)
-            if other != label:
+            other = labels.find(text)
+            if other is not None and other != label:
                 raise InputError(
                     f"{path}: class {label} is {class_names[label]!r}, but is described as "
                     f"{text!r}, which is class {other}; bring the file into the store's order"

@@ -224,7 +224,12 @@ def _import_partition(file: h5py.File, partition: Partition) -> int:
         marker, errors, data = exported
         try:
             partition.write_shard(
-                shard, data, errors=errors, seconds=marker.seconds, expected=marker
+                shard,
+                data,
+                errors=errors,
+                seconds=marker.seconds,
+                versions=marker.versions,
+                expected=marker,
             )
         except ValueError as error:
             raise InputError(f"{file.filename}: {error}; export it again") from None

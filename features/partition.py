@@ -96,6 +96,7 @@ class Partition:
         errors: Sequence[VideoError],
         seconds: Mapping[str, float],
         expected: Marker | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         """Write a shard, or write it again; its marker comes last.
 
@@ -107,6 +108,7 @@ class Partition:
             errors: At least one for every video without embeddings.
             seconds: Where the time went, for the marker.
             expected: The marker of the same shard elsewhere, of which this is a copy.
+            versions: The libraries at work, for the marker.
 
         Raises:
             ValueError: If the data do not fit the store, or an error is missing.
@@ -135,6 +137,7 @@ class Partition:
                 files=files,
                 counts=dict(counts),
                 seconds=dict(seconds),
+                versions=dict(versions or {}),
             )
             if expected is not None and marker != expected:
                 other = [name for name in files if files[name] != expected.files.get(name)]
@@ -190,13 +193,13 @@ class Partition:
         """Shards to be written, in order.
 
         Args:
-            retry_failed: Also the finished ones that hold a failed video (`Status.failed`,
-                which includes missing files).
+            retry_failed: Also the finished ones that hold a video that is not whole: failed,
+                missing or salvaged.
         """
         pending = []
         for shard in range(self.num_shards):
             marker = self.marker(shard)
-            if marker is None or (retry_failed and marker.has_failed):
+            if marker is None or (retry_failed and marker.has_bad):
                 pending.append(shard)
         return pending
 

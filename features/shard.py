@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,16 @@ class Marker:
     seconds: Mapping[str, float]
     """Seconds by what took them."""
 
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """The libraries that decoded and encoded it; empty in stores of before."""
+
     @property
-    def has_failed(self) -> bool:
-        """True if a video of the shard has failed (`Status.failed`)."""
-        return any(Status[name.upper()].failed for name, num in self.counts.items() if num)
+    def has_bad(self) -> bool:
+        """True if a video of the shard has failed, or was salvaged from a damaged file."""
+        bad = (
+            Status[name.upper()] is not Status.OK for name, num in self.counts.items() if num
+        )
+        return any(bad)
 
 
 def parse_marker(content: bytes, partition: str, shard: int) -> Marker | None:
@@ -84,6 +90,7 @@ def parse_marker(content: bytes, partition: str, shard: int) -> Marker | None:
             and all(name.upper() in Status.__members__ for name in marker.counts)
             and all(type(number) is int for number in marker.counts.values())
             and all(type(took) in (int, float) for took in marker.seconds.values())
+            and all(isinstance(version, str) for version in marker.versions.values())
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -58,6 +58,12 @@ class DataSet:
 
     mislabelled: tuple[Mislabelled, ...] = ()
 
+    uncut: tuple[str, ...] = ()
+    """Paths of videos that stand for a clip, and whose names do not say that they are it."""
+
+    clip_seconds: int = 0
+    """Length of these clips."""
+
     @property
     def mirror(self) -> bool:
         """A mirrored video keeps its class: no class name tells left from right."""

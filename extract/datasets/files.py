@@ -3,23 +3,26 @@
 import contextlib
 import os
 import re
+import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from bieff.features.class_names import key
+from bieff.features.class_names import LabelIndex, folded, key
 from bieff.features.errors import InputError
 
 VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+    {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
     | {".mts", ".ogv", ".ts", ".webm", ".wmv"}
 )
 
 _PARTITION = re.compile(
     r"(?:.*[_-])?(train|val|valid|validate|validation|test)(?:[_-].*)?", re.IGNORECASE
 )
+_ROLE = re.compile(r"train|validation|validate|valid|val|test", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -33,33 +36,59 @@ class Folder:
     tables: tuple[str, ...] = ()
     """Relative paths of the csv files, sorted."""
 
+    notes: tuple[str, ...] = ()
+    """Things a user should know of it, a sentence each."""
+
+    unreadable: frozenset[str] = frozenset()
+    """Paths of videos whose names are not UTF-8, written with escapes."""
+
     @cached_property
-    def by_stem(self) -> dict[str, list[str]]:
-        """File name without suffix, in small letters -> the paths that have it."""
+    def _by_stem(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for path in self.videos:
-            found.setdefault(stem(path).casefold(), []).append(path)
+            found.setdefault(folded(stem(path)), []).append(path)
         return found
+
+    def of_name(self, listed: str) -> list[str]:
+        """The videos of the file name of a path, whatever its suffix, case and folder."""
+        return self._by_stem.get(folded(stem(listed)), [])
 
     def fitting(self, listed: str) -> list[str]:
         """The videos that a list may mean by a path, sorted; none fits better than these.
 
         Lists come from other machines: the suffix may differ, folders may be missing in front
         or be too many.  File name and parent folder have to agree, as far as both have one;
-        of several videos those that agree furthest up win.
+        of several videos those that agree furthest up win, then those of the same case.  A
+        YouTube id in another case is another video.
         """
         if listed in self.videos:
             return [listed]
         wanted = _parts(listed)
         best: list[str] = []
         best_agreement = 1
-        for path in self.by_stem.get(stem(listed).casefold(), ()):
+        for path in self.of_name(listed):
             agreement = _agreement(wanted, _parts(path))
             if agreement > best_agreement:
                 best, best_agreement = [], agreement
             if agreement == best_agreement:
                 best.append(path)
-        return best
+        same = [path for path in best if not is_recased(listed, path)]
+        return same or [path for path in best if not _may_be_youtube(listed, path)]
+
+
+YOUTUBE_FILE = re.compile(r"([\w-]{11})(?:_(\d{1,6})_(\d{1,6}))?")
+"""A file name without suffix: YouTube id, and seconds where the clip begins and ends."""
+
+
+def is_recased(listed: str, path: str) -> bool:
+    """True if the file names differ, by large and small letters."""
+    names = (unicodedata.normalize("NFC", stem(name)) for name in (listed, path))
+    return len(set(names)) > 1
+
+
+def _may_be_youtube(*paths: str) -> bool:
+    names = [stem(path) for path in paths if YOUTUBE_FILE.fullmatch(stem(path))]
+    return any(name[1:] != name[1:].casefold() and not name.isupper() for name in names)
 
 
 def scan(root: Path, *, layout: str) -> Folder:
@@ -79,10 +108,13 @@ def scan(root: Path, *, layout: str) -> Folder:
         )
     videos: dict[str, int] = {}
     tables: list[str] = []
+    unreadable: list[str] = []
     try:
         for path, entry in _walk(root):
             end = suffix(path)
-            if end in VIDEO_SUFFIXES and entry.is_file():  # and no link that leads nowhere
+            if not path.isprintable() and _is_undecoded(path):
+                unreadable += [path] if end in VIDEO_SUFFIXES else []
+            elif end in VIDEO_SUFFIXES and entry.is_file():  # and no link that leads nowhere
                 videos[path] = entry.stat().st_size
             elif end == ".csv":
                 tables.append(path)
@@ -90,12 +122,34 @@ def scan(root: Path, *, layout: str) -> Folder:
         raise InputError(
             f"cannot read the videos' folder {root}: {error}; check its permissions"
         ) from None
+    escaped = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in unreadable]
+    notes = _require_utf8(root, escaped) if escaped else ()
+    videos |= dict.fromkeys(escaped, 0)
     if not videos:
         raise InputError(
             f"no videos in {root}: expected {layout}; the suffixes looked for are "
             f"{' '.join(sorted(VIDEO_SUFFIXES))}"
         )
-    return Folder(root, dict(sorted(videos.items())), tuple(sorted(tables)))
+    videos = dict(sorted(videos.items()))
+    return Folder(root, videos, tuple(sorted(tables)), notes, frozenset(escaped))
+
+
+def _is_undecoded(path: str) -> bool:
+    return any("\udc80" <= c <= "\udcff" for c in path)
+
+
+def _require_utf8(root: Path, paths: list[str]) -> tuple[str, ...]:
+    """The note on files whose names are not UTF-8; an error if it is the locale's fault."""
+    encoding = sys.getfilesystemencoding()
+    if encoding.lower().replace("-", "") != "utf8":
+        raise InputError(
+            f"cannot read the name '{paths[0]}' in {root} in this locale, whose file names are "
+            f"{encoding}; set PYTHONUTF8=1"
+        )
+    return (
+        f"videos missing, as their names are not UTF-8: {len(paths):,}, the first is "
+        f"'{paths[0]}'; rename them",
+    )
 
 
 def _walk(root: Path) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
@@ -124,7 +178,7 @@ def suffix(path: str) -> str:
 
 def stem(path: str) -> str:
     """The file's name without folders and without a video's suffix."""
-    name = path.rpartition("/")[2]
+    name = path.replace("\\", "/").rpartition("/")[2]
     return name[: -len(end)] if (end := suffix(name)) in VIDEO_SUFFIXES else name
 
 
@@ -134,10 +188,31 @@ def without_suffix(path: str) -> str:
 
 
 def ids_of(paths: Iterable[str]) -> dict[str, str]:
-    """Each path's id: the path without suffix, unless two videos differ in nothing else."""
-    bare = {path: without_suffix(path) for path in paths}
+    """Each path's id: the path without suffix, unless two videos differ in nothing else.
+
+    The same whether accents are characters of their own, as on a Mac, or not.
+    """
+    bare = {path: unicodedata.normalize("NFC", without_suffix(path)) for path in paths}
     count = Counter(bare.values())
     return {path: short if count[short] == 1 else path for path, short in bare.items()}
+
+
+def roles_of(folders: Iterable[str], *, hold_classes: bool) -> dict[str, str]:
+    """Roles of folders that lie side by side, if they are partitions and no classes.
+
+    They are `train` and `val`, or `k400_train` and `k400_val`; `crash_test` and `drop_test`
+    are classes.
+
+    Args:
+        folders: Their names.
+        hold_classes: They have folders in them.
+    """
+    roles = {folder: role for folder in folders if (role := partition_of([folder]))}
+    rests = {_ROLE.sub("", folder).casefold() for folder in roles}
+    are_alike = (
+        len(rests - {""}) < 2 if hold_classes else rests == {""} or len(roles) > len(rests)
+    )
+    return roles if are_alike and len(set(roles.values())) == len(roles) else {}
 
 
 def partition_of(folders: Iterable[str]) -> str | None:
@@ -152,7 +227,7 @@ def partition_of(folders: Iterable[str]) -> str | None:
 def _parts(path: str) -> list[str]:
     """File name first, then the folders upwards, each by its key."""
     parents = PurePosixPath(path.replace("\\", "/")).parent.parts
-    return [stem(path).casefold(), *(key(part) for part in reversed(parents))]
+    return [folded(stem(path)), *(key(part) for part in reversed(parents))]
 
 
 def _agreement(one: list[str], other: list[str]) -> int:
@@ -178,14 +253,16 @@ class FileIndex:
 
     Args:
         folder: What lies there.
-        by_key: Label of each class, by `key`.
+        labels: The classes; one may be called "train".
         part: "train", "val" or "all".
     """
 
-    def __init__(self, folder: Folder, by_key: Mapping[str, int], part: str) -> None:
+    def __init__(self, folder: Folder, labels: LabelIndex, part: str) -> None:
         self._folder = folder
-        self._by_key = by_key  # a class may be called "train"
+        self._labels = labels
         self._part = part
+        self.recased: list[str] = []
+        """Listed paths that were found in another case, or might be."""
         self._has_both = {True, False} <= {self._is_train(path) for path in folder.videos}
 
     def locate(self, path: str, where: str) -> tuple[str | None, int]:
@@ -202,6 +279,8 @@ class FileIndex:
             found = [other for other in found if not self._contradicts(path, other)]
             same = [other for other in found if suffix(other) == suffix(path)]
             found = same or found
+            if any(is_recased(path, other) for other in found or self._folder.of_name(path)):
+                self.recased.append(path)
         if len(found) > 1:
             raise InputError(
                 f"{where}: {path!r} may be {found[0]!r} or {found[1]!r} in "
@@ -226,7 +305,7 @@ class FileIndex:
     def _is_train(self, path: str) -> bool | None:
         """True below train/, False below val/ or test/, None for neither."""
         parts = folders_of(path)
-        of_class = [i for i, part in enumerate(parts) if key(part) in self._by_key]
+        of_class = [i for i, part in enumerate(parts) if self._labels.find(part) is not None]
         role = partition_of(parts[: of_class[-1]] if of_class else parts)
         return None if role is None else role == "train"
 

@@ -9,12 +9,13 @@ Videos may lie deeper in a class folder, and the whole below a folder that holds
 Classes are in the order of their folders' names, or in that of a label file.
 """
 
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.datasets.files import ids_of, partition_of, scan
-from bieff.features.class_names import ClassNames, key, label_of_key, readable
+from bieff.extract.datasets.files import ids_of, partition_of, roles_of, scan
+from bieff.features.class_names import ClassNames, LabelIndex, readable
 from bieff.features.errors import InputError
 from bieff.features.schema import UNLABELLED, Video
 
@@ -59,7 +60,8 @@ def load_folder(videos: Path, *, classes: ClassNames | None = None) -> DataSet:
         class_names=classes.readable if class_folders else (),
         partitions=partitions,
         root=videos,
-        notes=tuple(notes),
+        notes=(*folder.notes, *notes),
+        missing=frozenset(ids[path] for path in places if path in folder.unreadable),
         unlisted=tuple(path for path in folder.videos if path not in listed),
     )
 
@@ -71,9 +73,12 @@ def _places(paths: list[str]) -> tuple[dict[str, tuple[str, str | None]], list[s
         len(p) > 2 and partition_of(p[:1]) is None for p in parts.values()
     ):
         parts = {path: p[1:] for path, p in parts.items()}
-    roles = {p[0]: partition_of(p[:1]) for p in parts.values() if len(p) > 1}
-    if not roles or None in roles.values():
-        return {path: ("all", p[0] if len(p) > 1 else None) for path, p in parts.items()}, []
+    tops = {p[0] for p in parts.values() if len(p) > 1}
+    roles = roles_of(tops, hold_classes=any(len(p) > 2 for p in parts.values()))
+    if not roles or len(roles) < len(tops):
+        return {
+            path: ("all", _nfc(p[0]) if len(p) > 1 else None) for path, p in parts.items()
+        }, []
     notes = []
     if "val" not in roles.values() and "test" in roles.values():
         notes.append("val: taken from the folder test, there is no folder val")
@@ -84,18 +89,22 @@ def _places(paths: list[str]) -> tuple[dict[str, tuple[str, str | None]], list[s
     for wanted in ("train", "val"):
         for path, p in parts.items():
             if roles.get(p[0]) == wanted:
-                places[path] = (wanted, p[1] if len(p) > 2 else None)
+                places[path] = (wanted, _nfc(p[1]) if len(p) > 2 else None)
     return places, notes
 
 
+def _nfc(name: str) -> str:
+    """One name for a folder whose accents are characters of their own, as on a Mac."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _labels(class_folders: list[str], classes: ClassNames) -> Mapping[str, int]:
-    by_key = label_of_key(classes.names, source="classes")
-    for label, words in enumerate(classes.readable):
-        by_key.setdefault(key(words), label)
-    unknown = [name for name in class_folders if key(name) not in by_key]
+    index = LabelIndex(classes.names, source="classes", other_names=classes.readable)
+    labels = {name: index.find(name) for name in class_folders}
+    unknown = [name for name, label in labels.items() if label is None]
     if unknown:
         raise InputError(
             f"{len(unknown)} class folders have no name in the label file, the first is "
             f"{unknown[0]!r}; add them to it, or leave --labels out"
         )
-    return {name: by_key[key(name)] for name in class_folders}
+    return {name: label for name, label in labels.items() if label is not None}

@@ -10,26 +10,30 @@ A video's id is its youtube id, whichever of these named it.
 """
 
 import csv
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from bieff.extract.datasets import official
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, note_mislabelled, require_found
-from bieff.extract.datasets.files import Folder, partition_of, scan, stem, without_suffix
+from bieff.extract.datasets.files import (
+    YOUTUBE_FILE,
+    Folder,
+    partition_of,
+    scan,
+    stem,
+    without_suffix,
+)
 from bieff.extract.datasets.official import CLIP_SECONDS, KineticsClip, kinetics_clip
-from bieff.features.class_names import key, label_of_key
+from bieff.features.class_names import LabelIndex
 from bieff.features.schema import Video
 
 LAYOUT = (
     "class folders, under train/ and val/ or not, with files such as "
     "<youtube id>_000417_000427.mp4 or <youtube id>.mp4"
 )
-
-_NAME = re.compile(r"([\w-]{11})(?:_(\d{1,6})_(\d{1,6}))?")
 
 _COLUMNS = {"label", "youtube_id", "time_start"}
 
@@ -89,7 +93,7 @@ def load_kinetics(name: str, videos: Path) -> DataSet:
     """
     folder = scan(videos, layout=LAYOUT)
     names = [words for _, words in official.class_names(name)]
-    all_parts = _parts(name, folder, label_of_key(names, source=name))
+    all_parts = _parts(name, folder, LabelIndex(names, source=name))
     parts = [part for part in all_parts if part.num_found]
     partitions = {part.name: _videos(name, part, folder, names) for part in parts}
     used = {file.path for part in parts for _, file in part.clips if file is not None}
@@ -104,7 +108,7 @@ def load_kinetics(name: str, videos: Path) -> DataSet:
         class_names=tuple(names),
         partitions=partitions,
         root=videos,
-        notes=(*map(str, all_parts), *note_mislabelled(mislabelled)),
+        notes=(*folder.notes, *map(str, all_parts), *note_mislabelled(mislabelled)),
         class_subsets=official.zero_shot_splits() if name == "k600" else {},
         missing=frozenset(
             video.id
@@ -114,11 +118,18 @@ def load_kinetics(name: str, videos: Path) -> DataSet:
         ),
         unlisted=tuple(path for path in folder.videos if path not in used),
         mislabelled=mislabelled,
+        uncut=tuple(
+            file.path
+            for part in parts
+            for _, file in part.clips
+            if file is not None and file.start is None
+        ),
+        clip_seconds=CLIP_SECONDS,
     )
     return require_found(data, layout=LAYOUT)
 
 
-def _parts(name: str, folder: Folder, labels: Mapping[str, int]) -> list[_Part]:
+def _parts(name: str, folder: Folder, labels: LabelIndex) -> list[_Part]:
     """Each partition from the list that names it, or else from the class folders."""
     files = _describe(folder.videos, labels)
     lists = _read_tables(folder, labels)
@@ -144,18 +155,18 @@ def _parts(name: str, folder: Folder, labels: Mapping[str, int]) -> list[_Part]:
     return parts
 
 
-def _describe(paths: Iterable[str], labels: Mapping[str, int]) -> list[_File]:
+def _describe(paths: Iterable[str], labels: LabelIndex) -> list[_File]:
     @cache
     def of_folder(parent: str) -> tuple[int | None, str | None]:
         folders = parent.split("/")
-        classes = [labels.get(key(folder)) for folder in folders]
+        classes = [labels.find(folder) for folder in folders]
         label = next((label for label in reversed(classes) if label is not None), None)
         others = [f for f, own in zip(folders, classes, strict=True) if own is None]
         return label, partition_of(others)
 
     files = []
     for path in paths:
-        match = _NAME.fullmatch(stem(path))
+        match = YOUTUBE_FILE.fullmatch(stem(path))
         youtube_id, start = (match[1], match[2]) if match else (None, None)
         seconds = int(start) if start else None
         files.append(_File(path, youtube_id, seconds, *of_folder(path.rpartition("/")[0])))
@@ -163,7 +174,7 @@ def _describe(paths: Iterable[str], labels: Mapping[str, int]) -> list[_File]:
 
 
 def _read_tables(
-    folder: Folder, labels: Mapping[str, int]
+    folder: Folder, labels: LabelIndex
 ) -> dict[str, tuple[str, list[KineticsClip]]]:
     """For "train" and "val": the first csv in the folder that lists it, and its clips.
 
@@ -180,7 +191,7 @@ def _read_tables(
     return lists
 
 
-def _read_table(path: Path, labels: Mapping[str, int]) -> Iterator[tuple[str, KineticsClip]]:
+def _read_table(path: Path, labels: LabelIndex) -> Iterator[tuple[str, KineticsClip]]:
     """Partition and clip of each line of a Kinetics csv; nothing if it is another table."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file)

@@ -5,11 +5,13 @@ pair lists of HMDB-51 with a label file in another order, and score 120 of 1,530
 against the wrong name: that is found here.
 """
 
-import csv
+import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, require_found
 from bieff.extract.datasets.files import (
@@ -21,29 +23,40 @@ from bieff.extract.datasets.files import (
     scan,
 )
 from bieff.features.class_names import (
+    DELIMITERS,
     ClassNames,
-    key,
-    label_of_key,
+    LabelIndex,
+    column_key,
+    join_unquoted,
     read_class_names,
     read_text,
     readable,
+    split_line,
 )
 from bieff.features.errors import InputError
 from bieff.features.schema import UNLABELLED, Video
 
 _SUFFIXES = "|".join(re.escape(suffix[1:]) for suffix in sorted(VIDEO_SUFFIXES))
-_TO_SUFFIX = re.compile(rf'"?(.*\.(?:{_SUFFIXES}))"?(?:[\s,;]+(.*))?', re.IGNORECASE)
-_NUMBER = re.compile(r"-?\d+")
+_TO_SUFFIX = re.compile(
+    rf'"?(.*\.(?:{_SUFFIXES}))"?(?:\s*([,;|\t])\s*(.*)|\s+(.*))?', re.IGNORECASE
+)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 _PATH_COLUMNS = (
-    "path", "video_path", "filepath", "file_path", "video", "filename", "file_name", "file",
-    "video_name", "clip", "clip_path", "name", "video_id", "id",
+    "path", "videopath", "filepath", "video", "filename", "file", "videoname", "vidname",
+    "clip", "clippath", "name", "videoid", "id",
 )  # fmt: skip
 _LABEL_COLUMNS = (
-    "label", "label_id", "class_id", "class_index", "target", "class", "label_name",
-    "class_name", "category", "tag", "action",
+    "template", "label", "labelid", "classid", "classindex", "target", "class", "labelname",
+    "classname", "category", "tag", "action",
 )  # fmt: skip
-"""The first of them that a header has is taken."""
+"""Names of columns, by their key; the first of them that a header has is taken."""
+
+_SEGMENT = re.compile(
+    r"(t|time|frame|clip|seg|segment|action)?(start|begin|end|stop)"
+    r"(t|time|timestamp|frame|index|idx|s|sec|seconds)?"
+)
+_SEGMENTS = "a video is taken whole, and has one class; cut segments into files of their own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,112 +70,226 @@ class Listed:
     label: int | str | None
     """Number, name, or None where the list says nothing (or -1)."""
 
+    whole: str | None = None
+    """The label with the number before it, which was taken as a number of frames."""
+
 
 def read_list(path: Path) -> list[Listed]:
     """Read a list file of any form.
 
     Raises:
-        InputError: If the file cannot be read or is empty, or a line has too many columns.
+        InputError: If the file cannot be read or is empty, or a line can be read in several
+            ways.
     """
-    lines = read_text(path).splitlines()
-    rows = [(k, line.strip()) for k, line in enumerate(lines, start=1) if line.strip()]
-    if not rows:
+    text = read_text(path)
+    lines = [(k, line.strip()) for k, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
         raise InputError(f"list {path}: expected a video a line, got an empty file")
-    header = _header(rows[0][1])
-    if header is not None:
-        return _from_table(rows, header, path)
-    if _is_plain_header(rows[0][1]):
-        rows = rows[1:]
-    has_frames = all(_ends_in_two_numbers(line) for _, line in rows)
-    return [_from_line(k, line, path, has_frames=has_frames) for k, line in rows]
+    if path.suffix.lower() in (".json", ".jsonl"):
+        return _slashed(_from_json(text, lines, path))
+    for delimiter in DELIMITERS:
+        columns = [column_key(name) for name in split_line(lines[0][1], delimiter)]
+        if len(columns) > 1 and _first(columns, (*_PATH_COLUMNS, "youtubeid")):
+            return _slashed(_from_table(lines, columns, delimiter, path))
+    words = [column_key(word) for word in lines[0][1].split()]
+    if len(words) > 1 and words[0] in _PATH_COLUMNS and words[-1] in _LABEL_COLUMNS:
+        lines = lines[1:]
+    return _slashed(_from_rows([_split(line, lines) for line in lines], path))
 
 
-def _from_line(number: int, line: str, source: Path, *, has_frames: bool) -> Listed:
-    """A line without a header above it."""
-    match = _TO_SUFFIX.fullmatch(line)
-    if match:
-        return Listed(number, match[1], _label(match[2] or "", f"{source}, line {number}"))
-    separator = "," if "," in line else None
-    fields = line.rsplit(separator, 2 if has_frames else 1)
-    last = fields[-1].strip()
-    if len(fields) == 1 or (separator is None and not _NUMBER.fullmatch(last)):
-        return Listed(number, line, None)
-    return Listed(number, fields[0].strip(), _label(last, f"{source}, line {number}"))
+def _slashed(rows: Iterable[Listed]) -> list[Listed]:
+    """The rows, paths of Windows written as elsewhere."""
+    return [replace(row, path=row.path.replace("\\", "/")) for row in rows]
 
 
-def _label(columns: str, where: str) -> int | str | None:
-    """The label in what stands behind a path: nothing, a label, or frames and a label."""
-    fields = re.split(r"[\s,;]+", columns.strip()) if columns.strip() else []
-    if not fields:
-        return None
-    if all(_NUMBER.fullmatch(field) for field in fields):
-        if len(fields) > 2:
-            raise InputError(
-                f"list {where}: expected a path and a label, or a path, a number of frames and "
-                f"a label, got {len(fields)} numbers behind the path"
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line without a header above it: a path, and the fields behind it."""
+
+    line: int
+    path: str
+    fields: Sequence[str]
+    delimiter: str
+
+    @property
+    def numbers(self) -> int:
+        """How many fields there are, if all are numbers; otherwise 0."""
+        return len(self.fields) if all(map(_NUMBER.fullmatch, self.fields)) else 0
+
+    def edges(self) -> tuple[int, int]:
+        """How many numbers stand before and behind the words."""
+        is_number = [_NUMBER.fullmatch(field) is not None for field in self.fields]
+        return is_number.index(False), is_number[::-1].index(False)
+
+
+def _split(line: tuple[int, str], lines: Sequence[tuple[int, str]]) -> _Row:
+    number, text = line
+    if match := _TO_SUFFIX.fullmatch(text):
+        path, delimiter, rest = match[1], match[2] or " ", match[3] or match[4] or ""
+        if delimiter == " ":
+            numbers = re.split(r"[\s,;]+", rest.strip(" ,;"))
+            is_numeric = all(map(_NUMBER.fullmatch, numbers))
+            return _Row(number, path, numbers if is_numeric else rest.split(), delimiter)
+        fields = split_line(rest, delimiter)
+        if len(fields) == 1 and all(map(_NUMBER.fullmatch, fields[0].split())):
+            fields = fields[0].split()  # `a.mp4,120 3`
+        return _Row(number, path, [field for field in fields if field], delimiter)
+    if delimiters := sorted(filter(text.__contains__, DELIMITERS), key=text.index):
+        delimiter = "\t" if "\t" in delimiters else delimiters[0]
+        fields = [field.strip() for field in text.split(delimiter)]
+        end = max((k for k, field in enumerate(fields[:-1]) if "/" in field), default=0) + 1
+        path = f"{delimiter} ".join(fields[:end])
+        return _Row(number, path, [field for field in fields[end:] if field], delimiter)
+    # without a suffix only the whole file tells what belongs to the path
+    has_frames = all(_ends_in_two_numbers(other) for _, other in lines)
+    fields = text.rsplit(None, 2 if has_frames else 1)
+    if len(fields) == 1 or not _NUMBER.fullmatch(fields[-1]):
+        return _Row(number, text, (), " ")
+    return _Row(number, fields[0], fields[1:], " ")
+
+
+def _ends_in_two_numbers(line: str) -> bool:
+    fields = line.rsplit(None, 2)
+    return len(fields) == 3 and all(map(_NUMBER.fullmatch, fields[1:]))
+
+
+def _from_rows(rows: Sequence[_Row], source: Path) -> list[Listed]:
+    """Labels of the lines, which are read alike: a column is of frames or votes in all."""
+    numeric = [row for row in rows if row.numbers]
+    worded = [row for row in rows if row.fields and not row.numbers]
+    several = [row for row in numeric if row.numbers > 1]
+    for row in numeric:
+        if row.numbers > 2 or any("." in field for field in row.fields):
+            raise _refusal(
+                row, source, f"got {row.numbers} numbers behind the path; {_SEGMENTS}"
             )
-        return _number(fields[-1])
-    first, _, rest = columns.strip().partition(" ")
-    name = rest if _NUMBER.fullmatch(first) and rest else columns
-    return name.strip().strip('"')
-
-
-def _number(text: str) -> int | None:
-    return None if text == "-1" else int(text)
-
-
-def _header(line: str) -> tuple[str, list[str]] | None:
-    """Delimiter and column names, if the line is a table's header."""
-    for delimiter in (",", "\t", ";"):
-        names = [name.strip().strip('"').casefold() for name in line.split(delimiter)]
-        if len(names) > 1 and _first(names, (*_PATH_COLUMNS, "youtube_id")):
-            return delimiter, names
-    return None
-
-
-def _is_plain_header(line: str) -> bool:
-    words = line.casefold().split()
-    return len(words) > 1 and words[0] in _PATH_COLUMNS and words[-1] in _LABEL_COLUMNS
-
-
-def _from_table(
-    rows: Sequence[tuple[int, str]], header: tuple[str, list[str]], source: Path
-) -> list[Listed]:
-    delimiter, names = header
-    table = csv.DictReader((line for _, line in rows), fieldnames=names, delimiter=delimiter)
-    next(table)
-    path_column = _first(names, _PATH_COLUMNS)
-    label_column = _first([name for name in names if name != path_column], _LABEL_COLUMNS)
-    listed = []
-    for (number, _), values in zip(rows[1:], table, strict=True):
-        if None in values or None in values.values():
-            raise InputError(
-                f"list {source}, line {number}: expected {len(names)} columns as in the header"
-            )
-        path = values[path_column] if path_column else _kinetics_name(values)
-        label = values[label_column].strip() if label_column else ""
-        is_number = _NUMBER.fullmatch(label) is not None
-        listed.append(
-            Listed(number, path.strip(), _number(label) if is_number else label or None)
+    has_zero = {int(row.fields[0]) == 0 for row in several}
+    if several and (len(several) < len(numeric) or has_zero == {True, False}):
+        raise _refusal(
+            several[0],
+            source,
+            f"got {' '.join(several[0].fields)!r}, which are not frames and a label in every "
+            "line; a video of several classes cannot be used",
         )
+    first = min((row.edges()[0] for row in worded), default=0)
+    is_table = all(row.delimiter != " " for row in worded)
+    last = min((row.edges()[1] for row in worded), default=0) if is_table else 0
+    listed = []
+    for row in rows:
+        if row.numbers or not row.fields:
+            listed.append(Listed(row.line, row.path, _number(row.fields[-1:])))
+            continue
+        words = row.fields[first : len(row.fields) - last]
+        separator = row.delimiter if row.delimiter == " " else f"{row.delimiter} "
+        name = separator.join(words)
+        got = f"got {separator.join(row.fields)!r}"
+        if first > 1:
+            raise _refusal(row, source, f"{got}; {_SEGMENTS}")
+        if is_table and words[1:] and (row.delimiter != "," or _NUMBER.fullmatch(words[-1])):
+            raise _refusal(row, source, f"{got}; put a header above the columns")
+        whole = separator.join(row.fields[: len(row.fields) - last]) if first else None
+        listed.append(Listed(row.line, row.path, name, whole))
     return listed
 
 
-def _kinetics_name(values: dict[str, str]) -> str:
-    """The file that a row of a Kinetics csv means."""
-    start = int(float(values.get("time_start") or 0))
-    end = int(float(values.get("time_end") or start + 10))
-    return f"{values['youtube_id']}_{start:06d}_{end:06d}"
+def _refusal(row: _Row, source: Path, got: str) -> InputError:
+    return InputError(
+        f"list {source}, line {row.line}: expected a path and a label, or a path, a number of "
+        f"frames and a label, {got}"
+    )
+
+
+def _number(fields: Sequence[str]) -> int | None:
+    return None if not fields or fields[0] == "-1" else int(fields[0])
+
+
+def _from_table(
+    lines: Sequence[tuple[int, str]], columns: list[str], delimiter: str, source: Path
+) -> list[Listed]:
+    _require_no_segments(columns, f"list {source}, line {lines[0][0]}")
+    label = _label_column(columns)
+    listed = []
+    for number, line in lines[1:]:
+        where = f"list {source}, line {number}"
+        fields = split_line(line, delimiter)
+        if label is not None and not _NUMBER.fullmatch(fields[-1]):
+            fields = join_unquoted(fields, len(columns), columns.index(label), delimiter)
+        if len(fields) != len(columns):
+            raise InputError(
+                f"{where}: expected {len(columns)} columns as in the header, got {line!r}"
+            )
+        # of two columns of one name the first counts, as it names the label
+        values = dict(zip(reversed(columns), reversed(fields), strict=True))
+        listed.append(_from_record(number, values, where))
+    return listed
+
+
+def _from_json(text: str, lines: Sequence[tuple[int, str]], source: Path) -> list[Listed]:
+    """Records with a path and a label, in a list or one a line; or labels by path."""
+    is_one = source.suffix.lower() == ".json"
+    try:
+        value: Any = json.loads(text) if is_one else [json.loads(line) for _, line in lines]
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"list {source}: not json: {error}") from None
+    if isinstance(value, dict) and all(isinstance(v, str | int) for v in value.values()):
+        value = [{"path": path, "label": label} for path, label in value.items()]
+    listed = []
+    for number, record in enumerate(value if isinstance(value, list) else [value], start=1):
+        fields = record.items() if isinstance(record, dict) else ()
+        values = {column_key(k): str(v) for k, v in fields if isinstance(v, str | int | float)}
+        where = f"list {source}, entry {number}"
+        if values.get("startframe") == "0":  # of Diving48, whose clips are files
+            del values["startframe"], values["endframe"]
+        _require_no_segments(values, where)
+        if _first(values, (*_PATH_COLUMNS, "youtubeid")) is None:
+            raise InputError(
+                f"{where}: expected a record such as {{'path': ..., 'label': ...}}, got "
+                f"{str(record)[:60]!r}"
+            )
+        listed.append(_from_record(number, values, where))
+    return listed
+
+
+def _require_no_segments(columns: Iterable[str], where: str) -> None:
+    times = {"timestart", "timeend"} if "youtubeid" in columns else set()
+    for column in columns:
+        if _SEGMENT.fullmatch(column) and column not in times:
+            raise InputError(
+                f"{where}: expected whole videos, got a column {column!r}; {_SEGMENTS}, or "
+                "leave the column out"
+            )
+
+
+def _label_column(columns: Iterable[str]) -> str | None:
+    path = _first(columns, _PATH_COLUMNS)
+    return _first((column for column in columns if column != path), _LABEL_COLUMNS)
+
+
+def _from_record(line: int, values: Mapping[str, str], where: str) -> Listed:
+    """A line by the keys of its columns; `youtubeid` makes it one of Kinetics."""
+    column = _label_column(values)
+    value = values[column] if column else ""
+    label: int | str | None = value or None
+    if re.fullmatch(r"-?\d+(\.0+)?", value):  # pandas writes 3.0 where some are missing
+        label = _number([value.partition(".")[0]])
+    elif column == "template":
+        label = re.sub(r"[\[\]]", "", value)  # Something-Something's "Pushing [something]"
+    if "youtubeid" not in values:
+        return Listed(line, values[_first(values, _PATH_COLUMNS) or ""], label)
+    times = [values.get("timestart") or "0", values.get("timeend") or ""]
+    try:
+        start = int(float(times[0]))
+        end = int(float(times[1] or start + 10))
+    except ValueError:
+        raise InputError(
+            f"{where}: expected times in seconds, got {times[0]!r} and {times[1]!r}"
+        ) from None
+    return Listed(line, f"{values['youtubeid']}_{start:06d}_{end:06d}", label)
 
 
 def _first(names: Iterable[str], wanted: Sequence[str]) -> str | None:
     present = set(names)
     return next((name for name in wanted if name in present), None)
-
-
-def _ends_in_two_numbers(line: str) -> bool:
-    fields = line.replace(",", " ").rsplit(None, 2)
-    return len(fields) == 3 and all(_NUMBER.fullmatch(field) for field in fields[1:])
 
 
 LAYOUT = "the videos that the list names, by the same file name and parent folder"
@@ -178,22 +305,23 @@ class Classes:
     first: int
     """The number that the lists give to the first class."""
 
-    by_key: Mapping[str, int]
+    index: LabelIndex
 
     def label(self, listed: Listed) -> int | None:
         """Label from 0, None if the line says nothing or nothing that is known."""
         if listed.label is None:
             return self.of_folder(listed.path)
         if isinstance(listed.label, str):
-            return self.by_key.get(key(listed.label))
+            whole = None if listed.whole is None else self.index.find(listed.whole)
+            return self.index.find(listed.label) if whole is None else whole
         label = listed.label - self.first
         return label if 0 <= label < len(self.names.names) else None
 
     def of_folder(self, path: str) -> int | None:
         """Label of the nearest folder that is called as a class."""
         for folder in reversed(folders_of(path)):
-            if key(folder) in self.by_key:
-                return self.by_key[key(folder)]
+            if (label := self.index.find(folder)) is not None:
+                return label
         return None
 
 
@@ -222,18 +350,32 @@ def load_lists(
     folder = _folder(together, videos, next(iter(lists.values())).parent)
     partitions: dict[str, list[Video]] = {}
     missing: set[str] = set()
+    recased: list[str] = []
     mislabelled: list[Mislabelled] = []
     for part, listed in rows.items():
-        index = FileIndex(folder, classes.by_key, part)
+        index = FileIndex(folder, classes.index, part)
         found, wrong = _videos(part, listed, classes, index, source=lists[part])
         partitions[part] = [video for video, _ in found]
         missing |= {video.id for video, is_there in found if not is_there}
         mislabelled += wrong
+        recased += index.recased
+    if recased:
+        notes.append(
+            f"videos whose file name is in another case than in the list: {len(recased):,}, "
+            f"the first is {recased[0]!r}"
+        )
+    if frames := [
+        row for row in together if row.whole and classes.index.find(row.whole) is None
+    ]:
+        notes.append(
+            f"numbers before class names are taken for numbers of frames, as in "
+            f"{frames[0].whole!r}; say with --labels if they are of the names"
+        )
     unlabelled = sum(v.label == UNLABELLED for part in partitions.values() for v in part)
     if unlabelled and names.names:
         notes.append(f"videos without a label: {unlabelled:,}")
     if {"train", "val"} <= set(partitions):
-        both = {v.id for v in partitions["train"]} & {v.id for v in partitions["val"]}
+        both = {v.path for v in partitions["train"]} & {v.path for v in partitions["val"]}
         if both:
             notes.append(f"videos in both the train and the val list: {len(both):,}")
     used = {video.path for part in partitions.values() for video in part}
@@ -242,7 +384,7 @@ def load_lists(
         class_names=names.readable,
         partitions=partitions,
         root=folder.root,
-        notes=tuple(notes),
+        notes=(*folder.notes, *notes),
         missing=frozenset(missing),
         unlisted=tuple(path for path in folder.videos if path not in used),
         mislabelled=tuple(mislabelled),
@@ -257,6 +399,7 @@ def _videos(
     called = classes.names.readable
     ids = ids_of(row.path for row in listed)
     videos: dict[str, tuple[Video, bool]] = {}
+    first_ids: dict[str, str] = {}
     wrong = []
     for row in listed:
         label = classes.label(row)
@@ -268,7 +411,7 @@ def _videos(
             )
         path, size = index.locate(row.path, where)
         video = Video(
-            id=ids[row.path],
+            id=first_ids.setdefault(path or row.path, ids[row.path]),
             path=path or row.path,
             label=UNLABELLED if label is None else label,
             size=size,
@@ -285,12 +428,12 @@ def _videos(
 
 def _names_from(rows: Sequence[Listed]) -> ClassNames:
     """Class names where there is no label file: from the labels, or from the folders."""
-    labels = {row.label for row in rows}
-    if labels == {None}:
+    labels = {row.label for row in rows if row.label is not None}
+    if not labels:
         folders = {folders_of(row.path)[-1] for row in rows if folders_of(row.path)}
         names = sorted(folders) if len(folders) > 1 else []
     elif all(isinstance(label, str) for label in labels):
-        names = sorted(str(label) for label in labels)
+        names = sorted({unicodedata.normalize("NFC", str(label)) for label in labels})
     else:
         names = _names_by_folder(rows)
     return ClassNames(tuple(names), tuple(map(readable, names)), first_id=None)
@@ -318,17 +461,15 @@ def _classes(
     names: ClassNames, rows: Sequence[Listed], first_label: int | None
 ) -> tuple[Classes, list[str]]:
     """Find out whether the lists count labels from 0 or from 1."""
-    by_key = label_of_key(names.names, source="classes")
-    for label, words in enumerate(names.readable):
-        by_key.setdefault(key(words), label)
+    index = LabelIndex(names.names, source="classes", other_names=names.readable)
     numbers = {row.label for row in rows if isinstance(row.label, int)}
     if first_label is not None or not numbers:
-        return Classes(names, first_label or 0, by_key), []
+        return Classes(names, first_label or 0, index), []
     if min(numbers) == 0:
-        return Classes(names, 0, by_key), []
+        return Classes(names, 0, index), []
     if max(numbers) == len(names.names):
-        return Classes(names, 1, by_key), ["labels count from 1"]
-    both = [Classes(names, first, by_key) for first in (0, 1)]
+        return Classes(names, 1, index), ["labels count from 1"]
+    both = [Classes(names, first, index) for first in (0, 1)]
     agree = [sum(c.label(r) == c.of_folder(r.path) for r in rows) for c in both]
     if agree[0] != agree[1]:
         first = int(agree[1] > agree[0])

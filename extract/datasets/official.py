@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, note_mislabelled, require_found
 from bieff.extract.datasets.files import scan
-from bieff.features.class_names import key, label_of_key
+from bieff.features.class_names import LabelIndex
 from bieff.features.errors import InputError
 from bieff.features.schema import Video
 
@@ -54,15 +54,13 @@ class KineticsClip:
     end: int
 
 
-def kinetics_clip(
-    row: Mapping[str, str], labels: Mapping[str, int], source: str
-) -> KineticsClip:
+def kinetics_clip(row: Mapping[str, str], labels: LabelIndex, source: str) -> KineticsClip:
     """The clip that a row of a Kinetics csv names.
 
     Raises:
         InputError: If it names an unknown class, or a time is no number.
     """
-    label = labels.get(key(row["label"] or ""))
+    label = labels.find(row["label"] or "")
     if label is None:
         raise InputError(
             f"{source}: unknown class {row['label']!r}; is it the list of another Kinetics?"
@@ -81,7 +79,7 @@ def kinetics_clip(
 @cache
 def kinetics_val() -> tuple[KineticsClip, ...]:
     """The official validation list of Kinetics-400."""
-    labels = {key(name): label for label, (name, _) in enumerate(class_names("k400"))}
+    labels = LabelIndex([name for name, _ in class_names("k400")], source="k400")
     rows = csv.DictReader(_lines("k400_val.csv"))
     return tuple(kinetics_clip(row, labels, "k400_val.csv") for row in rows)
 
@@ -118,17 +116,17 @@ def load_three_splits(name: str, videos: Path) -> DataSet:
     folder = scan(videos, layout=LAYOUT[name])
     classes = class_names(name)
     label_of = {folder_name: label for label, (folder_name, _) in enumerate(classes)}
-    by_key = label_of_key([raw for raw, _ in classes], source=name)
+    index = LabelIndex([raw for raw, _ in classes], source=name)
     rows, missing, mislabelled = [], [], []
     left = set(folder.videos)
     for listed, roles in splits(name):
         label = label_of[listed.split("/")[0]]
-        anywhere = folder.by_stem.get(listed.split("/")[1].casefold())
+        anywhere = folder.of_name(listed)
         if anywhere:
             path = next(iter(folder.fitting(listed)), anywhere[0])
             left.discard(path)
-            lies_in = by_key.get(key(PurePosixPath(path).parent.name), label)
-            if lies_in != label:
+            lies_in = index.find(PurePosixPath(path).parent.name)
+            if lies_in is not None and lies_in != label:
                 said, lies = classes[label][1], classes[lies_in][1]
                 mislabelled.append(Mislabelled("all", path, said, lies))
         else:
@@ -141,7 +139,7 @@ def load_three_splits(name: str, videos: Path) -> DataSet:
         class_names=tuple(words for _, words in classes),
         partitions={"all": rows},
         root=videos,
-        notes=note_mislabelled(mislabelled),
+        notes=(*folder.notes, *note_mislabelled(mislabelled)),
         missing=frozenset(missing),
         unlisted=tuple(sorted(left)),
         mislabelled=tuple(mislabelled),

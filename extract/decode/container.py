@@ -1,4 +1,4 @@
-"""What a video file's packets say before any picture is decoded.
+"""What a video file says of itself, before more than its first picture is decoded.
 
 Reading all packets costs 1 to 3 ms for a clip of ten seconds, and tells how many frames to
 expect, whether the file ends early, and whether decord may be trusted with it.
@@ -20,49 +20,6 @@ from av.video.stream import VideoStream
 
 from bieff.features.errors import InputError
 
-_H264_SLICE, _H264_IDR = 1, 5
-
-
-def is_idr(packet: Any, codec: VideoCodecContext) -> bool:
-    """Whether an H.264 keyframe is an IDR picture, after which nothing refers to before it.
-
-    Containers mark recovery points as keyframes too; decord seeks there and returns other
-    frames (measured: open groups of pictures of x264).  Other codecs are not asked.
-    """
-    header = codec.extradata
-    if codec.name != "h264" or not header or header[0] != 1 or len(header) < 5:
-        return False  # not the length-prefixed form of mp4 and matroska: do not judge
-    size = (header[4] & 3) + 1
-    data, place = memoryview(packet), 0
-    while place + size < len(data):
-        kind = data[place + size] & 31
-        if kind in (_H264_SLICE, _H264_IDR):
-            return kind == _H264_IDR
-        place += size + int.from_bytes(data[place : place + size], "big")
-    return False
-
-
-def matroska_is_cut_off(path: Path) -> bool:
-    """Whether a matroska file is shorter than its one segment; False where it does not say."""
-    with path.open("rb") as file:
-        head = file.read(256) + bytes(16)
-    place = 4  # behind the identifier of the EBML header
-    length, size = _ebml_size(head, place)
-    place += length + size
-    if head[place : place + 4] != b"\x18\x53\x80\x67":
-        return False
-    length, size = _ebml_size(head, place + 4)
-    is_unknown = size == (1 << 7 * length) - 1
-    return not is_unknown and place + 4 + length + size > path.stat().st_size
-
-
-def _ebml_size(data: Sequence[int], place: int) -> tuple[int, int]:
-    """Length and value of the variable-length number at a place."""
-    length = 9 - data[place].bit_length()
-    value = int.from_bytes(bytes(data[place : place + length]), "big")
-    return length, value - (1 << 7 * length)
-
-
 IDENTITY = (1, 0, 0, 1)
 """The display matrix of a video that is shown as it is stored."""
 
@@ -73,30 +30,6 @@ class DecodeError(InputError):
 
 class MissingVideoError(DecodeError, FileNotFoundError):
     """There is no file at the path."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contents:
-    """What a video file holds, by its packets and its first frame."""
-
-    num_packets: int
-    """Packets that should each present one frame; not those an edit list hides."""
-
-    num_announced: int
-    """Frames by the file's header, without hidden ones; `num_packets` where it says nothing."""
-
-    is_cut_off: bool
-    """True where the file ends before its header says it should."""
-
-    height: int
-    """Height of a frame as players show it, pixels."""
-
-    width: int
-    group_starts: tuple[int, ...]
-    """Numbers of the frames at which decoding can begin, ascending; of use without a doubt."""
-
-    doubt: str | None
-    """Why decord may return a wrong frame of this file; None where it is proven right."""
 
 
 @contextmanager
@@ -130,6 +63,36 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
+def reason(error: Exception) -> str:
+    """An error of PyAV or the system in a few words, without the path it repeats."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """What a video file holds, by its packets and its first frame."""
+
+    num_packets: int
+    """Packets that should each present one frame; not those an edit list hides."""
+
+    num_announced: int
+    """Frames by the file's header, without hidden ones; `num_packets` where it says nothing."""
+
+    is_cut_off: bool
+    """True where the file ends before its header says it should."""
+
+    height: int
+    """Height of a frame as players show it, pixels."""
+
+    width: int
+    group_starts: tuple[int, ...]
+    """Numbers of the frames at which decoding can begin, ascending; of use without a doubt."""
+
+    doubt: str | None
+    """Why decord may return a wrong frame of this file; None where it is proven right."""
+
+
 def scan(path: Path) -> Contents:
     """Read all packets of a video and decode its first frame.
 
@@ -153,50 +116,28 @@ def scan(path: Path) -> Contents:
             detail = packets.error or "no frame of it decodes"
             raise DecodeError(f"cannot decode video {str(path)!r}: {detail}")
         kind = (container.format.name, stream.codec_context.name)
-        num_announced = max(num_listed - packets.num_hidden, 0) or packets.num_shown
-        is_cut_off = (
-            not packets.is_complete
-            or num_announced > packets.num_shown
-            or ("matroska" in kind[0] and matroska_is_cut_off(path))
-        )
-        matrix = display_matrix(frame)
-        turned = matrix[0] == 0
-        return Contents(
-            num_packets=packets.num_shown,
-            num_announced=max(num_announced, packets.num_shown),
-            is_cut_off=is_cut_off,
-            height=frame.width if turned else frame.height,
-            width=frame.height if turned else frame.width,
-            group_starts=packets.group_starts(),
-            doubt=(
-                (f"players turn it by the matrix {matrix}" if matrix != IDENTITY else None)
-                or _doubt_format(kind, frame)
-                or ("the file ends early" if is_cut_off else None)
-                or packets.doubt()
-            ),
-        )
-
-
-def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """How players turn a frame: (a, b, c, d) of x' = a x + c y, y' = b x + d y.
-
-    One of the eight turns and mirrorings by right angles; the identity for any other angle,
-    which players show unturned too.
-    """
-    side_data: Any = frame.side_data  # iterates over data, though its stub says names
-    for data in side_data:
-        if data.type == SideDataType.DISPLAYMATRIX:
-            values = struct.unpack("=5i", bytes(data)[:20])
-            a, b, _, c, d = ((value > 0) - (value < 0) for value in values)
-            if abs(a) == abs(d) != abs(b) == abs(c):
-                return a, b, c, d
-    return IDENTITY
-
-
-def reason(error: Exception) -> str:
-    """An error of PyAV or the system in a few words, without the path it repeats."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:200]
+    num_announced = max(num_listed - packets.num_hidden, 0) or packets.num_shown
+    is_cut_off = (
+        not packets.is_complete
+        or num_announced > packets.num_shown
+        or ("matroska" in kind[0] and _matroska_is_cut_off(path))
+    )
+    matrix = display_matrix(frame)
+    turned = matrix[0] == 0
+    return Contents(
+        num_packets=packets.num_shown,
+        num_announced=max(num_announced, packets.num_shown),
+        is_cut_off=is_cut_off,
+        height=frame.width if turned else frame.height,
+        width=frame.height if turned else frame.width,
+        group_starts=packets.group_starts(),
+        doubt=(
+            (f"players turn it by the matrix {matrix}" if matrix != IDENTITY else None)
+            or _doubt_format(kind, frame)
+            or ("the file ends early" if is_cut_off else None)
+            or packets.doubt()
+        ),
+    )
 
 
 class _Packets:
@@ -222,7 +163,7 @@ class _Packets:
         self._times.append(packet.pts)
         if packet.is_keyframe:
             self._keyframes.append(len(self._times) - 1)
-            self._are_closed = self._are_closed and is_idr(packet, self.codec)
+            self._are_closed = self._are_closed and _is_idr(packet, self.codec)
         if packet.is_discard:
             self.num_hidden += 1
         else:
@@ -261,6 +202,28 @@ class _Packets:
             self.first_frame = frames[0]
 
 
+_H264_SLICE, _H264_IDR = 1, 5
+
+
+def _is_idr(packet: Any, codec: VideoCodecContext) -> bool:
+    """Whether an H.264 keyframe is an IDR picture, after which nothing refers to before it.
+
+    Containers mark recovery points as keyframes too; decord seeks there and returns other
+    frames (measured: open groups of pictures of x264).  Other codecs are not asked.
+    """
+    header = codec.extradata
+    if codec.name != "h264" or not header or header[0] != 1 or len(header) < 5:
+        return False  # not the length-prefixed form of mp4 and matroska: do not judge
+    size = (header[4] & 3) + 1
+    data, place = memoryview(packet), 0
+    while place + size < len(data):
+        kind = data[place + size] & 31
+        if kind in (_H264_SLICE, _H264_IDR):
+            return kind == _H264_IDR
+        place += size + int.from_bytes(data[place : place + size], "big")
+    return False
+
+
 def _doubt_format(kind: tuple[str, str], frame: av.VideoFrame) -> str | None:
     """Why decord may be wrong for a container, codec or pixel format.
 
@@ -275,3 +238,40 @@ def _doubt_format(kind: tuple[str, str], frame: av.VideoFrame) -> str | None:
     if frame.format.name not in ("yuv420p", "yuvj420p") or frame.width % 2 or frame.height % 2:
         return f"{frame.format.name} of {frame.width}x{frame.height} converts to other colours"
     return None
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """How players turn a frame: (a, b, c, d) of x' = a x + c y, y' = b x + d y.
+
+    One of the eight turns and mirrorings by right angles; the identity for any other angle,
+    which players show unturned too.
+    """
+    side_data: Any = frame.side_data  # iterates over data, though its stub says names
+    for data in side_data:
+        if data.type == SideDataType.DISPLAYMATRIX:
+            values = struct.unpack("=5i", bytes(data)[:20])
+            a, b, _, c, d = ((value > 0) - (value < 0) for value in values)
+            if abs(a) == abs(d) != abs(b) == abs(c):
+                return a, b, c, d
+    return IDENTITY
+
+
+def _matroska_is_cut_off(path: Path) -> bool:
+    """Whether a matroska file is shorter than its one segment; False where it does not say."""
+    with path.open("rb") as file:
+        head = file.read(256) + bytes(16)
+    place = 4  # behind the identifier of the EBML header
+    length, size = _ebml_size(head, place)
+    place += length + size
+    if head[place : place + 4] != b"\x18\x53\x80\x67":
+        return False
+    length, size = _ebml_size(head, place + 4)
+    is_unknown = size == (1 << 7 * length) - 1
+    return not is_unknown and place + 4 + length + size > path.stat().st_size
+
+
+def _ebml_size(data: Sequence[int], place: int) -> tuple[int, int]:
+    """Length and value of the variable-length number at a place."""
+    length = 9 - data[place].bit_length()
+    value = int.from_bytes(bytes(data[place : place + length]), "big")
+    return length, value - (1 << 7 * length)

@@ -9,6 +9,7 @@ right for the file both attempts are with PyAV: a wrong frame is worse than none
 import contextlib
 import fcntl
 import os
+import pickle
 import selectors
 import signal
 import socket
@@ -20,43 +21,358 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
+from numpy.typing import ArrayLike
 
-from bieff.extract.decode.worker import (
-    Job,
-    Outcome,
-    Report,
-    Setup,
-    Task,
-    anonymous_file,
-    map_frames,
-    pack,
-    receive,
-    send,
-)
+from bieff.extract.decode.worker import Job, Report, anonymous_file, map_frames, receive, send
 from bieff.features.schema import Status
+
+__all__ = ["DecodePool", "Job", "Outcome"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Outcome:
+    """What became of a video, after one or two attempts."""
+
+    row: int
+    path: str
+    status: Status
+    frames: UInt8[np.ndarray, "n H W 3"] | None = None
+    """Writable; the memory is free again when no array refers to it any more."""
+
+    frame_numbers: Int64[np.ndarray, " n"] | None = None
+    """Strictly ascending; one for each of `frames`."""
+
+    num_frames: int = 0
+    """Frames of the video that decode; 0 where none was decoded."""
+
+    decoder: str = ""
+    """Empty where the process died or hung before it could say."""
+
+    message: str = ""
+    """What went wrong, in every attempt; empty where nothing did."""
+
+    attempt: int = 1
+    seconds: float = 0.0
+    """Of the last attempt: the decoding, or the time until it was given up."""
+
+    def places(self, frame_numbers: ArrayLike) -> Int64[np.ndarray, "..."]:
+        """Where in `frames` the frames of these numbers lie; the numbers must be among ours."""
+        if self.frame_numbers is None:
+            raise LookupError(f"row {self.row} has no frames: {self.message}")
+        return np.searchsorted(self.frame_numbers, np.asarray(frame_numbers))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Attempt:
+    """The first or second try at a job."""
+
+    job: Job
+    payload: bytes
+    """The pickled job, made where the caller sees what cannot be pickled."""
+
+    call: int
+    """Which call of the pool it belongs to; results of a call that was given up are dropped."""
+
+    number: int = 1
+    history: str = ""
+    """What went wrong before."""
+
+    def second(self, message: str) -> "_Attempt":
+        """The try after a failure: with the other decoder, if that is right for the file."""
+        payload = pickle.dumps(replace(self.job, decoder="other"))
+        return replace(self, payload=payload, number=2, history=message)
+
+    def outcome(self, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None) -> Outcome:
+        return Outcome(
+            row=self.job.row,
+            path=os.fspath(self.job.path),
+            status=report.status,
+            frames=frames,
+            frame_numbers=report.frame_numbers,
+            num_frames=report.num_frames,
+            decoder=report.decoder,
+            message="; then ".join(filter(None, (self.history, report.message))),
+            attempt=self.number,
+            seconds=report.seconds,
+        )
+
+
+START_SECONDS = 120.0
+"""Longest that a process may take to start."""
+
+_MAX_FAILED_STARTS = 3
+_LAST_WORDS_SECONDS = 2.0
+
+
+class DecodePool:
+    """Decodes videos in processes of one thread each; use as a context manager.
+
+    The processes are killed when the pool is closed, and by the kernel if the caller dies.
+    Frames lie in memory that the caller shares with nobody any more when they arrive; it is
+    free again when no array refers to them.  At most two videos a process are waiting, decoded
+    or not, while the caller is busy, which bounds the memory.
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        *,
+        deadline: float = 60.0,
+        decode: str = "bieff.extract.decode.reader:decode_video",
+    ) -> None:
+        """Start the processes; they get ready while the caller goes on.
+
+        Args:
+            num_workers: Processes, one decoding thread each.
+            deadline: Seconds that one attempt at a video may take.
+            decode: The function that decodes, "module:name", called as `decode_video` is.
+        """
+        if num_workers < 1 or not deadline > 0:
+            raise ValueError(
+                f"expected num_workers >= 1 and deadline > 0, got {num_workers} and {deadline}"
+            )
+        self._num_workers = num_workers
+        self._deadline = deadline
+        self._setup = (decode, list(sys.path))
+        self._is_decoding = False
+        # shared with the thread, under the condition
+        self._changed = threading.Condition()
+        self._pending: deque[_Attempt] = deque()
+        self._ready: deque[Outcome | Exception] = deque()
+        self._call = 0
+        self._is_closing = False
+        self._failure: Exception | None = None
+        # the thread's own
+        self._processes: list[_DecodeProcess] = []
+        self._failed_starts = 0
+        self._waker, self._woken = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._thread = threading.Thread(
+            target=self._mind, name="decode supervisor", daemon=True
+        )
+        self._thread.start()
+
+    def __enter__(self) -> "DecodePool":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [process.pid for process in list(self._processes)]
+
+    def close(self) -> None:
+        """Kill the processes, whatever they are doing, and wait for their end."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._wake()
+        self._thread.join()
+        self._waker.close()
+        self._woken.close()
+
+    def decode(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Decode videos; yield what became of each, as they complete.
+
+        Jobs are drawn as there is room for them.  One call at a time; a call that is not
+        exhausted gives up what is left when its iterator is closed.
+
+        Raises:
+            RuntimeError: If the processes do not start, if a job's `choose` fails, or if the
+                pool is closed or decoding for another call.
+        """
+        if self._is_decoding:
+            raise RuntimeError("the decoding pool is at work for another call")
+        call = self._begin_call()
+        self._is_decoding = True
+        try:
+            source = iter(jobs)
+            num_inside, has_more = 0, True
+            while True:
+                while has_more and num_inside < 2 * self._num_workers:
+                    job = next(source, None)
+                    has_more = job is not None
+                    if job is not None:
+                        self._submit(_Attempt(job=job, payload=pickle.dumps(job), call=call))
+                        num_inside += 1
+                if num_inside == 0:
+                    return
+                yield self._take()
+                num_inside -= 1
+        finally:
+            self._begin_call()
+            self._is_decoding = False
+
+    def _begin_call(self) -> int:
+        """Forget all that was submitted; return the number for new attempts."""
+        with self._changed:
+            self._call += 1
+            self._pending.clear()
+            self._ready.clear()
+            return self._call
+
+    def _submit(self, attempt: _Attempt) -> None:
+        with self._changed:
+            self._pending.append(attempt)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waker.fileno() >= 0:
+            self._waker.send(b"x")
+
+    def _take(self) -> Outcome:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._is_closing)
+            if not self._ready:
+                why = f": {self._failure}" if self._failure else ""
+                raise RuntimeError(f"the decoding pool is closed{why}") from self._failure
+            result = self._ready.popleft()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    # From here on in the thread.
+
+    def _mind(self) -> None:
+        try:
+            while not self._is_closing:
+                while len(self._processes) < self._num_workers:
+                    self._start()
+                self._deal()
+                for key, _ in self._selector.select(self._patience()):
+                    if key.data is None:
+                        self._woken.recv(1 << 16)
+                    else:
+                        self._hear(key.data)
+                for process in [p for p in self._processes if p.seconds >= self._limit(p)]:
+                    self._give_up(process, Status.TIMEOUT)
+        except Exception as error:
+            with self._changed:
+                self._is_closing, self._failure = True, error
+                self._ready.append(error)
+                self._changed.notify_all()
+        finally:
+            for process in self._processes:
+                process.end()
+            self._processes.clear()
+            self._selector.close()
+
+    def _start(self) -> None:
+        process = _DecodeProcess(pickle.dumps(self._setup))
+        self._processes.append(process)
+        self._selector.register(process.channel, selectors.EVENT_READ, process)
+
+    def _limit(self, process: "_DecodeProcess") -> float:
+        if not process.is_ready:
+            return START_SECONDS
+        return self._deadline if process.attempt is not None else float("inf")
+
+    def _patience(self) -> float | None:
+        soonest = min(self._limit(process) - process.seconds for process in self._processes)
+        return None if soonest == float("inf") else max(soonest, 0.0)
+
+    def _deal(self) -> None:
+        idle = [p for p in self._processes if p.is_ready and p.attempt is None]
+        for process in idle:
+            with self._changed:
+                if not self._pending:
+                    return
+                attempt = self._pending.popleft()
+            try:
+                process.give(attempt)
+            except OSError:
+                self._give_up(process, Status.CRASHED)
+
+    def _hear(self, process: "_DecodeProcess") -> None:
+        if process not in self._processes:
+            return
+        try:
+            report, file = process.hear()
+            frames = None
+            if report is not None and report.shape is not None and file is not None:
+                frames = map_frames(file, report.shape)
+        except (EOFError, OSError):
+            self._give_up(process, Status.CRASHED)
+            return
+        attempt, process.attempt = process.attempt, None
+        if report is None or attempt is None:
+            self._failed_starts = 0
+        elif report.is_final:
+            self._deliver(attempt, report, frames)
+        else:
+            self._retry(attempt, report)
+
+    def _give_up(
+        self, process: "_DecodeProcess", status: Literal[Status.TIMEOUT, Status.CRASHED]
+    ) -> None:
+        """Kill a process that hangs or is dead; the next round starts another."""
+        self._selector.unregister(process.channel)
+        self._processes.remove(process)
+        seconds = process.seconds
+        words = process.end(patience=_LAST_WORDS_SECONDS if status == Status.CRASHED else 0.0)
+        if not process.is_ready:
+            self._failed_starts += 1
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                raise RuntimeError(f"decoding processes do not start: {words}")
+        elif process.attempt is not None:
+            message = f"decoding crashed ({words})"
+            if status == Status.TIMEOUT:
+                message = f"decoding took longer than {self._deadline:g} s"
+            report = Report(status=status, message=message, seconds=seconds)
+            self._retry(process.attempt, report)
+
+    def _retry(self, attempt: _Attempt, report: Report) -> None:
+        if attempt.number > 1:
+            self._deliver(attempt, report, None)
+            return
+        with self._changed:
+            if attempt.call == self._call:
+                self._pending.appendleft(attempt.second(report.message))
+
+    def _deliver(
+        self, attempt: _Attempt, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None
+    ) -> None:
+        result: Outcome | Exception = attempt.outcome(report, frames)
+        if report.bug is not None:
+            result = RuntimeError(
+                f"choosing frames of row {attempt.job.row} failed in the worker:\n{report.bug}"
+            )
+        with self._changed:
+            if attempt.call == self._call:
+                self._ready.append(result)
+                self._changed.notify_all()
+
 
 _HANG_UP_SECONDS = 10.0
 """Longest that one read or write on a socket may take between two live processes."""
 
 
-class DecodeProcess:
+class _DecodeProcess:
     """One process that decodes on one thread.
 
     A program of its own and not a `multiprocessing.Process`: that would import the parent's
     main module again, torch and all, and may not be started from a daemonic parent.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        self.task: Any = None
-        """What it works on, the pool's to say; None: nothing."""
+    def __init__(self, setup: bytes) -> None:
+        self.attempt: _Attempt | None = None
+        """What it works on."""
 
         self.is_ready = False
         self.began = time.monotonic()
-        """When it got its task, or was started."""
+        """When it got its attempt, or was started."""
 
         self.channel, theirs = socket.socketpair()
         # what native code prints goes into a file in memory: its last line may say why it died
@@ -79,23 +395,22 @@ class DecodeProcess:
 
     @property
     def pid(self) -> int:
-        """Process id."""
         return self._process.pid
 
     @property
     def seconds(self) -> float:
-        """How long it has been at its task, or at starting."""
+        """How long it has been at its attempt, or at starting."""
         return time.monotonic() - self.began
 
-    def give(self, task: Any, payload: bytes) -> None:
-        """Send a pickled task to an idle process.
+    def give(self, attempt: _Attempt) -> None:
+        """Send an attempt to an idle process.
 
         Raises:
             OSError: If the process is dead.
         """
         os.ftruncate(self._output, 0)
-        self.task, self.began = task, time.monotonic()
-        send(self.channel, payload)
+        self.attempt, self.began = attempt, time.monotonic()
+        send(self.channel, attempt.payload)
 
     def hear(self) -> tuple[Report | None, int | None]:
         """Receive its report and the file with the frames; None once, when it is ready.
@@ -131,326 +446,3 @@ class DecodeProcess:
         lines = os.pread(self._output, 1 << 16, 0).decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f"{ending}: {last[:300]}" if last else ending
-
-
-START_SECONDS = 120.0
-"""Longest that a process may take to start."""
-
-_MAX_FAILED_STARTS = 3
-_LAST_WORDS_SECONDS = 2.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Attempt:
-    """The first or second try at a job."""
-
-    job: Job
-    payload: bytes
-    """The pickled task."""
-
-    call: int
-    """Which call of the pool it belongs to; results of a call that was given up are dropped."""
-
-    number: int = 1
-    history: str = ""
-    """What went wrong before."""
-
-    @classmethod
-    def first(cls, job: Job, *, call: int) -> "Attempt":
-        """The first try.  Pickles the job here, where the caller sees what cannot be."""
-        task = Task(path=os.fspath(job.path), choose=job.choose, decoder=job.decoder)
-        return cls(job=job, payload=pack(task), call=call)
-
-    def second(self, message: str) -> "Attempt":
-        """The try after a failure: with the other decoder, if that is right for the file."""
-        task = Task(path=os.fspath(self.job.path), choose=self.job.choose, decoder="other")
-        return replace(self, payload=pack(task), number=2, history=message)
-
-    def outcome(self, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None) -> Outcome:
-        """What a report says of it."""
-        return Outcome(
-            row=self.job.row,
-            path=os.fspath(self.job.path),
-            status=report.status,
-            frames=frames,
-            frame_numbers=report.frame_numbers,
-            num_frames=report.num_frames,
-            decoder=report.decoder,
-            message="; then ".join(filter(None, (self.history, report.message))),
-            attempt=self.number,
-            seconds=report.seconds,
-        )
-
-
-class Supervisor:
-    """Decoding processes and the thread that minds them."""
-
-    def __init__(self, num_workers: int, *, deadline: float, setup: Setup) -> None:
-        self._num_workers = num_workers
-        self._deadline = deadline
-        self._setup = setup
-        self._changed = threading.Condition()
-        self._pending: deque[Attempt] = deque()
-        self._ready: deque[Outcome | Exception] = deque()
-        self._call = 0
-        self._is_closing = False
-        self._failure: Exception | None = None
-        self._processes: list[DecodeProcess] = []
-        self._failed_starts = 0
-        self._waker, self._woken = socket.socketpair()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._woken, selectors.EVENT_READ)
-        self._thread = threading.Thread(
-            target=self._mind, name="decode supervisor", daemon=True
-        )
-        self._thread.start()
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return [process.pid for process in list(self._processes)]
-
-    def begin_call(self) -> int:
-        """Forget all that was submitted; return the number for new attempts."""
-        with self._changed:
-            self._call += 1
-            self._pending.clear()
-            self._ready.clear()
-            return self._call
-
-    def submit(self, attempt: Attempt) -> None:
-        """Have a job done."""
-        with self._changed:
-            self._pending.append(attempt)
-        self._wake()
-
-    def take(self) -> Outcome:
-        """Wait for the next result.
-
-        Raises:
-            RuntimeError: If the supervisor was closed, or cannot go on.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._is_closing)
-            if not self._ready:
-                why = f": {self._failure}" if self._failure else ""
-                raise RuntimeError(f"the decoding pool is closed{why}") from self._failure
-            result = self._ready.popleft()
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def close(self) -> None:
-        """Kill the processes, whatever they are doing, and wait for their end."""
-        with self._changed:
-            self._is_closing = True
-            self._changed.notify_all()
-        self._wake()
-        self._thread.join()
-        self._waker.close()
-        self._woken.close()
-
-    def _wake(self) -> None:
-        if self._waker.fileno() >= 0:
-            self._waker.send(b"x")
-
-    # From here on in the thread.
-
-    def _mind(self) -> None:
-        try:
-            while not self._is_closing:
-                while len(self._processes) < self._num_workers:
-                    self._start()
-                self._deal()
-                for key, _ in self._selector.select(self._patience()):
-                    if key.data is None:
-                        self._woken.recv(1 << 16)
-                    else:
-                        self._hear(key.data)
-                for process in [p for p in self._processes if p.seconds >= self._limit(p)]:
-                    self._give_up(process, Status.TIMEOUT)
-        except Exception as error:
-            with self._changed:
-                self._is_closing, self._failure = True, error
-                self._ready.append(error)
-                self._changed.notify_all()
-        finally:
-            for process in self._processes:
-                process.end()
-            self._processes.clear()
-            self._selector.close()
-
-    def _start(self) -> None:
-        process = DecodeProcess(self._setup)
-        self._processes.append(process)
-        self._selector.register(process.channel, selectors.EVENT_READ, process)
-
-    def _limit(self, process: DecodeProcess) -> float:
-        if not process.is_ready:
-            return START_SECONDS
-        return self._deadline if process.task is not None else float("inf")
-
-    def _patience(self) -> float | None:
-        soonest = min(self._limit(process) - process.seconds for process in self._processes)
-        return None if soonest == float("inf") else max(soonest, 0.0)
-
-    def _deal(self) -> None:
-        idle = [p for p in self._processes if p.is_ready and p.task is None]
-        for process in idle:
-            with self._changed:
-                if not self._pending:
-                    return
-                attempt = self._pending.popleft()
-            try:
-                process.give(attempt, attempt.payload)
-            except OSError:
-                self._give_up(process, Status.CRASHED)
-
-    def _hear(self, process: DecodeProcess) -> None:
-        if process not in self._processes:
-            return
-        try:
-            report, file = process.hear()
-            frames = None
-            if report is not None and report.shape is not None and file is not None:
-                frames = map_frames(file, report.shape)
-        except (EOFError, OSError):
-            self._give_up(process, Status.CRASHED)
-            return
-        attempt, process.task = process.task, None
-        if report is None:
-            self._failed_starts = 0
-        elif report.is_final:
-            self._deliver(attempt, report, frames)
-        else:
-            self._retry(attempt, report)
-
-    def _give_up(
-        self, process: DecodeProcess, status: Literal[Status.TIMEOUT, Status.CRASHED]
-    ) -> None:
-        """Kill a process that hangs or is dead; the next round starts another."""
-        self._selector.unregister(process.channel)
-        self._processes.remove(process)
-        seconds = process.seconds
-        words = process.end(patience=_LAST_WORDS_SECONDS if status == Status.CRASHED else 0.0)
-        if not process.is_ready:
-            self._failed_starts += 1
-            if self._failed_starts >= _MAX_FAILED_STARTS:
-                raise RuntimeError(f"decoding processes do not start: {words}")
-        elif process.task is not None:
-            message = f"decoding crashed ({words})"
-            if status == Status.TIMEOUT:
-                message = f"decoding took longer than {self._deadline:g} s"
-            self._retry(process.task, Report(status=status, message=message, seconds=seconds))
-
-    def _retry(self, attempt: Attempt, report: Report) -> None:
-        if attempt.number > 1:
-            self._deliver(attempt, report, None)
-            return
-        with self._changed:
-            if attempt.call == self._call:
-                self._pending.appendleft(attempt.second(report.message))
-
-    def _deliver(
-        self, attempt: Attempt, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None
-    ) -> None:
-        result: Outcome | Exception = attempt.outcome(report, frames)
-        if report.bug is not None:
-            result = RuntimeError(
-                f"choosing frames of row {attempt.job.row} failed in the worker:\n{report.bug}"
-            )
-        with self._changed:
-            if attempt.call == self._call:
-                self._ready.append(result)
-                self._changed.notify_all()
-
-
-__all__ = ["DecodePool", "Job", "Outcome"]
-
-
-class DecodePool:
-    """Decodes videos in processes of one thread each; use as a context manager.
-
-    The processes are killed when the pool is closed, and by the kernel if the caller dies.
-    Frames lie in memory that the caller shares with nobody any more when they arrive; it is
-    free again when no array refers to them.
-    """
-
-    def __init__(
-        self,
-        num_workers: int,
-        *,
-        deadline: float = 60.0,
-        ahead: int | None = None,
-        decode: str = "bieff.extract.decode.reader:decode_video",
-    ) -> None:
-        """Start the processes; they get ready while the caller goes on.
-
-        Args:
-            num_workers: Processes, one decoding thread each.
-            deadline: Seconds that one attempt at a video may take.
-            ahead: Videos beyond `num_workers` that may be waiting, decoded or not, while the
-                caller is busy; bounds the memory.  `num_workers` by default.
-            decode: The function that decodes, "module:name"; see `DecodeFunction`.
-        """
-        if num_workers < 1 or not deadline > 0 or (ahead is not None and ahead < 0):
-            raise ValueError(
-                "expected num_workers >= 1, deadline > 0 and ahead >= 0, "
-                f"got {num_workers}, {deadline} and {ahead}"
-            )
-        self._window = num_workers + (num_workers if ahead is None else ahead)
-        self._is_decoding = False
-        setup = Setup(decode=decode, module_path=list(sys.path))
-        self._supervisor = Supervisor(num_workers, deadline=deadline, setup=setup)
-
-    def __enter__(self) -> "DecodePool":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return self._supervisor.pids
-
-    def close(self) -> None:
-        """Kill the processes, whatever they are doing, and wait for their end."""
-        self._supervisor.close()
-
-    def decode(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """Decode videos; yield what became of each, as they complete.
-
-        Jobs are drawn as there is room for them.  One call at a time; a call that is not
-        exhausted gives up what is left when its iterator is closed.
-
-        Raises:
-            RuntimeError: If the processes do not start, if a job's `choose` fails, or if the
-                pool is closed or decoding for another call.
-        """
-        if self._is_decoding:
-            raise RuntimeError("the decoding pool is at work for another call")
-        call = self._supervisor.begin_call()
-        self._is_decoding = True
-        try:
-            source = iter(jobs)
-            num_inside, has_more = 0, True
-            while True:
-                while has_more and num_inside < self._window:
-                    job = next(source, None)
-                    has_more = job is not None
-                    if job is not None:
-                        self._supervisor.submit(Attempt.first(job, call=call))
-                        num_inside += 1
-                if num_inside == 0:
-                    return
-                yield self._supervisor.take()
-                num_inside -= 1
-        finally:
-            self._supervisor.begin_call()
-            self._is_decoding = False

@@ -19,7 +19,7 @@ from bieff.apps.predict import find_videos, parse_labels
 from bieff.apps.predictor import Prediction, Predictor
 from bieff.cli import NOT_WHOLE, main
 from bieff.clip import ClipName
-from bieff.extract.decode.reader import frame_seconds, probe
+from bieff.extract.decode.reader import frame_seconds
 from bieff.features.errors import ConfigError, InputError
 from bieff.features.schema import Status
 from bieff.features.store import FeatureStore
@@ -169,7 +169,7 @@ def test_times_of_a_variable_rate(tmp_path):
 def test_times_behind_an_edit_list_count_from_the_first_frame_shown(tmp_path):
     whole = stamped.write(tmp_path / "whole.mp4", stamped.Clip(fps=25))
     cut = stamped.trim(whole, tmp_path / "cut.mp4", first=20)
-    count = probe(cut).num_frames
+    count = stamped.count_frames(cut)
     np.testing.assert_allclose(frame_seconds(cut, np.array([0, 25]), count), [0, 1], atol=1e-3)
 
 

@@ -2,24 +2,27 @@
 
 import contextlib
 import io
+import json
+import re
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
-from helpers import extracting
+from helpers import extracting, stamped
 from rich.console import Console
 
 from bieff.apps.progress import RunProgress
-from bieff.extract.decode.reader import probe, read_frames
-from bieff.extract.decode.worker import Outcome
-from bieff.extract.plan import plan
+from bieff.extract.decode.pool import Outcome
+from bieff.extract.decode.reader import read_frames
+from bieff.extract.plan import plan, versions_here
 from bieff.extract.run import extract
 from bieff.extract.shapes.clips import load_shapes
-from bieff.extract.shard import in_order
+from bieff.extract.shard import cut_views, in_order
 from bieff.extract.tasks import PartProgress
 from bieff.extract.tower import VisualTower, cut
 from bieff.extract.views import View, ViewPlan, crop_of
@@ -50,7 +53,7 @@ def whole(clips, tmp_path_factory):
 
 def by_hand(path, views, video_id, *, frames=CONFIG.frames):
     """Squares and frame numbers of a video, without pools, streams or batches."""
-    numbers = ViewPlan(tuple(views), frames, video_id)(probe(path).num_frames)
+    numbers = ViewPlan(tuple(views), frames, video_id)(stamped.count_frames(path))
     size = extracting.tinyclip().preprocessing.size
     squares = []
     for view, shown in zip(views, numbers, strict=True):
@@ -311,3 +314,151 @@ def test_a_shard_that_another_process_writes_is_waited_for(tmp_path):
         assert got.wait(5)
         waiting.join()
         locks.close()
+
+
+def salvageable(clips, folder):
+    """A set of three videos, the second of them cut short; and what its file should hold."""
+    data = broken_set(clips, folder, set())
+    videos = list(data.partitions["all"][:3])
+    source = stamped.write(folder / "whole.mkv", stamped.Clip(num_frames=31))
+    cut = folder / videos[1].path
+    stamped.truncate(source, cut, keep=0.6)
+    whole = source.read_bytes()
+    # as a download that was resumed: of the whole size from the beginning
+    cut.write_bytes(cut.read_bytes().ljust(len(whole), b"\0"))
+    videos[1] = replace(videos[1], size=len(whole))
+    return replace(data, partitions={"all": videos}), cut, whole
+
+
+def test_a_salvaged_video_is_tried_again(clips, tmp_path):
+    data, cut, whole = salvageable(clips, tmp_path / "clips")
+    store = extracting.plan_data(data, tmp_path / "store")
+    assert extracting.extract_small(store).counts == {"ok": 2, "salvaged": 1}
+    part = store.partitions["all"]
+    before = part.read([0, 2]).tobytes()
+    (error,) = part.errors()
+
+    gone = cut.rename(cut.with_suffix(".away"))
+    summary = extracting.extract_small(store, retry_failed=True)
+    assert summary.counts == {"ok": 2, "salvaged": 1}  # what it gave is kept
+    assert part.errors() == [error]
+
+    gone.unlink()
+    cut.write_bytes(whole)
+    assert cut.stat().st_size == data.partitions["all"][1].size
+    assert extracting.extract_small(store).shards_written == 0
+    assert extracting.extract_small(store, retry_failed=True).counts == {"ok": 3}
+    assert part.errors() == []
+    assert part.frames([1]).max() > 20
+    assert part.read([0, 2]).tobytes() == before
+
+
+def rewritten_by(store, **versions):
+    """The first shard's marker as other libraries would have written it; the second is gone."""
+    first, second = (store.path / "ledger" / f"all-{shard:05d}.json" for shard in (0, 1))
+    marker = json.loads(first.read_text())
+    marker["versions"] |= versions
+    first.write_text(json.dumps(marker))
+    second.unlink()
+    return FeatureStore.open(store.path)
+
+
+def test_two_decoders_are_not_mixed_in_one_store(clips, tmp_path):
+    store = extracting.plan_small(clips, tmp_path / "store")
+    extracting.extract_small(store)
+    assert store.partitions["all"].marker(0).versions == versions_here()
+    other = rewritten_by(store, av="9.1", libavcodec="58.0.100")
+    with pytest.raises(
+        StoreMismatchError,
+        match=r"decoded with av 9\.1, libavcodec 58\.0\.100, here is av .*mixed_decoders=true",
+    ):
+        extracting.extract_small(other)
+    told = []
+    config = replace(CONFIG, mixed_decoders=True)
+    assert extracting.extract_small(other, config=config, watch=told.append).is_whole
+    assert any("shards decoded with av 9.1" in str(line) for line in told)
+
+
+def test_another_torch_is_a_note(clips, tmp_path):
+    store = extracting.plan_small(clips, tmp_path / "store")
+    extracting.extract_small(store)
+    told = []
+    summary = extracting.extract_small(rewritten_by(store, torch="1.0"), watch=told.append)
+    assert summary.shards_written == 1
+    assert any("encoded with torch 1.0, here is" in str(line) for line in told)
+
+
+def test_a_store_of_before_has_the_versions_of_its_plan(clips, tmp_path):
+    store = extracting.plan_small(clips, tmp_path / "store")
+    extracting.extract_small(store)
+    again = rewritten_by(store)
+    for file in (again.path / "ledger").iterdir():
+        marker = json.loads(file.read_text())
+        del marker["versions"]
+        file.write_text(json.dumps(marker))
+    assert extracting.extract_small(again).shards_written == 1
+
+
+def test_long_frames_are_cut_before_they_are_resized(clips, tmp_path):
+    """A file of some kB whose frames would be resized to 48 x 98,304 pixels, 32 at a time."""
+    data = broken_set(clips, tmp_path / "clips", set())
+    videos = list(data.partitions["all"][:2])
+    path = tmp_path / "clips" / videos[1].path
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 4096, 2, "yuv444p"
+        for number in range(7):
+            shades = np.full((2, 4096, 3), 30 * number, np.uint8)
+            shades[:, 2047:2049] = 255 - shades[:, 2047:2049]
+            frame = av.VideoFrame.from_ndarray(shades, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    videos[1] = replace(videos[1], size=path.stat().st_size)
+    store = extracting.plan_data(replace(data, partitions={"all": videos}), tmp_path / "store")
+    assert extracting.extract_small(store).counts == {"ok": 2}
+    check_rows(store, "all", [0, 1])
+    view = View.from_json(store.recipe["views"]["all"][0])
+    assert crop_of(view, 2, 4096, 48).box == (0, 2047, 2, 2)
+
+
+def test_large_frames_are_resized_a_few_at_a_time_and_are_the_same(whole, monkeypatch):
+    part = whole.partitions["all"]
+    views = tuple(View.from_json(view) for view in whole.recipe["views"]["all"])
+    tower = VisualTower(extracting.tinyclip(), device=extracting.CPU, batch_size=7)
+    video = part.videos[0]
+    frames = read_frames(Path(whole.root) / video.path, range(20))
+    shown = Outcome(
+        row=0,
+        path="",
+        status=Status.OK,
+        frames=frames,
+        frame_numbers=np.arange(20),
+        num_frames=20,
+    )
+    numbers = ViewPlan(views, 7, video.id)(20)
+    at_once = cut_views(shown, numbers, views, tower, video_id=video.id)
+    monkeypatch.setattr("bieff.extract.shard.CUT_BYTES", 3 * 12 * frames[0, ..., 0].size)
+    assert torch.equal(cut_views(shown, numbers, views, tower, video_id=video.id), at_once)
+
+
+def test_frames_that_do_not_fit_the_memory_cost_that_video_alone(clips, tmp_path, monkeypatch):
+    store = extracting.plan_small(clips, tmp_path / "store")
+    seen = iter(range(10**6))
+
+    def full(frames, crop):
+        if next(seen) == 2:  # the second video's first view
+            raise torch.OutOfMemoryError("out of memory")
+        return cut(frames, crop)
+
+    monkeypatch.setattr("bieff.extract.shard.cut", full)
+    summary = extracting.extract_small(store)
+    assert summary.counts == {"ok": 23, "crashed": 1}
+    (error,) = summary.bad
+    assert re.fullmatch(r"no memory for its \d+ frames of 80 x 64 pixels", error.message)
+
+    def broken(frames, crop):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("bieff.extract.shard.cut", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        extracting.extract_small(store, retry_failed=True)

@@ -1,6 +1,7 @@
 """Shards on Dask: local workers, and real scheduler and worker programs over TCP."""
 
 import contextlib
+import importlib.metadata
 import os
 import re
 import signal
@@ -14,7 +15,8 @@ import pytest
 from helpers import extracting
 from helpers.places import TESTS
 
-from bieff.extract.cluster import OnCluster, connected, what_is_wrong
+from bieff.extract.cluster import OnCluster, WorkerSetup, connected, what_is_wrong
+from bieff.extract.plan import versions_here
 from bieff.extract.run import extract
 from bieff.features.errors import ConfigError, InputError, StoreError
 from bieff.features.files import ShardLocks
@@ -122,6 +124,28 @@ def test_a_machine_that_does_not_see_the_files_says_so(tmp_path):
     missing = tmp_path / "videos"
     assert f"does not see the videos in {missing}" in what_is_wrong(probe, "token", missing)
     assert what_is_wrong(probe, "token", tmp_path) == ""
+
+
+def test_a_worker_of_other_decoders_does_not_begin(clips, tmp_path):
+    store = extracting.plan_small(clips, tmp_path / "store")
+    clip = extracting.tinyclip()
+    setup = WorkerSetup(
+        store=store.path,
+        recipe_hash=store.recipe_hash,
+        clip=clip.name,
+        fingerprint=clip.fingerprint,
+        config=CONFIG,
+        device="cpu",
+        decode=SLOW,
+        version=importlib.metadata.version("bieff"),
+        libraries={**versions_here(), "av": "9.1"},
+        neighbours=1,
+        threads=1,
+    )
+    with pytest.raises(StoreError, match=r"a worker has av \S+, this machine 9\.1, whose"):
+        setup.open_store()
+    mixed = replace(setup, config=replace(CONFIG, mixed_decoders=True))
+    assert mixed.open_store().recipe_hash == store.recipe_hash
 
 
 @pytest.mark.slow

@@ -205,7 +205,8 @@ def test_killed_at_ten_moments_it_becomes_the_same_store(whole, clips, tmp_path)
     for _ in range(10):
         process = start(clips, tmp_path / "store")
         moment = moments.randrange(num_files)
-        wait_for(lambda: count_files(tmp_path / "store") >= moment)  # noqa: B023
+        come = lambda: count_files(tmp_path / "store") >= moment  # noqa: B023, E731
+        wait_for(lambda: come() or process.poll() is not None, seconds=300)  # noqa: B023
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
@@ -245,7 +246,7 @@ def test_ctrl_c_ends_with_one_sentence_and_leaves_nobody(whole, clips, tmp_path,
 def interrupt(process, store):
     me = psutil.Process(process.pid)
     wait_for((store / ".shards").exists, seconds=300)
-    wait_for(lambda: any("decode_worker" in " ".join(p.cmdline()) for p in family(me)))
+    wait_for(lambda: any("decode.worker" in " ".join(p.cmdline()) for p in family(me)))
     children = family(me)
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=120)

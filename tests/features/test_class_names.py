@@ -3,7 +3,7 @@
 import pytest
 
 from bieff.extract.datasets import official
-from bieff.features.class_names import has_sides, key, label_of_key, readable
+from bieff.features.class_names import LabelIndex, has_sides, key, readable
 from bieff.features.errors import InputError
 
 
@@ -57,7 +57,9 @@ def test_spellings_of_a_class_have_one_key(one, other):
 def test_different_classes_have_different_keys():
     for name in ("k400", "k600", "ucf101", "hmdb51"):
         names = [raw for raw, _ in official.class_names(name)]
-        assert label_of_key(names, source=name) == {key(n): k for k, n in enumerate(names)}
+        index = LabelIndex(names, source=name)
+        assert [index.find(raw) for raw in names] == list(range(len(names)))
+        assert len({key(raw) for raw in names}) == len(names)
 
 
 def test_names_without_letters_keep_apart():
@@ -66,7 +68,7 @@ def test_names_without_letters_keep_apart():
 
 def test_two_classes_of_one_name_are_refused():
     with pytest.raises(InputError, match=r"x: classes 0 and 2 are both called 'Brush_Hair'"):
-        label_of_key(["brush hair", "kick", "Brush_Hair"], source="x")
+        LabelIndex(["brush hair", "kick", "Brush_Hair"], source="x")
 
 
 def test_sides():

@@ -16,6 +16,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from bieff.extract.decode.reader import decode_video
+
 ROWS, COLUMNS = 3, 4
 MAX_FRAMES = 2 ** (ROWS * COLUMNS - 2)
 
@@ -65,6 +67,11 @@ def read_number(frame: np.ndarray) -> int:
 
 def read_numbers(frames: np.ndarray) -> list[int]:
     return [read_number(frame) for frame in frames]
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a video that decode, found by decoding it."""
+    return decode_video(path, lambda _: [0], decoder="pyav").num_frames
 
 
 def write(path: Path, clip: Clip) -> Path:

@@ -176,7 +176,7 @@ def test_names_that_hold_commas_or_begin_with_numbers(write):
         (
             "l.csv",
             "id,name\n0,a\n1\n",
-            "line 3: expected a number and a name, got '1' and None",
+            "line 3: expected a number and a name, got '1' and ''",
         ),
         ("l.txt", "kick\nkick ball\nKick\n", "classes 0 and 2 are both called 'Kick'"),
         ("l.json", "{", "not json"),

@@ -12,7 +12,7 @@ from helpers import stamped
 from helpers.places import VIDEOS
 
 from bieff.extract.decode.container import scan
-from bieff.extract.decode.reader import Decoded, Pass, decode_video, probe, read_frames
+from bieff.extract.decode.reader import Decoded, Pass, decode_video, read_frames
 from bieff.features.errors import InputError
 
 REAL = [
@@ -81,7 +81,7 @@ def check(path: Path, *, first: int, num_frames: int) -> Decoded:
     """All frames, some frames, and the same through PyAV: every one the frame asked for."""
     everything = decode_video(path, range)
     assert stamped.read_numbers(everything.frames) == list(range(first, first + num_frames))
-    assert everything.num_frames == probe(path).num_frames == num_frames
+    assert everything.num_frames == num_frames
     draw = np.random.default_rng(num_frames)
     for count in (1, 7, 19):
         numbers = draw.integers(0, num_frames, count)
@@ -187,7 +187,7 @@ def test_frames_are_turned_as_players_do(make, tmp_path, matrix, expected):
     numbers = [3, 1, 40]
     frames = read_frames(path, numbers)
     np.testing.assert_array_equal(frames, expected(read_frames(source, numbers)))
-    seen = probe(path)
+    seen = scan(path)
     assert (seen.height, seen.width) == frames.shape[1:3]
     is_turn = matrix[0] * matrix[3] - matrix[1] * matrix[2] > 0
     if is_turn:  # decord turns, too, but does not know of mirrors
@@ -211,7 +211,7 @@ def test_a_truncated_file_yields_its_sound_frames(tmp_path, ending, keep):
 
     decoded = decode_video(path, grid)
     assert decoded.is_salvaged
-    assert asked[-1] == decoded.num_frames == probe(path).num_frames
+    assert asked[-1] == decoded.num_frames == stamped.count_frames(path)
     assert 20 < decoded.num_frames < 61
     stamps = stamped.read_numbers(decoded.frames)
     assert stamps == sorted(set(stamps))
@@ -344,7 +344,7 @@ def test_titles_in_another_encoding_do_not_matter(make, tmp_path):
 
 def test_what_is_no_video_is_said_in_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^no video at '.*gone.mp4'; check the path$"):
-        probe(tmp_path / "gone.mp4")
+        read_frames(tmp_path / "gone.mp4", [0])
     empty = tmp_path / "empty.mp4"
     empty.touch()
     with pytest.raises(InputError, match=r"is empty; copy or download it again$"):
@@ -369,7 +369,7 @@ def test_what_is_no_video_is_said_in_a_sentence(tmp_path):
         container.mux(stream.encode(silence))
         container.mux(stream.encode(None))
     with pytest.raises(InputError, match="holds no video stream"):
-        probe(sound)
+        read_frames(sound, [0])
 
 
 def test_a_file_whose_every_frame_is_damaged_is_refused(make, tmp_path):
@@ -378,9 +378,8 @@ def test_a_file_whose_every_frame_is_damaged_is_refused(make, tmp_path):
     data[begin:end] = np.random.default_rng(1).bytes(end - begin)
     path = tmp_path / "noise.mp4"
     path.write_bytes(data)
-    for function in (probe, lambda path: read_frames(path, [0])):
-        with pytest.raises(InputError, match="decode"):
-            function(path)
+    with pytest.raises(InputError, match="decode"):
+        read_frames(path, [0])
 
 
 def test_wrong_numbers_are_the_callers_bug(make):
@@ -402,7 +401,7 @@ def test_real_clips_are_frame_exact(name):
     path = VIDEOS / name
     with av.open(str(path)) as container:
         truth = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    assert probe(path).num_frames == len(truth)
+    assert stamped.count_frames(path) == len(truth)
     for seed in range(3):
         numbers = np.random.default_rng(seed).integers(0, len(truth), 16)
         frames = read_frames(path, numbers)
