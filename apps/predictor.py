@@ -26,7 +26,6 @@ from torch import Tensor
 from bieff import clip as clips
 from bieff.clip import Clip, ClipName
 from bieff.extract.decode.pool import DecodePool, Job, Outcome
-from bieff.extract.decode.reader import frame_seconds
 from bieff.extract.shard import in_order, squares_of
 from bieff.extract.tower import ViewMeans, VisualTower
 from bieff.extract.views import ViewPlan, views_for
@@ -276,7 +275,9 @@ class Predictor:
             message=message,
             scores=said.probabilities,
             frame_numbers=numbers[self._shown],
-            seconds=frame_seconds(path, numbers[self._shown], outcome.num_frames),
+            seconds=None
+            if outcome.times is None
+            else outcome.times[outcome.places(numbers[self._shown])],
             highlights=said.highlights,
             pictures=shown.cpu().numpy(),
         )

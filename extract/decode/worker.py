@@ -18,13 +18,16 @@ import sys
 import tempfile
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import ArrayLike
 
 from bieff.extract.decode.container import DecodeError, MissingVideoError
@@ -54,6 +57,7 @@ class Report:
     decoder: str = ""
     shape: tuple[int, ...] | None = None
     frame_numbers: Int64[np.ndarray, " n"] | None = None
+    times: Float64[np.ndarray, " n"] | None = None
     num_frames: int = 0
     seconds: float = 0.0
     is_final: bool = True
@@ -78,6 +82,7 @@ def main(channel_number: int, parent: int) -> None:
         parent: Process id of the parent.
     """
     _die_with(parent)
+    _die_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     channel = socket.socket(fileno=channel_number)
     with channel, contextlib.suppress(EOFError, ConnectionError):
@@ -104,6 +109,12 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
+def _die_first() -> None:
+    """Have the kernel kill this process before its parent when memory runs out."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")
+
+
 def _serve(channel: socket.socket, decode: Callable[..., Decoded]) -> None:
     frames = None
     try:
@@ -113,38 +124,46 @@ def _serve(channel: socket.socket, decode: Callable[..., Decoded]) -> None:
     except Exception as error:  # the caller's `choose` cannot be imported here
         report = _bug(error)
     else:
-        report, frames = _decode(job, decode)
+        report, frames = _decode(job, decode, channel)
     send(channel, pickle.dumps(report), frames)
 
 
 def _decode(
-    job: Job, decode: Callable[..., Decoded]
+    job: Job, decode: Callable[..., Decoded], channel: socket.socket
 ) -> tuple[Report, UInt8[np.ndarray, "n H W 3"] | None]:
     begin = time.perf_counter()
     try:
-        decoded = decode(os.fspath(job.path), _guarded(job.choose), decoder=job.decoder)
+        decoded = decode(
+            os.fspath(job.path), _guarded(job.choose, channel), decoder=job.decoder
+        )
     except Exception as error:  # whatever a hostile file provokes costs this one video
         return _report_of(error), None
     report = Report(
         status=Status.SALVAGED if decoded.is_salvaged else Status.OK,
-        message=(decoded.doubt or "") if decoded.is_salvaged else "",
+        message=decoded.damage or "",
         decoder=decoded.decoder,
         shape=decoded.frames.shape,
         frame_numbers=decoded.frame_numbers,
+        times=decoded.times,
         num_frames=decoded.num_frames,
         seconds=time.perf_counter() - begin,
     )
     return report, decoded.frames
 
 
-def _guarded(choose: Choose) -> Choose:
+def _guarded(choose: Choose, channel: socket.socket) -> Choose:
     def guarded(num_frames: int) -> ArrayLike:
+        send(channel, pickle.dumps(num_frames))  # so long may it take
         try:
             return choose(num_frames)
         except Exception as error:
             raise _ChooseFailed from error
 
     return guarded
+
+
+_LIBRARY_ERRORS = (av.FFmpegError, OSError, MemoryError, OverflowError)
+"""What libraries raise at files; PyAV the last at numbers that do not fit."""
 
 
 def _report_of(error: Exception) -> Report:
@@ -155,7 +174,12 @@ def _report_of(error: Exception) -> Report:
     if isinstance(error, (_ChooseFailed, ChoiceError)):
         return _bug(error.__cause__ or error)
     message = f"{type(error).__name__}: {error}"
-    return Report(status=Status.CORRUPT, message=message, is_final=False)
+    if isinstance(error, _LIBRARY_ERRORS):
+        return Report(status=Status.CORRUPT, message=message, is_final=False)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = ", ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames)
+    message = f"a bug, not the file's fault; please report it: {message} ({where})"
+    return Report(status=Status.CRASHED, message=message, is_final=False)
 
 
 def _bug(error: BaseException) -> Report:
@@ -213,8 +237,16 @@ def _receive_exactly(channel: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-def map_frames(file: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n H W 3"]:
-    """The frames in a file that was received, writable; the memory goes with the last view."""
+def map_frames(
+    file: int, shape: tuple[int, ...], hold: Callable[[int], None]
+) -> UInt8[np.ndarray, "n H W 3"]:
+    """The frames in a file that was received, writable; the memory goes with the last view.
+
+    Args:
+        file: Descriptor, which is closed.
+        shape: Of the frames.
+        hold: Told how many bytes, and as many less than nothing when they are free again.
+    """
     try:
         size = int(np.prod(shape))
         if os.fstat(file).st_size != size:
@@ -223,6 +255,8 @@ def map_frames(file: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n H W 3"
         pages = mmap.mmap(file, size, flags)
     finally:
         os.close(file)
+    hold(size)
+    weakref.finalize(pages, hold, -size).atexit = False
     return np.frombuffer(pages, dtype=np.uint8).reshape(shape)
 
 
