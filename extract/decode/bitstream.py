@@ -21,6 +21,11 @@ _DECODERS = {"vp9": "libvpx-vp9"}
 _OPTIONS = {"err_detect": "crccheck", "max_pixels": str(2**25)}
 """Look at checksums; 8K is the largest picture."""
 
+_STRICTER = {
+    "av1": {"strict": "strict"},  # looks at the padding of a picture's data
+    "mpeg4": {"err_detect": "crccheck+buffer"},  # at how much is left of it
+}
+
 
 def open_decoder(stream: VideoStream) -> VideoCodecContext:
     """A decoder of one thread whose frames name the packet they came from.
@@ -32,8 +37,7 @@ def open_decoder(stream: VideoStream) -> VideoCodecContext:
     if name in av.codecs_available:
         decoder = av.CodecContext.create(name, "r")
     _set_up(decoder)
-    if codec_of(stream) == "av1":
-        decoder.options = decoder.options | {"strict": "strict"}  # look at the padding too
+    decoder.options = decoder.options | _STRICTER.get(codec_of(stream), {})
     opened: VideoCodecContext = decoder
     return opened
 

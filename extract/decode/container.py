@@ -22,7 +22,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from bieff.extract.decode.bitstream import open_decoder
+from bieff.extract.decode.bitstream import codec_of, open_decoder
 from bieff.features.errors import InputError
 
 IDENTITY = (1, 0, 0, 1)
@@ -30,6 +30,9 @@ IDENTITY = (1, 0, 0, 1)
 
 _MOST_SLENDER = 32
 """Longest side of a picture, in shorter ones: what a view cuts out of it is made that size."""
+
+
+_STILLS = {"mjpeg", "png", "bmp", "webp", "gif"}
 
 
 class DecodeError(InputError):
@@ -52,7 +55,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     # an absolute path is never taken for a protocol, as in "concat:a|b"
     name = path.absolute()
-    av.logging.set_level(av.logging.ERROR)  # so that what is logged can be captured
+    av.logging.set_level(av.logging.INFO)  # so that what is logged can be captured
     av.logging.set_skip_repeated(False)
     try:
         if name.stat().st_size == 0 and name.is_file():
@@ -114,7 +117,7 @@ def scan(path: Path) -> Contents:
         MissingVideoError: If there is no such file.
         DecodeError: If it is not a video, its pictures are too slender, or none decodes.
     """
-    frame, error = None, None
+    frame, error, may_be_cover = None, None, False
     num_shown, num_hidden, ends_early = 0, 0, False
     with av.logging.Capture(), open_video(path) as (container, stream):
         decoder, kind = open_decoder(stream), container.format.name
@@ -133,6 +136,9 @@ def scan(path: Path) -> Contents:
         except av.FFmpegError:
             ends_early = True
         num_counted = stream.frames
+        may_be_cover = bool(container.streams.audio) and codec_of(stream) in _STILLS
+    if num_shown == 1 and may_be_cover:
+        raise DecodeError(f"file {str(path)!r} holds no video stream but a cover picture")
     if frame is None or not num_shown:
         detail = error or "no frame of it decodes"
         raise DecodeError(f"cannot decode video {str(path)!r}: {detail}")

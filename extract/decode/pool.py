@@ -111,7 +111,7 @@ START_SECONDS = 120.0
 SECONDS_A_FRAME = 0.05
 """What the deadline grows by: an hour at 30 frames/s may take an hour and a half."""
 
-_BYTES_A_WORKER = 2**28
+_BYTES_A_WORKER = 3 * 2**27
 """Of frames that are in use or expected, before another video is begun."""
 
 _MAX_FAILED_STARTS = 3

@@ -303,6 +303,9 @@ class _Origin:
 _HARMLESS = ("SEI", "mmco", "VUI", "SAR", "ICC", "Exif")
 """What FFmpeg logs as errors and pictures do not suffer from."""
 
+_TELLING = ("concealing", "EOI missing")
+"""What FFmpeg logs as no error, and is one."""
+
 _TELLS_KEYFRAMES = {"mpeg4", "mpeg2video", "mpeg1video", "av1", "flv1", "h263"}
 """Codecs whose decoders are better believed than their containers."""
 
@@ -330,6 +333,8 @@ def _frames(
             except av.FFmpegError as error:
                 frames = []
                 result.note_damage(number, reason(error))
+                if codec_of(stream) == "vp9" and number:  # it may be the one before
+                    result.note_damage(number - 1, reason(error))
             garbled = twin.garbled(packet, frames) if twin is not None else []
         _note_logs(logs, number, result)
         for frame in frames:
@@ -342,8 +347,9 @@ def _frames(
 
 
 def _note_logs(logs: list[Any], number: int, result: Pass) -> None:
-    for _, _, text in logs:
-        if not any(word in text for word in _HARMLESS):
+    for level, _, text in logs:
+        is_error = level <= av.logging.ERROR and not any(word in text for word in _HARMLESS)
+        if is_error or text.startswith(_TELLING):
             result.note_damage(number, text)
 
 
