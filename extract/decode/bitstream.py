@@ -8,12 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import av
-import av.logging
-import numpy as np
-from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
-from jaxtyping import UInt8
 
 _DECODERS = {"vp9": "libvpx-vp9"}
 """Decoders that notice damage where FFmpeg's own do not; sound pictures are the same."""
@@ -36,13 +32,14 @@ def open_decoder(stream: VideoStream) -> VideoCodecContext:
     decoder: Any = stream.codec_context
     if name in av.codecs_available:
         decoder = av.CodecContext.create(name, "r")
-    _set_up(decoder)
+    set_up(decoder)
     decoder.options = decoder.options | _STRICTER.get(codec_of(stream), {})
     opened: VideoCodecContext = decoder
     return opened
 
 
-def _set_up(decoder: Any) -> None:
+def set_up(decoder: Any) -> None:
+    """Have a decoder use one thread and our options."""
     decoder.thread_type = "NONE"
     decoder.thread_count = 1
     decoder.copy_opaque = True
@@ -120,9 +117,7 @@ class FrameNumbers:
     """
 
     def __init__(self, header: bytes | None) -> None:
-        self._sets: dict[int, tuple[int, bool]] = {}
-        """Bits of a number, and whether gaps are allowed, by sequence parameter set."""
-
+        self._sets: dict[int, SequenceSet] = {}
         self._set_of: dict[int, int] = {}
         """Sequence parameter set of each picture parameter set."""
 
@@ -135,10 +130,10 @@ class FrameNumbers:
         kind = unit[0] & 31
         if kind not in (1, 5, 7, 8):
             return True
-        bits = _Bits(unit[1:400] if kind == 7 else unit[1:40])
+        bits = Bits(unit[1:400] if kind == 7 else unit[1:40])
         if kind == 7:
-            number, entry = _read_sequence_set(bits)
-            self._sets[number] = entry
+            found = SequenceSet(bits)
+            self._sets[found.number] = found
         elif kind == 8:
             number = bits.golomb()
             self._set_of[number] = bits.golomb()
@@ -146,16 +141,18 @@ class FrameNumbers:
             return self._follow_slice(bits, is_idr=kind == 5, is_reference=bool(unit[0] & 96))
         return True
 
-    def _follow_slice(self, bits: "_Bits", *, is_idr: bool, is_reference: bool) -> bool:
+    def _follow_slice(self, bits: "Bits", *, is_idr: bool, is_reference: bool) -> bool:
         bits.golomb()
         bits.golomb()
-        width, may_have_gaps = self._sets.get(self._set_of.get(bits.golomb(), -1), (0, True))
-        number, last = bits.take(width), self._last
+        found = self._sets.get(self._set_of.get(bits.golomb(), -1))
+        if found is None:
+            return True
+        number, last = bits.take(found.width), self._last
         if is_reference or is_idr:
             self._last = number
-        if is_idr or may_have_gaps or last is None or number < 2:  # 0 and 1: begun anew
+        if is_idr or found.may_have_gaps or last is None or number < 2:  # 0, 1: begun anew
             return True
-        return number in (last, (last + 1) % (1 << width))
+        return number in (last, (last + 1) % (1 << found.width))
 
 
 def parameter_sets(header: bytes | None) -> list[bytes]:
@@ -177,32 +174,37 @@ def parameter_sets(header: bytes | None) -> list[bytes]:
 _WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 
 
-def _read_sequence_set(bits: "_Bits") -> tuple[int, tuple[int, bool]]:
-    profile = bits.take(24) >> 16
-    number = bits.golomb()
-    if profile in _WITH_CHROMA_FORMAT:
-        chroma = bits.golomb()
-        bits.take(int(chroma == 3))
-        bits.golomb()
-        bits.golomb()
-        bits.take(1)
-        if bits.take(1):
-            _skip_scaling_lists(bits, 12 if chroma == 3 else 8)
-    width = bits.golomb() + 4
-    order = bits.golomb()
-    if order == 0:
-        bits.golomb()
-    elif order == 1:
-        bits.take(1)
-        bits.golomb()
-        bits.golomb()
-        for _ in range(min(bits.golomb(), 255)):
+class SequenceSet:
+    """What H.264 says of a sequence of pictures, as far as it is needed here."""
+
+    def __init__(self, bits: "Bits") -> None:
+        profile = bits.take(24) >> 16
+        self.number = bits.golomb()
+        if profile in _WITH_CHROMA_FORMAT:
+            chroma = bits.golomb()
+            bits.take(int(chroma == 3))
             bits.golomb()
-    bits.golomb()
-    return number, (min(width, 16), bool(bits.take(1)))
+            bits.golomb()
+            bits.take(1)
+            if bits.take(1):
+                _skip_scaling_lists(bits, 12 if chroma == 3 else 8)
+        self.width = min(bits.golomb() + 4, 16)
+        """Bits of a frame number."""
+
+        order = bits.golomb()
+        if order == 0:
+            bits.golomb()
+        elif order == 1:
+            bits.take(1)
+            bits.golomb()
+            bits.golomb()
+            for _ in range(min(bits.golomb(), 255)):
+                bits.golomb()
+        bits.golomb()
+        self.may_have_gaps = bool(bits.take(1))
 
 
-def _skip_scaling_lists(bits: "_Bits", count: int) -> None:
+def _skip_scaling_lists(bits: "Bits", count: int) -> None:
     for i in range(count):
         if bits.take(1):
             last = following = 8
@@ -214,110 +216,25 @@ def _skip_scaling_lists(bits: "_Bits", count: int) -> None:
                 last = following or last
 
 
-class _Bits:
+class Bits:
     """Reads numbers bit by bit; behind the end there are zeros."""
 
     def __init__(self, data: bytes) -> None:
-        data = data.replace(b"\0\0\3", b"\0\0")
-        self._value = int.from_bytes(data, "big")
-        self._left = 8 * len(data)
+        self.data = data.replace(b"\0\0\3", b"\0\0")
+        self.place = 0
+        self._value = int.from_bytes(self.data[:400], "big")
+        self._count = 8 * min(len(self.data), 400)
 
     def take(self, count: int) -> int:
-        self._left -= count
-        if self._left < 0:
+        """The next bits as a number."""
+        self.place += count
+        if self.place > self._count:
             return 0
-        return self._value >> self._left & ((1 << count) - 1)
+        return self._value >> (self._count - self.place) & ((1 << count) - 1)
 
     def golomb(self) -> int:
         """An Exp-Golomb code, unsigned."""
         zeros = 0
-        while self._left > 0 and not self.take(1):
+        while self.place < self._count and not self.take(1):
             zeros += 1
         return (1 << zeros) - 1 + self.take(zeros)
-
-
-_NOISE = bytes.fromhex("5aa7936c") * 8
-_TWINS = {"hevc": "hevc", "vp8": "libvpx", "mjpeg": "mjpeg"}
-
-
-class Twin:
-    """A second decoder, for codecs whose first one does not notice damage.
-
-    That is: it does not notice when the data of a picture end too early or too late.
-
-    hevc   The twin begins each row of blocks where the slice's header says, the first decoder
-           where the row before ended; behind the slice the twin reads noise, the first zeros.
-    vp8    Another decoder, which reads noise behind the data.
-    mjpeg  The twin lacks the last bytes, and so must show something else.
-    """
-
-    def __init__(self, stream: VideoStream) -> None:
-        self._codec = codec_of(stream)
-        self._header = stream.codec_context.extradata
-        decoder: Any = av.CodecContext.create(_TWINS[self._codec], "r")
-        decoder.extradata = self._header
-        _set_up(decoder)
-        self._decoder = decoder
-        if self._codec == "hevc":
-            self._decoder.thread_type = "SLICE"
-            self._decoder.thread_count = 2
-
-    @classmethod
-    def of(cls, stream: VideoStream) -> "Twin | None":
-        """The twin of a stream's decoder, if it needs one."""
-        name = _TWINS.get(codec_of(stream))
-        return cls(stream) if name in av.codecs_available else None
-
-    def garbled(
-        self, packet: "Packet[Any] | None", frames: list[av.VideoFrame]
-    ) -> list[av.VideoFrame]:
-        """Those of the first decoder's next frames that the twin does not show so."""
-        should_differ = self._codec == "mjpeg"
-        try:
-            with av.logging.Capture():
-                twins = self._decoder.decode(None if packet is None else self._altered(packet))
-        except av.FFmpegError:
-            twins = []
-        if len(twins) != len(frames):
-            return [] if should_differ else frames
-        pairs = zip(twins, frames, strict=True)
-        return [frame for twin, frame in pairs if _are_alike(twin, frame) == should_differ]
-
-    def _altered(self, packet: "Packet[Any]") -> "Packet[Any]":
-        data = bytes(packet)
-        if self._codec == "mjpeg":
-            end = data.rfind(b"\xff\xd9")
-            coded = data[: max(end, 0)].rstrip(b"\0\xff")  # a marker may be padded
-            data = coded[:-8] + data[end:]
-        elif self._codec == "vp8":
-            data += _NOISE
-        else:
-            data = self._with_noise(data)
-        altered: Packet[Any] = Packet(data)
-        altered.pts, altered.dts = packet.pts, packet.dts
-        if packet.time_base:
-            altered.time_base = packet.time_base
-        return altered
-
-    def _with_noise(self, data: bytes) -> bytes:
-        size = prefix_size("hevc", self._header)
-        parts = []
-        for unit in nal_units(data, "hevc", self._header):
-            whole = unit + _NOISE if unit[0] >> 1 & 63 < 32 else unit
-            parts.append(len(whole).to_bytes(size, "big") if size else b"\0\0\1")
-            parts.append(whole)
-        return b"".join(parts)
-
-
-def _are_alike(one: av.VideoFrame, other: av.VideoFrame) -> bool:
-    kinds = {(frame.format.name, frame.width, frame.height) for frame in (one, other)}
-    width = 1 + (one.format.components[0].bits > 8)  # bytes of a value
-    return len(kinds) == 1 and all(
-        np.array_equal(_values(a, width), _values(b, width))
-        for a, b in zip(one.planes, other.planes, strict=True)
-    )
-
-
-def _values(plane: Any, width: int) -> UInt8[np.ndarray, "H W"]:
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return rows[:, : plane.width * width]

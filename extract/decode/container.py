@@ -143,10 +143,9 @@ def scan(path: Path) -> Contents:
         detail = error or "no frame of it decodes"
         raise DecodeError(f"cannot decode video {str(path)!r}: {detail}")
     _refuse_slender(path, frame)
-    bad_bytes: list[tuple[int, int]] = []
-    if "matroska" in kind:
-        is_short, bad_bytes = _check_matroska(path)
-        ends_early = ends_early or is_short
+    checks = _Matroska(path) if "matroska" in kind else None
+    if checks is not None:
+        ends_early = ends_early or checks.is_cut_off
     elif kind == "avi" and _riff_is_cut_off(path):
         ends_early, num_listed = True, num_counted
     elif kind == "mpegts":
@@ -159,7 +158,7 @@ def scan(path: Path) -> Contents:
         is_cut_off=ends_early or num_announced > num_shown,
         height=frame.width if turned else frame.height,
         width=frame.height if turned else frame.width,
-        bad_bytes=tuple(bad_bytes),
+        bad_bytes=tuple(checks.wrong) if checks else (),
     )
 
 
@@ -245,27 +244,35 @@ _SEGMENT = 0x18538067
 _CHECKSUM = b"\xbf\x84"  # of four bytes; the first element of what it is over
 
 
-def _check_matroska(path: Path) -> tuple[bool, list[tuple[int, int]]]:
+class _Matroska:
     """Whether a file is shorter than its one segment, and its parts with wrong checksums."""
-    wrong: list[tuple[int, int]] = []
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        place, end = _element(data, 0)[1:]
-        name, place, end = _element(data, end)
-        if name != _SEGMENT:
-            return False, wrong
-        is_cut_off = end > len(data)
-        end = min(end, len(data))
-        while place < end:
-            begin = place
-            _, inside, place = _element(data, begin)
-            if place > end or place <= begin:
-                break
-            if data[inside : inside + 2] == _CHECKSUM:
-                with memoryview(data) as view, view[inside + 6 : place] as content:
-                    checksum = zlib.crc32(content)
-                if checksum != int.from_bytes(data[inside + 2 : inside + 6], "little"):
-                    wrong.append((begin, place))
-    return is_cut_off, wrong
+
+    def __init__(self, path: Path) -> None:
+        self.is_cut_off = False
+        self.wrong: list[tuple[int, int]] = []
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            _, _, end = _element(data, 0)
+            name, place, end = _element(data, end)
+            if name != _SEGMENT:
+                return
+            self.is_cut_off = end > len(data)
+            while place < min(end, len(data)):
+                begin = place
+                _, inside, place = _element(data, begin)
+                if place > min(end, len(data)) or place <= begin:
+                    break
+                is_checked = data[inside : inside + 2] == _CHECKSUM
+                if is_checked and not _holds(data, inside + 2, place):
+                    self.wrong.append((begin, place))
+
+
+def _holds(data: mmap.mmap, place: int, end: int) -> bool:
+    """Whether the checksum at a place is that of what follows it."""
+    with memoryview(data) as view, view[place + 4 : end] as content:
+        return zlib.crc32(content) == int.from_bytes(view[place : place + 4], "little")
 
 
 def _element(data: mmap.mmap, place: int) -> tuple[int, int, int]:

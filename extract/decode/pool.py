@@ -112,7 +112,7 @@ SECONDS_A_FRAME = 0.05
 """What the deadline grows by: an hour at 30 frames/s may take an hour and a half."""
 
 _BYTES_A_WORKER = 3 * 2**27
-"""Of frames that are in use or expected, before another video is begun."""
+"""Of frames that wait for the caller or are expected, before another video is begun."""
 
 _MAX_FAILED_STARTS = 3
 _LAST_WORDS_SECONDS = 2.0
@@ -156,7 +156,6 @@ class DecodePool:
         self._ready: deque[Outcome | Exception] = deque()
         self._call = 0
         self._most_bytes = _BYTES_A_WORKER * max(num_workers, 4)
-        self._bytes = 0
         self._largest = 0
         self._is_closing = False
         self._failure: Exception | None = None
@@ -253,6 +252,7 @@ class DecodePool:
                 why = f": {self._failure}" if self._failure else ""
                 raise RuntimeError(f"the decoding pool is closed{why}") from self._failure
             result = self._ready.popleft()
+        self._wake()  # there is room again
         if isinstance(result, Exception):
             raise result
         return result
@@ -314,13 +314,9 @@ class DecodePool:
     def _has_room(self) -> bool:
         """Whether another video may be begun: one always, more by the largest until now."""
         num_busy = sum(process.attempt is not None for process in self._processes)
-        return num_busy == 0 or self._bytes + (num_busy + 1) * self._largest <= self._most_bytes
-
-    def _hold(self, num_bytes: int) -> None:
-        with self._changed:
-            self._bytes += num_bytes
-            self._largest = max(self._largest, num_bytes)
-        self._wake()
+        waiting = sum(_num_bytes(outcome) for outcome in self._ready)
+        expected = (num_busy + 1) * self._largest
+        return num_busy == 0 or waiting + expected <= self._most_bytes
 
     def _hear(self, process: "_DecodeProcess") -> None:
         if process not in self._processes:
@@ -335,7 +331,7 @@ class DecodePool:
                 process.num_frames = report
                 return
             if report.shape is not None and file is not None:
-                frames = map_frames(file, report.shape, self._hold)
+                frames = map_frames(file, report.shape)
         except (EOFError, OSError):
             self._give_up(process, Status.CRASHED)
             return
@@ -377,6 +373,7 @@ class DecodePool:
         self, attempt: _Attempt, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None
     ) -> None:
         result: Outcome | Exception = attempt.outcome(report, frames)
+        self._largest = max(self._largest, _num_bytes(result))
         if report.bug is not None:
             result = RuntimeError(
                 f"choosing frames of row {attempt.job.row} failed in the worker:\n{report.bug}"
@@ -385,6 +382,11 @@ class DecodePool:
             if attempt.call == self._call:
                 self._ready.append(result)
                 self._changed.notify_all()
+
+
+def _num_bytes(result: Outcome | Exception) -> int:
+    frames = result.frames if isinstance(result, Outcome) else None
+    return 0 if frames is None else frames.nbytes
 
 
 _HANG_UP_SECONDS = 10.0

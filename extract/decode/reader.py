@@ -18,11 +18,12 @@ import av
 import av.logging
 import numpy as np
 from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import ArrayLike, NDArray
 
-from bieff.extract.decode.bitstream import Pictures, Twin, codec_of, open_decoder
+from bieff.extract.decode.bitstream import Pictures, codec_of, open_decoder
 from bieff.extract.decode.container import (
     Contents,
     DecodeError,
@@ -32,6 +33,7 @@ from bieff.extract.decode.container import (
     scan,
 )
 from bieff.extract.decode.second import read_with_decord
+from bieff.extract.decode.twin import Twin
 
 Decoder = Literal["decord", "pyav"]
 
@@ -145,7 +147,7 @@ def _chosen(choose: Choose, num_frames: int, path: Path) -> Int64[np.ndarray, " 
 def _decode_in_sequence(
     path: Path, choose: Choose, numbers: Int64[np.ndarray, " n"], contents: Contents
 ) -> Decoded:
-    run = decode_pass(path, numbers.tolist(), bad_bytes=contents.bad_bytes)
+    run = decode_pass(path, numbers.tolist(), contents)
     sound = run.sound()
     if len(sound) == 0:
         detail = run.error or "it holds none"
@@ -155,7 +157,7 @@ def _decode_in_sequence(
     positions = sound[numbers].tolist()
     missing = set(positions) - run.kept.keys()
     if missing:
-        run.kept.update(decode_pass(path, missing, to_the_end=False).kept)
+        run.kept.update(decode_pass(path, missing).kept)
     frames = np.empty((len(positions), *run.kept[positions[0]].shape), np.uint8)
     for i, position in enumerate(positions):
         frames[i] = run.kept.pop(position)  # never twice in memory
@@ -255,21 +257,14 @@ class Pass:
         return frame_numbers / float(self.rate) if self.rate else None
 
 
-def decode_pass(
-    path: Path,
-    wanted: Collection[int],
-    *,
-    to_the_end: bool = True,
-    bad_bytes: Sequence[tuple[int, int]] = (),
-) -> Pass:
+def decode_pass(path: Path, wanted: Collection[int], contents: Contents | None = None) -> Pass:
     """Decode a file from its beginning, keeping no more than the wanted frames.
 
     Args:
         path: The file.
         wanted: Positions in the order of showing, counted from 0.
-        to_the_end: False stops behind the last wanted frame; the rest of the result is then
-            not complete.
-        bad_bytes: Parts of the file that are known to be damaged.
+        contents: Of the file.  None stops behind the last wanted frame and does not look for
+            damage; only the wanted frames of the result are of use then.
 
     Raises:
         DecodeError: If the file cannot be opened, or its colours cannot be converted.
@@ -279,17 +274,19 @@ def decode_pass(
     size: tuple[int, int] | None = None
     with av.logging.Capture(), open_video(path) as (container, stream):
         result.unit, result.rate = stream.time_base, stream.average_rate or stream.guessed_rate
-        for frame, packet in _frames(container, stream, result):
+        twin = Twin.of(stream) if contents is not None else None
+        reformatter = VideoReformatter()
+        for frame, packet in _frames(container, stream, result, twin):
             position = len(result.origins)
             result.origins.append(packet)
             result.is_interlaced = result.is_interlaced or frame.interlaced_frame
             size = size or _shown_size(frame)
             if position in left:
                 left.discard(position)
-                result.kept[position] = _to_rgb(frame, size, path)
-                if not left and not to_the_end:
+                result.kept[position] = _to_rgb(frame, size, path, reformatter)
+                if not left and contents is None:
                     return result
-        _judge(result, codec_of(stream), bad_bytes)
+        _judge(result, codec_of(stream), contents.bad_bytes if contents else ())
     return result
 
 
@@ -311,11 +308,10 @@ _TELLS_KEYFRAMES = {"mpeg4", "mpeg2video", "mpeg1video", "av1", "flv1", "h263"}
 
 
 def _frames(
-    container: InputContainer, stream: VideoStream, result: Pass
+    container: InputContainer, stream: VideoStream, result: Pass, twin: Twin | None
 ) -> Iterator[tuple[av.VideoFrame, int]]:
     """Yield each frame with the number of its packet, in the order of showing."""
     decoder, pictures = open_decoder(stream), Pictures(stream)
-    twin = Twin.of(stream)
     tells = codec_of(stream) in _TELLS_KEYFRAMES
     number = -1
     logs: list[Any]
@@ -335,11 +331,12 @@ def _frames(
                 result.note_damage(number, reason(error))
                 if codec_of(stream) == "vp9" and number:  # it may be the one before
                     result.note_damage(number - 1, reason(error))
-            garbled = twin.garbled(packet, frames) if twin is not None else []
+            for garbled in twin.garbled(packet, frames) if twin is not None else ():
+                result.note_damage(garbled, "a picture is garbled")
         _note_logs(logs, number, result)
         for frame in frames:
             origin = frame.opaque.packet if isinstance(frame.opaque, _Origin) else number
-            if frame.is_corrupt or frame in garbled:
+            if frame.is_corrupt:
                 result.note_damage(origin, "a frame is damaged")
             if tells and frame.key_frame:
                 result.keyframes.add(origin)
@@ -425,7 +422,7 @@ def _shown_size(frame: av.VideoFrame) -> tuple[int, int]:
 
 
 def _to_rgb(
-    frame: av.VideoFrame, size: tuple[int, int], path: Path
+    frame: av.VideoFrame, size: tuple[int, int], path: Path, reformatter: VideoReformatter
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Convert a frame to RGB by the matrix and range it states, and turn it as players do.
 
@@ -437,18 +434,20 @@ def _to_rgb(
         frame: The frame as decoded.
         size: Height and width of what comes back; a frame of another size is scaled to it.
         path: The file, for the error.
+        reformatter: The same for all frames, whose tables it keeps.
     """
     a, b, c, d = display_matrix(frame)
     height, width = size if a else size[::-1]
     is_smaller = height * width < frame.height * frame.width
     try:
-        stored = frame.to_ndarray(
+        stored = reformatter.reformat(
+            frame,
             format="rgb24",
             width=width,
             height=height,
             interpolation="AREA" if is_smaller else None,
             threads=1,
-        )
+        ).to_ndarray()
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(
             f"cannot convert the colours of video {str(path)!r} (matrix {frame.colorspace}): "

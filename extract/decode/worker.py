@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import traceback
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
@@ -237,16 +236,8 @@ def _receive_exactly(channel: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-def map_frames(
-    file: int, shape: tuple[int, ...], hold: Callable[[int], None]
-) -> UInt8[np.ndarray, "n H W 3"]:
-    """The frames in a file that was received, writable; the memory goes with the last view.
-
-    Args:
-        file: Descriptor, which is closed.
-        shape: Of the frames.
-        hold: Told how many bytes, and as many less than nothing when they are free again.
-    """
+def map_frames(file: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n H W 3"]:
+    """The frames in a file that was received, writable; the memory goes with the last view."""
     try:
         size = int(np.prod(shape))
         if os.fstat(file).st_size != size:
@@ -255,8 +246,6 @@ def map_frames(
         pages = mmap.mmap(file, size, flags)
     finally:
         os.close(file)
-    hold(size)
-    weakref.finalize(pages, hold, -size).atexit = False
     return np.frombuffer(pages, dtype=np.uint8).reshape(shape)
 
 

@@ -3,7 +3,6 @@
 What a stamped clip shows is read back from its frames: "right" means their numbers.
 """
 
-import gc
 import threading
 from pathlib import Path
 
@@ -313,12 +312,6 @@ def test_few_frames_are_in_flight_where_they_are_large(tmp_path, monkeypatch):
     monkeypatch.setattr("bieff.extract.decode.pool._BYTES_A_WORKER", 1)
     jobs = [Job(row=i, path=path, choose=Grid(5)) for i in range(6)]
     with DecodePool(2) as pool:
-        kept = []
         for outcome in pool.decode(jobs):
-            kept.append(outcome.frames)
             assert pool._largest == outcome.frames.nbytes
-        assert pool._bytes == sum(frames.nbytes for frames in kept)
-        del outcome
-        kept.clear()
-        gc.collect()
-        assert pool._bytes == 0
+            assert sum(process.attempt is not None for process in pool._processes) <= 2
