@@ -55,7 +55,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     # an absolute path is never taken for a protocol, as in "concat:a|b"
     name = path.absolute()
-    av.logging.set_level(av.logging.INFO)  # so that what is logged can be captured
+    av.logging.set_level(av.logging.DEBUG)  # so that what is logged can be captured
     av.logging.set_skip_repeated(False)
     try:
         if name.stat().st_size == 0 and name.is_file():

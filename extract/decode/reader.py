@@ -8,6 +8,7 @@ then found, and found alike, whatever is wanted.  decord stands by for a second 
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from os import PathLike
@@ -23,7 +24,7 @@ from av.video.stream import VideoStream
 from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import ArrayLike, NDArray
 
-from bieff.extract.decode.bitstream import Pictures, codec_of, open_decoder
+from bieff.extract.decode.bitstream import can_begin_at, codec_of, open_decoder
 from bieff.extract.decode.container import (
     Contents,
     DecodeError,
@@ -150,8 +151,9 @@ def _decode_in_sequence(
     run = decode_pass(path, numbers.tolist(), contents)
     sound = run.sound()
     if len(sound) == 0:
-        detail = run.error or "it holds none"
-        raise DecodeError(f"no frame of video {str(path)!r} decodes: {detail}")
+        raise DecodeError(
+            f"no frame of video {str(path)!r} decodes: {run.why or 'it holds none'}"
+        )
     if len(sound) != contents.num_packets:
         numbers = _chosen(choose, len(sound), path)
     positions = sound[numbers].tolist()
@@ -168,19 +170,39 @@ def _decode_in_sequence(
         num_frames=len(sound),
         is_salvaged=is_salvaged,
         decoder="pyav",
-        damage=_describe(len(sound), run.error, contents) if is_salvaged else None,
+        damage=_describe(len(sound), run.why, contents) if is_salvaged else None,
         times=run.seconds(numbers, len(sound)),
     )
 
 
-def _describe(num_sound: int, error: str | None, contents: Contents) -> str:
-    why = error or "the file ends early"
+def _describe(num_sound: int, why: str | None, contents: Contents) -> str:
+    why = why or ("the file ends early" if contents.is_cut_off else _WRONG_CHECKSUM)
     if num_sound < contents.num_announced:
         return f"{num_sound} of {contents.num_announced} frames decode: {why}"
     return f"{num_sound} frames decode: {why}"
 
 
 _NEVER = np.iinfo(np.int64).max
+_WRONG_CHECKSUM = "a checksum of the file is wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    """What is remembered of a packet, and named by the frames that come from it.
+
+    PyAV tells what is hung on a packet by its identity, so it must not be a small number.
+    """
+
+    number: int
+    place: int
+    """Where in the file it begins, bytes; -1: unknown."""
+
+    size: int
+    stamp: int | None
+    """When it is shown, in units of the stream."""
+
+    is_shown: bool
+    """False where an edit list hides it."""
 
 
 @dataclass(slots=True)
@@ -193,6 +215,7 @@ class Pass:
     origins: list[int] = field(default_factory=list)
     """Of each frame in the order of showing, damaged ones too: the packet it came from."""
 
+    packets: list[_Packet] = field(default_factory=list)
     keyframes: set[int] = field(default_factory=set)
     """Packets at which decoding can begin."""
 
@@ -200,25 +223,29 @@ class Pass:
     """Packets that do not decode, or not fully."""
 
     error: str | None = None
-    """The first thing that went wrong."""
+    """The first thing that was refused."""
 
-    places: list[int] = field(default_factory=list)
-    """Where in the file each packet begins, bytes."""
-
-    stamps: dict[int, int | None] = field(default_factory=dict)
-    """Times of the packets that should show a frame, in units of the stream."""
-
-    sizes: dict[int, int] = field(default_factory=dict)
-    """Their bytes."""
+    hint: str | None = None
+    """The first damage of which the decoder made something."""
 
     unit: Fraction | None = None
     rate: Fraction | None = None
     is_interlaced: bool = False
 
-    def note_damage(self, packet: int, error: str) -> None:
-        """Remember that a packet is damaged, and the first error's text."""
+    @property
+    def why(self) -> str | None:
+        """The reason to tell."""
+        return self.error or self.hint
+
+    def note_error(self, packet: int, error: Exception) -> None:
+        """Remember that a packet is refused."""
         self.damaged.add(packet)
         self.error = self.error or reason(error)
+
+    def note_damage(self, packet: int, hint: str) -> None:
+        """Remember that a packet is damaged, whatever was made of it."""
+        self.damaged.add(packet)
+        self.hint = self.hint or reason(hint)
 
     def sound(self) -> Int64[np.ndarray, " n"]:
         """Positions of the frames that no damage reaches, ascending.
@@ -249,8 +276,9 @@ class Pass:
         rate is right too; otherwise by the average rate (in a damaged file the stamps do not
         belong to the frames that decode).
         """
-        known = sorted(stamp for stamp in self.stamps.values() if stamp is not None)
-        if len(known) == len(self.stamps) == num_frames and self.unit is not None:
+        stamps = [packet.stamp for packet in self.packets if packet.is_shown]
+        known = sorted(stamp for stamp in stamps if stamp is not None)
+        if len(known) == len(stamps) == num_frames and self.unit is not None:
             ticks = np.array(known, dtype=np.int64) - known[0]
             seconds: Float64[np.ndarray, " n"] = ticks[frame_numbers] * float(self.unit)
             return seconds
@@ -272,10 +300,10 @@ def decode_pass(path: Path, wanted: Collection[int], contents: Contents | None =
     result = Pass()
     left = set(wanted)
     size: tuple[int, int] | None = None
+    reformatter = VideoReformatter()
     with av.logging.Capture(), open_video(path) as (container, stream):
         result.unit, result.rate = stream.time_base, stream.average_rate or stream.guessed_rate
         twin = Twin.of(stream) if contents is not None else None
-        reformatter = VideoReformatter()
         for frame, packet in _frames(container, stream, result, twin):
             position = len(result.origins)
             result.origins.append(packet)
@@ -286,24 +314,12 @@ def decode_pass(path: Path, wanted: Collection[int], contents: Contents | None =
                 result.kept[position] = _to_rgb(frame, size, path, reformatter)
                 if not left and contents is None:
                     return result
-        _judge(result, codec_of(stream), contents.bad_bytes if contents else ())
+        if contents is not None:
+            _judge(result, codec_of(stream), contents.bad_bytes)
     return result
 
 
-class _Origin:
-    """The number of a packet.  PyAV tells these objects apart by identity, so no small ints."""
-
-    def __init__(self, packet: int) -> None:
-        self.packet = packet
-
-
-_HARMLESS = ("SEI", "mmco", "VUI", "SAR", "ICC", "Exif")
-"""What FFmpeg logs as errors and pictures do not suffer from."""
-
-_TELLING = ("concealing", "EOI missing")
-"""What FFmpeg logs as no error, and is one."""
-
-_TELLS_KEYFRAMES = {"mpeg4", "mpeg2video", "mpeg1video", "av1", "flv1", "h263"}
+_TELL_KEYFRAMES = {"mpeg4", "mpeg2video", "mpeg1video", "av1", "flv1", "h263"}
 """Codecs whose decoders are better believed than their containers."""
 
 
@@ -311,75 +327,84 @@ def _frames(
     container: InputContainer, stream: VideoStream, result: Pass, twin: Twin | None
 ) -> Iterator[tuple[av.VideoFrame, int]]:
     """Yield each frame with the number of its packet, in the order of showing."""
-    decoder, pictures = open_decoder(stream), Pictures(stream)
-    tells = codec_of(stream) in _TELLS_KEYFRAMES
+    decoder, codec, header = (
+        open_decoder(stream),
+        codec_of(stream),
+        stream.codec_context.extradata,
+    )
     number = -1
-    logs: list[Any]
     for packet in _packets(container, stream, result):
-        with av.logging.Capture() as logs:
+        with _listening(result, number + (packet is not None)):
             if packet is not None:
-                number = packet.opaque.packet
-                can_begin, lost = pictures.look(bytes(packet))
-                if can_begin or (can_begin is None and packet.is_keyframe and not tells):
+                number = packet.opaque.number
+                can_begin = can_begin_at(packet, codec, header)
+                if can_begin is None and codec not in _TELL_KEYFRAMES:
+                    can_begin = packet.is_keyframe
+                if can_begin:
                     result.keyframes.add(number)
-                if lost:
-                    result.note_damage(number, "a picture before it is missing")
             try:
                 frames = decoder.decode(packet)
             except av.FFmpegError as error:
                 frames = []
-                result.note_damage(number, reason(error))
-                if codec_of(stream) == "vp9" and number:  # it may be the one before
-                    result.note_damage(number - 1, reason(error))
+                result.note_error(number, error)
+                if codec == "vp9" and number:  # it may be the one before
+                    result.note_error(number - 1, error)
             for garbled in twin.garbled(packet, frames) if twin is not None else ():
                 result.note_damage(garbled, "a picture is garbled")
-        _note_logs(logs, number, result)
         for frame in frames:
-            origin = frame.opaque.packet if isinstance(frame.opaque, _Origin) else number
+            origin = frame.opaque.number if isinstance(frame.opaque, _Packet) else number
             if frame.is_corrupt:
-                result.note_damage(origin, "a frame is damaged")
-            if tells and frame.key_frame:
+                result.note_damage(origin, "a picture is damaged")
+            if frame.key_frame and codec in _TELL_KEYFRAMES:
                 result.keyframes.add(origin)
             yield frame, origin
 
 
-def _note_logs(logs: list[Any], number: int, result: Pass) -> None:
-    for level, _, text in logs:
-        is_error = level <= av.logging.ERROR and not any(word in text for word in _HARMLESS)
-        if is_error or text.startswith(_TELLING):
-            result.note_damage(number, text)
-
-
 def _packets(container: InputContainer, stream: VideoStream, result: Pass) -> Iterator[Any]:
-    """Yield the whole packets, each numbered in `opaque`, to the end of what can be read."""
-    number = -1
+    """Yield the whole packets, each with a `_Packet` hung on, and None where they end."""
     packets = container.demux(stream)
-    logs: list[Any]
     while True:
-        with av.logging.Capture() as logs:
+        number = len(result.packets)
+        with _listening(result, max(number - 1, 0)):
             try:
                 packet = next(packets, None)
             except av.FFmpegError as error:
-                result.note_damage(number + 1, reason(error))
-                packet = None
-        _note_logs(logs, max(number, 0), result)
+                result.note_error(number, error)
+                break
         if packet is None:
             break
         if not packet.size:
             continue  # shows nothing, and the decoder would take it for the end
-        number += 1
-        packet.opaque = _Origin(number)
-        result.places.append(-1 if packet.pos is None else packet.pos)
-        if not packet.is_discard:
-            result.stamps[number] = packet.pts
-            result.sizes[number] = packet.size
-        elif packet.is_keyframe:
-            result.keyframes.add(number)
+        place = -1 if packet.pos is None else packet.pos
+        packet.opaque = _Packet(number, place, packet.size, packet.pts, not packet.is_discard)
+        result.packets.append(packet.opaque)
+        if packet.is_discard and packet.is_keyframe:
+            result.keyframes.add(number)  # no frame of it will tell
         if packet.is_corrupt:
             result.note_damage(number, "the file ends within a frame")
         else:
             yield packet
     yield None
+
+
+_HARMLESS = ("SEI", "mmco", "VUI", "SAR", "ICC", "Exif")
+"""What FFmpeg logs as errors and pictures do not suffer from."""
+
+_TELLING = ("concealing", "EOI missing", "Frame num gap")
+"""What it logs as less, and they do: H.264's gap is a reference picture that is missing."""
+
+
+@contextmanager
+def _listening(result: Pass, packet: int) -> Iterator[None]:
+    """Take what FFmpeg logs meanwhile for damage of a packet."""
+    logs: list[Any]
+    with av.logging.Capture() as logs:
+        yield
+    for level, _, text in logs:
+        if text.startswith(_TELLING):
+            result.note_damage(packet, "a picture is damaged, or one before it is missing")
+        elif level <= av.logging.ERROR and not any(word in text for word in _HARMLESS):
+            result.note_damage(packet, text)
 
 
 _SHOW_EACH = {"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "png"}
@@ -390,20 +415,21 @@ _SKIPPED_BYTES = 16
 
 def _judge(result: Pass, codec: str, bad_bytes: Sequence[tuple[int, int]]) -> None:
     """Note the damage that shows only at the end."""
-    if result.places and 0 not in result.keyframes and codec != "h264":
+    if result.packets and 0 not in result.keyframes and codec != "h264":
         result.note_damage(0, "it begins between keyframes")
     if codec in _SHOW_EACH and result.origins and not result.is_interlaced:
-        first = result.origins[0]
-        for packet in sorted(result.stamps.keys() - set(result.origins) - result.damaged):
-            begin, stamp = result.stamps.get(first), result.stamps[packet]
+        first = result.packets[result.origins[0]]
+        missing = {p.number for p in result.packets if p.is_shown} - set(result.origins)
+        for packet in (result.packets[number] for number in sorted(missing - result.damaged)):
+            begin, stamp = first.stamp, packet.stamp
             leads = begin is not None and stamp is not None and stamp < begin
-            if not (leads and packet > first) and result.sizes[packet] > _SKIPPED_BYTES:
-                result.note_damage(packet, "a frame is missing")
-    for low, high in bad_bytes:
-        inside = {i for i, place in enumerate(result.places) if low <= place < high}
-        for packet in inside if not inside & result.damaged else ():
-            result.note_damage(packet, "a checksum of the file is wrong")
-        result.error = result.error or "a checksum of the file is wrong"
+            if packet.size > _SKIPPED_BYTES and not (leads and packet.number > first.number):
+                result.note_damage(packet.number, "a frame is missing")
+    for begin, end in bad_bytes:
+        inside = {packet.number for packet in result.packets if begin <= packet.place < end}
+        if not inside & result.damaged:
+            for number in inside:
+                result.note_damage(number, _WRONG_CHECKSUM)
 
 
 _MOST_PIXELS = 2**21

@@ -14,7 +14,7 @@ import av.logging
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from bieff.extract.decode.bitstream import codec_of, nal_units, open_decoder, parameter_sets
+from bieff.extract.decode.bitstream import can_begin_at, codec_of, nal_units, open_decoder
 from bieff.extract.decode.container import IDENTITY, Contents, display_matrix, open_video
 
 
@@ -24,7 +24,8 @@ def read_with_decord(
     """Read frames with decord; None where it refuses the file, or may be wrong about it."""
     import decord
 
-    if contents.is_cut_off or contents.bad_bytes or why_not_decord(path) is not None:
+    doubt, right = examine(path)
+    if doubt or right is None or contents.is_cut_off or contents.bad_bytes:
         return None
     decord.logging.set_level(decord.logging.QUIET)
     try:
@@ -36,20 +37,11 @@ def read_with_decord(
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError, UnicodeError):
         return None
     # one picture tells whether it takes the same stream and converts colours alike
-    return frames if np.array_equal(first, _first_picture(path)) else None
+    return frames if np.array_equal(first, right) else None
 
 
-def _first_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    with av.logging.Capture(), open_video(path) as (container, stream):
-        decoder = open_decoder(stream)
-        for packet in container.demux(stream):
-            for frame in decoder.decode(packet):
-                return frame.to_ndarray(format="rgb24", threads=1)
-    return np.empty((0, 0, 3), np.uint8)
-
-
-def why_not_decord(path: Path) -> str | None:
-    """Why decord may return a wrong frame of a file; None where it is proven right.
+def examine(path: Path) -> tuple[str | None, UInt8[np.ndarray, "H W 3"] | None]:
+    """Why decord may return a wrong frame of a file, if it may; and the first frame.
 
     Raises:
         DecodeError: If the file cannot be opened.
@@ -57,41 +49,34 @@ def why_not_decord(path: Path) -> str | None:
     with av.logging.Capture(), open_video(path) as (container, stream):
         kind, codec = container.format.name, codec_of(stream)
         if codec != "h264" or not ("mp4" in kind or "matroska" in kind):
-            return f"{codec} in {kind.split(',')[0]} is not a format it is exact on"
-        decoder = open_decoder(stream)
+            return f"{codec} in {kind.split(',')[0]} is not a format it is exact on", None
         packets = [packet for packet in container.demux(stream) if packet.size]
-        return (
-            _doubt_of_times(packets)
-            or _doubt_of_pictures(packets, stream.codec_context.extradata)
-            or _doubt_of_frame(next(iter(decoder.decode(packets[0]) + decoder.decode(None))))
-        )
+        decoder = open_decoder(stream)
+        frame = next(iter(decoder.decode(packets[0]) + decoder.decode(None)), None)
+        doubt = _doubt_of_packets(packets, stream.codec_context.extradata)
+        if frame is None:
+            return doubt or "its first packet shows nothing", None
+        return doubt or _doubt_of_frame(frame), frame.to_ndarray(format="rgb24", threads=1)
 
 
-def _doubt_of_times(packets: list[Any]) -> str | None:
+_IDR, _EXTRA, _SETS = 5, 6, (7, 8)
+_ORIENTATION = 47
+
+
+def _doubt_of_packets(packets: list[Any], header: bytes | None) -> str | None:
     times = [packet.pts for packet in packets]
     if None in times or len(set(times)) < len(times):
         return "its timestamps do not strictly increase"
     if min(times, default=0) < 0 or any(packet.is_discard for packet in packets):
         return "it begins before time zero (an edit list)"
-    return None
-
-
-_SLICES, _IDR, _EXTRA, _SETS = (1, 5), 5, 6, (7, 8)
-_ORIENTATION = 47
-
-
-def _doubt_of_pictures(packets: list[Any], header: bytes | None) -> str | None:
-    known = set(parameter_sets(header))
-    for i, packet in enumerate(packets):
-        units = list(nal_units(bytes(packet), "h264", header))
-        kinds = [unit[0] & 31 for unit in units]
-        first = next((kind for kind in kinds if kind in _SLICES), None)
-        if (packet.is_keyframe or i == 0) and first != _IDR:
-            return "a keyframe depends on what is before it (an open group of pictures)"
-        if any(unit[0] & 31 in _SETS and unit not in known for unit in units):
-            return "its pictures change in size or kind"
-        if any(unit[0] & 31 == _EXTRA and unit[1] == _ORIENTATION for unit in units):
-            return "players turn some of its pictures"
+    keyframes = [packet for i, packet in enumerate(packets) if packet.is_keyframe or i == 0]
+    if not all(can_begin_at(packet, "h264", header) for packet in keyframes):
+        return "a keyframe depends on what is before it (an open group of pictures)"
+    units = [unit for packet in packets for unit in nal_units(packet, "h264", header)]
+    if any(unit[0] & 31 in _SETS for unit in units):
+        return "its pictures may change in size or kind"
+    if any(unit[0] & 31 == _EXTRA and unit[1] == _ORIENTATION for unit in units):
+        return "players turn some of its pictures"
     return None
 
 

@@ -71,22 +71,22 @@ class Twin:
         elif self._codec == "vp8":
             data += _NOISE
         else:
-            data = self._with_noise(data)
+            data = self._with_noise(packet)
         altered = av.Packet(data)
         altered.pts, altered.dts = packet.pts, packet.dts
         return altered
 
-    def _with_noise(self, data: bytes) -> bytes:
+    def _with_noise(self, packet: Any) -> bytes:
         size = prefix_size("hevc", self._header)
         parts = []
-        for unit in nal_units(data, "hevc", self._header):
+        for unit in nal_units(packet, "hevc", self._header):
             whole = unit + _NOISE if unit[0] >> 1 & 63 < 32 else unit
             parts += [len(whole).to_bytes(size, "big") if size else b"\0\0\1", whole]
         return b"".join(parts)
 
 
 def _packet_of(frame: Any) -> int:
-    number: int = frame.opaque.packet
+    number: int = frame.opaque.number
     return number
 
 

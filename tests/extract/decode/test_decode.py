@@ -13,7 +13,7 @@ from helpers.places import VIDEOS
 
 from bieff.extract.decode.container import scan
 from bieff.extract.decode.reader import Decoded, Pass, decode_video, read_frames
-from bieff.extract.decode.second import why_not_decord
+from bieff.extract.decode.second import examine
 from bieff.features.errors import InputError
 
 REAL = [
@@ -99,7 +99,7 @@ def check(path: Path, *, first: int, num_frames: int) -> Decoded:
 def test_every_family_is_exact(make, family):
     _, decoder, settings = PLAIN[family]
     decoded = check(make(family), first=0, num_frames=settings.get("num_frames", 61))
-    assert decoded.decoder == decoder, why_not_decord(make(family))
+    assert decoded.decoder == decoder, examine(make(family))[0]
     assert not decoded.is_salvaged
     width, height = settings.get("size", (160, 120))
     assert decoded.frames.shape[1:] == (height, width, 3)
@@ -132,7 +132,7 @@ def test_an_edit_list_in_front_is_obeyed(make, tmp_path, family, cut):
     check(path, first=cut, num_frames=61 - cut)
     at_keyframe = cut == 24 and "12" in family  # then there is nothing to hide
     doubt = None if at_keyframe else "it begins before time zero (an edit list)"
-    assert why_not_decord(path) == doubt
+    assert examine(path)[0] == doubt
 
 
 def test_an_edit_list_at_the_end_is_obeyed(make, tmp_path):
@@ -401,7 +401,7 @@ def test_real_clips_are_frame_exact(name):
         np.testing.assert_array_equal(frames, np.stack([truth[number] for number in numbers]))
         decoded = decode_video(path, lambda _, numbers=numbers: numbers, decoder="decord")
         np.testing.assert_array_equal(decoded.frames[decoded.places(numbers)], frames)
-    assert (why_not_decord(path) is None) == (path.suffix != ".avi")
+    assert (examine(path)[0] is None) == (path.suffix != ".avi")
 
 
 @pytest.mark.skipif(not VIDEOS.is_dir(), reason="needs the real clips in ../shared/videos")

@@ -15,7 +15,7 @@ from helpers.places import SHARED
 
 from bieff.extract.decode.pool import DecodePool, Job
 from bieff.extract.decode.reader import decode_video, read_frames
-from bieff.extract.decode.second import why_not_decord
+from bieff.extract.decode.second import examine
 from bieff.features.errors import InputError
 from bieff.features.schema import Status
 
@@ -239,7 +239,7 @@ def test_decord_is_not_trusted_with(tmp_path, kind):
     np.testing.assert_array_equal(other.frames, right.frames)
     assert not right.is_salvaged
     if kind in ("interlaced", "size", "orientation"):
-        assert why_not_decord(path) is not None
+        assert examine(path)[0] is not None
         assert other.decoder == "pyav"
 
 
