@@ -43,7 +43,7 @@ class ExtractConfig:
     """Decoding processes; none: one a core."""
 
     deadline: float = 60.0
-    """Seconds a video may take to decode."""
+    """Seconds a video may take to decode, beside a twentieth of one for each of its frames."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "clips", "limit", "batch_size", "decoders"):

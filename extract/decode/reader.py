@@ -390,8 +390,9 @@ def _packets(container: InputContainer, stream: VideoStream, result: Pass) -> It
 _HARMLESS = ("SEI", "mmco", "VUI", "SAR", "ICC", "Exif")
 """What FFmpeg logs as errors and pictures do not suffer from."""
 
-_TELLING = ("concealing", "EOI missing", "Frame num gap")
-"""What it logs as less, and they do: H.264's gap is a reference picture that is missing."""
+_GAP = "Frame num gap"  # of H.264: a reference picture is missing
+_TELLING = ("concealing", "EOI missing", _GAP)
+"""What it logs as less, and they do."""
 
 
 @contextmanager
@@ -401,6 +402,8 @@ def _listening(result: Pass, packet: int) -> Iterator[None]:
     with av.logging.Capture() as logs:
         yield
     for level, _, text in logs:
+        if packet == 0 and text.startswith(_GAP):
+            continue  # before the first packet everything is missing
         if text.startswith(_TELLING):
             result.note_damage(packet, "a picture is damaged, or one before it is missing")
         elif level <= av.logging.ERROR and not any(word in text for word in _HARMLESS):
@@ -417,6 +420,12 @@ def _judge(result: Pass, codec: str, bad_bytes: Sequence[tuple[int, int]]) -> No
     """Note the damage that shows only at the end."""
     if result.packets and 0 not in result.keyframes and codec != "h264":
         result.note_damage(0, "it begins between keyframes")
+    if (
+        codec == "h264"
+        and result.origins
+        and min(result.damaged, default=_NEVER) > result.origins[0]
+    ):
+        result.keyframes.add(result.origins[0])  # FFmpeg shows nothing until it has healed
     if codec in _SHOW_EACH and result.origins and not result.is_interlaced:
         first = result.packets[result.origins[0]]
         missing = {p.number for p in result.packets if p.is_shown} - set(result.origins)

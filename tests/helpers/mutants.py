@@ -1,6 +1,5 @@
 """Damaged copies of stamped clips, and how they differ from the whole ones."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +60,8 @@ def mutate(data: bytes, seed: int) -> bytes:
     return bytes(copy)
 
 
-def unlike(frames: np.ndarray, whole: np.ndarray) -> Iterator[int]:
-    """Places of the frames that are not the ones of the whole clip in this order."""
+def unlike(frames: np.ndarray, whole: np.ndarray) -> list[int]:
+    """Frames that show something else than those of the whole clip, by more than noise."""
     blocks = np.abs(frames.astype(np.int16) - whole).reshape(len(frames), 15, 16, 20, 16, 3)
     worst = blocks.mean(axis=(2, 4, 5)).reshape(len(frames), -1).max(axis=1, initial=0)
-    yield from np.flatnonzero(worst > 4).tolist()
+    return np.flatnonzero(worst > 4).tolist()
