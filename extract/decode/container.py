@@ -22,13 +22,13 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from bieff.extract.decode.bitstream import codec_of, open_decoder
+from bieff.extract.decode.bitstream import codec_of, set_up
 from bieff.features.errors import InputError
 
 IDENTITY = (1, 0, 0, 1)
 """The display matrix of a video that is shown as it is stored."""
 
-_MOST_SLENDER = 32
+_MOST_SLENDER = 16
 """Longest side of a picture, in shorter ones: what a view cuts out of it is made that size."""
 
 
@@ -102,8 +102,11 @@ class Contents:
     is_cut_off: bool
     """True where the file ends before its header says it should."""
 
+    matrix: tuple[int, int, int, int]
+    """How players turn the first frame, see `display_matrix`."""
+
     height: int
-    """Height of a frame as players show it, pixels."""
+    """Height of the first frame as players show it, pixels."""
 
     width: int
     bad_bytes: tuple[tuple[int, int], ...]
@@ -120,7 +123,8 @@ def scan(path: Path) -> Contents:
     frame, error, may_be_cover = None, None, False
     num_shown, num_hidden, ends_early = 0, 0, False
     with av.logging.Capture(), open_video(path) as (container, stream):
-        decoder, kind = open_decoder(stream), container.format.name
+        decoder, kind = stream.codec_context, container.format.name
+        set_up(decoder)
         # the header of an mp4 counts even what an edit list takes off its end, that of an AVI
         # empty chunks, and is often wrong; their indexes do not
         has_index = "mp4" in kind or kind == "avi"
@@ -151,11 +155,13 @@ def scan(path: Path) -> Contents:
     elif kind == "mpegts":
         ends_early = ends_early or _transport_is_cut_off(path)
     num_announced = max(num_listed - num_hidden, num_shown)
-    turned = display_matrix(frame)[0] == 0
+    matrix = display_matrix(frame)
+    turned = matrix[0] == 0
     return Contents(
         num_packets=num_shown,
         num_announced=num_announced,
         is_cut_off=ends_early or num_announced > num_shown,
+        matrix=matrix,
         height=frame.width if turned else frame.height,
         width=frame.height if turned else frame.width,
         bad_bytes=tuple(checks.wrong) if checks else (),

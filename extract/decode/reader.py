@@ -159,7 +159,7 @@ def _decode_in_sequence(
     positions = sound[numbers].tolist()
     missing = set(positions) - run.kept.keys()
     if missing:
-        run.kept.update(decode_pass(path, missing).kept)
+        run.kept.update(decode_pass(path, missing, contents, again=True).kept)
     frames = np.empty((len(positions), *run.kept[positions[0]].shape), np.uint8)
     for i, position in enumerate(positions):
         frames[i] = run.kept.pop(position)  # never twice in memory
@@ -285,37 +285,40 @@ class Pass:
         return frame_numbers / float(self.rate) if self.rate else None
 
 
-def decode_pass(path: Path, wanted: Collection[int], contents: Contents | None = None) -> Pass:
+def decode_pass(
+    path: Path, wanted: Collection[int], contents: Contents, *, again: bool = False
+) -> Pass:
     """Decode a file from its beginning, keeping no more than the wanted frames.
 
     Args:
         path: The file.
         wanted: Positions in the order of showing, counted from 0.
-        contents: Of the file.  None stops behind the last wanted frame and does not look for
-            damage; only the wanted frames of the result are of use then.
+        contents: Of the file.
+        again: Stop behind the last wanted frame and look for no damage; only the wanted frames
+            of the result are of use then.
 
     Raises:
         DecodeError: If the file cannot be opened, or its colours cannot be converted.
     """
     result = Pass()
     left = set(wanted)
-    size: tuple[int, int] | None = None
+    size = _bounded(contents.height, contents.width)
     reformatter = VideoReformatter()
     with av.logging.Capture(), open_video(path) as (container, stream):
         result.unit, result.rate = stream.time_base, stream.average_rate or stream.guessed_rate
-        twin = Twin.of(stream) if contents is not None else None
+        twin = None if again else Twin.of(stream)
+        # the decoder of VP9 is not told how players turn its frames, nor can that change
+        matrix = contents.matrix if codec_of(stream) == "vp9" else None
         for frame, packet in _frames(container, stream, result, twin):
             position = len(result.origins)
             result.origins.append(packet)
             result.is_interlaced = result.is_interlaced or frame.interlaced_frame
-            size = size or _shown_size(frame)
             if position in left:
                 left.discard(position)
-                result.kept[position] = _to_rgb(frame, size, path, reformatter)
-                if not left and contents is None:
+                result.kept[position] = _to_rgb(frame, size, path, reformatter, matrix)
+                if again and not left:
                     return result
-        if contents is not None:
-            _judge(result, codec_of(stream), contents.bad_bytes)
+        _judge(result, codec_of(stream), contents.bad_bytes)
     return result
 
 
@@ -353,6 +356,8 @@ def _frames(
                 result.note_damage(garbled, "a picture is garbled")
         for frame in frames:
             origin = frame.opaque.number if isinstance(frame.opaque, _Packet) else number
+            if frame.key_frame and not result.origins and codec == "h264":
+                result.keyframes.add(origin)  # a recovery point will do to begin with
             if frame.is_corrupt:
                 result.note_damage(origin, "a picture is damaged")
             if frame.key_frame and codec in _TELL_KEYFRAMES:
@@ -391,7 +396,7 @@ _HARMLESS = ("SEI", "mmco", "VUI", "SAR", "ICC", "Exif")
 """What FFmpeg logs as errors and pictures do not suffer from."""
 
 _GAP = "Frame num gap"  # of H.264: a reference picture is missing
-_TELLING = ("concealing", "EOI missing", _GAP)
+_TELLING = ("concealing", _GAP)
 """What it logs as less, and they do."""
 
 
@@ -429,10 +434,12 @@ def _judge(result: Pass, codec: str, bad_bytes: Sequence[tuple[int, int]]) -> No
     if codec in _SHOW_EACH and result.origins and not result.is_interlaced:
         first = result.packets[result.origins[0]]
         missing = {p.number for p in result.packets if p.is_shown} - set(result.origins)
-        for packet in (result.packets[number] for number in sorted(missing - result.damaged)):
+        for packet in (result.packets[number] for number in sorted(missing)):
             begin, stamp = first.stamp, packet.stamp
-            leads = begin is not None and stamp is not None and stamp < begin
-            if packet.size > _SKIPPED_BYTES and not (leads and packet.number > first.number):
+            comes_first = begin is not None and stamp is not None and stamp < begin
+            if comes_first and packet.number > first.number:
+                result.damaged.discard(packet.number)  # it refers to what is before the file
+            elif packet.size > _SKIPPED_BYTES:
                 result.note_damage(packet.number, "a frame is missing")
     for begin, end in bad_bytes:
         inside = {packet.number for packet in result.packets if begin <= packet.place < end}
@@ -445,19 +452,20 @@ _MOST_PIXELS = 2**21
 """Of a frame that is handed on as it is: 1920 x 1088 and a little more."""
 
 
-def _shown_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """Height and width of all frames, by the first: as players show it, but not larger."""
-    height, width = frame.height, frame.width
-    if display_matrix(frame)[0] == 0:
-        height, width = width, height
-    shrink = (_MOST_PIXELS / 2 / (height * width)) ** 0.5
+def _bounded(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the frames that are handed on; large ones are halved at least."""
     if height * width <= _MOST_PIXELS:
         return height, width
+    shrink = (_MOST_PIXELS / 2 / (height * width)) ** 0.5
     return max(round(height * shrink), 1), max(round(width * shrink), 1)
 
 
 def _to_rgb(
-    frame: av.VideoFrame, size: tuple[int, int], path: Path, reformatter: VideoReformatter
+    frame: av.VideoFrame,
+    size: tuple[int, int],
+    path: Path,
+    reformatter: VideoReformatter,
+    matrix: tuple[int, int, int, int] | None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Convert a frame to RGB by the matrix and range it states, and turn it as players do.
 
@@ -470,8 +478,9 @@ def _to_rgb(
         size: Height and width of what comes back; a frame of another size is scaled to it.
         path: The file, for the error.
         reformatter: The same for all frames, whose tables it keeps.
+        matrix: How to turn it; None asks the frame.
     """
-    a, b, c, d = display_matrix(frame)
+    a, b, c, d = matrix or display_matrix(frame)
     height, width = size if a else size[::-1]
     is_smaller = height * width < frame.height * frame.width
     try:

@@ -6,18 +6,22 @@ What a stamped clip shows is read back from its frames: "right" means their numb
 import threading
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 from helpers import stamped
 from helpers.faulty_decoders import Grid
 from helpers.places import SHARED
 
+from bieff.cli import main
 from bieff.extract.decode.pool import DecodePool, Job
 from bieff.extract.decode.reader import decode_video, read_frames
 from bieff.extract.decode.second import examine
 from bieff.features.errors import InputError
 from bieff.features.schema import Status
+from bieff.features.store import FeatureStore
 
 CASES = SHARED / "cases"
 QUIET = {"preset": "ultrafast", "x265-params": "log-level=none"}
@@ -65,7 +69,7 @@ WHOLE = {
 REFUSED = {
     "cover_art.mp4": "holds no video stream that can be decoded",
     "field/R13_music_with_cover.mp4": "holds no video stream that can be decoded",
-    "wide.mov": "has pictures of 32768 x 1; expected one side to be at most 32 times",
+    "wide.mov": "has pictures of 32768 x 1; expected one side to be at most 16 times",
     "w4096x2.mov": "has pictures of 4096 x 2; expected",
     "field/R22_2x600.mkv": "has pictures of 2 x 600; expected",
     "field/S9_matrix_8_ycgco.mp4": r"cannot convert the colours .* \(matrix 8\)",
@@ -243,6 +247,37 @@ def test_decord_is_not_trusted_with(tmp_path, kind):
         assert other.decoder == "pyav"
 
 
+@pytest.mark.parametrize("colours", ["fcc", "YCgCo", "bt2020c", "chroma-derived-nc", "ICtCp"])
+def test_any_colour_matrix_is_obeyed_or_refused(tmp_path, colours):
+    options = {"crf": "8", "x264-params": f"colormatrix={colours}"}
+    path = stamped.write(tmp_path / "a.mp4", stamped.Clip(num_frames=3, options=options))
+    if colours == "fcc":
+        assert numbers(path) == (False, upright(3))
+    else:
+        with pytest.raises(InputError, match="cannot convert the colours of video"):
+            read_frames(path, [0])
+
+
+@case_files
+def test_an_extraction_outlives_its_worst_videos(tmp_path):
+    """Through the command: what is sound is stored, what is not says why in one line."""
+    videos = tmp_path / "videos"
+    names = ["hevc_sound.mkv", "hevc_damaged.mkv", "field/R17_animated.gif", *REFUSED]
+    for name in names:
+        (videos / "a").mkdir(parents=True, exist_ok=True)
+        (videos / "a" / Path(name).name).write_bytes((CASES / name).read_bytes())
+    store = tmp_path / "store"
+    options = ["--dataset", "folder", "--videos", videos, "--model", "tinyclip"]
+    options += ["--frames", "4", "--out", store, "--max-bad", "99%"]
+    result = CliRunner().invoke(main, ["extract", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    (part,) = FeatureStore.open(store).partitions.values()
+    found = dict(zip((video.path for video in part.videos), part.status(), strict=True))
+    expected = {f"a/{Path(name).name}": Status.CORRUPT for name in REFUSED}
+    expected |= {"a/hevc_sound.mkv": Status.OK, "a/R17_animated.gif": Status.OK}
+    assert found == expected | {"a/hevc_damaged.mkv": Status.SALVAGED}
+
+
 @pytest.mark.parametrize("default", [0, 1])
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])
 def test_of_two_streams_the_default_one_is_read(tmp_path, ending, default):
@@ -273,6 +308,23 @@ def test_exif_of_motion_jpeg_turns_it(tmp_path, ending, orientation, turns):
     assert not decoded.is_salvaged
     right = np.rot90(read_frames(whole, range(5)), k=turns, axes=(1, 2))
     np.testing.assert_array_equal(decoded.frames, right)
+
+
+@pytest.mark.parametrize(
+    "colours", [{}, {"color_primaries": "bt2020", "color_trc": "smpte2084"}]
+)
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0), (1, 0, 0, -1)])
+def test_vp9_is_turned_and_coloured_as_ffmpeg_does(tmp_path, matrix, colours):
+    """Though another decoder decodes it, which is not told of either."""
+    options = {"cpu-used": "8", "colorspace": "bt709"} | colours
+    clip = stamped.Clip(codec="libvpx-vp9", num_frames=5, options=options)
+    whole = stamped.write(tmp_path / "whole.mp4", clip)
+    with av.open(str(whole)) as container:
+        plain = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+    path = stamped.turn(whole, tmp_path / "turned.mp4", matrix)
+    right = {1: plain, 0: np.rot90(plain, k=-1, axes=(1, 2))}[matrix[0]]
+    right = right[:, ::-1] if matrix[3] < 0 else right
+    np.testing.assert_array_equal(decode_video(path, range).frames, right)
 
 
 def test_empty_chunks_of_an_avi_are_no_frames(tmp_path):
