@@ -222,6 +222,9 @@ class Pass:
     damaged: set[int] = field(default_factory=set)
     """Packets that do not decode, or not fully."""
 
+    garbled: set[int] = field(default_factory=set)
+    """Packets whose frames the decoder's twin does not show so."""
+
     error: str | None = None
     """The first thing that was refused."""
 
@@ -352,8 +355,8 @@ def _frames(
                 result.note_error(number, error)
                 if codec == "vp9" and number:  # it may be the one before
                     result.note_error(number - 1, error)
-            for garbled in twin.garbled(packet, frames) if twin is not None else ():
-                result.note_damage(garbled, "a picture is garbled")
+            if twin is not None:
+                result.garbled |= twin.garbled(packet, frames)
         for frame in frames:
             origin = frame.opaque.number if isinstance(frame.opaque, _Packet) else number
             if frame.key_frame and not result.origins and codec == "h264":
@@ -423,29 +426,35 @@ _SKIPPED_BYTES = 16
 
 def _judge(result: Pass, codec: str, bad_bytes: Sequence[tuple[int, int]]) -> None:
     """Note the damage that shows only at the end."""
-    if result.packets and 0 not in result.keyframes and codec != "h264":
+    # where every JPEG can do without its last bytes, they are padding
+    if codec != "mjpeg" or len(result.garbled) < max(len(result.origins), 2):
+        for number in sorted(result.garbled):
+            result.note_damage(number, "a picture is garbled")
+    if codec != "h264" and result.packets and 0 not in result.keyframes:
         result.note_damage(0, "it begins between keyframes")
-    if (
-        codec == "h264"
-        and result.origins
-        and min(result.damaged, default=_NEVER) > result.origins[0]
-    ):
-        result.keyframes.add(result.origins[0])  # FFmpeg shows nothing until it has healed
-    if codec in _SHOW_EACH and result.origins and not result.is_interlaced:
-        first = result.packets[result.origins[0]]
-        missing = {p.number for p in result.packets if p.is_shown} - set(result.origins)
-        for packet in (result.packets[number] for number in sorted(missing)):
-            begin, stamp = first.stamp, packet.stamp
-            comes_first = begin is not None and stamp is not None and stamp < begin
-            if comes_first and packet.number > first.number:
-                result.damaged.discard(packet.number)  # it refers to what is before the file
-            elif packet.size > _SKIPPED_BYTES:
-                result.note_damage(packet.number, "a frame is missing")
+    if result.origins:
+        _judge_missing(result, codec)
     for begin, end in bad_bytes:
         inside = {packet.number for packet in result.packets if begin <= packet.place < end}
         if not inside & result.damaged:
             for number in inside:
                 result.note_damage(number, _WRONG_CHECKSUM)
+
+
+def _judge_missing(result: Pass, codec: str) -> None:
+    first = result.packets[result.origins[0]]
+    if codec == "h264" and min(result.damaged, default=_NEVER) > first.number:
+        result.keyframes.add(first.number)  # FFmpeg shows nothing until it has healed
+    if codec not in _SHOW_EACH or result.is_interlaced:
+        return
+    missing = {p.number for p in result.packets if p.is_shown} - set(result.origins)
+    for packet in (result.packets[number] for number in sorted(missing)):
+        begin, stamp = first.stamp, packet.stamp
+        comes_first = begin is not None and stamp is not None and stamp < begin
+        if comes_first and packet.number > first.number:
+            result.damaged.discard(packet.number)  # it refers to what is before the file
+        elif packet.size > _SKIPPED_BYTES:
+            result.note_damage(packet.number, "a frame is missing")
 
 
 _MOST_PIXELS = 2**21
