@@ -6,6 +6,7 @@ expect, and whether the file ends early or fails its own checksums.
 
 import mmap
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,33 @@ class MissingVideoError(DecodeError, FileNotFoundError):
     """There is no file at the path."""
 
 
+class _Log:
+    """Has PyAV pass on all that FFmpeg logs, as long as a video is open in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_open = 0
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_open == 0:
+                self._before = av.logging.get_level()
+                av.logging.set_level(av.logging.DEBUG)
+                av.logging.set_skip_repeated(False)
+            self._num_open += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_open -= 1
+            if self._num_open == 0:
+                av.logging.set_level(self._before)
+                av.logging.set_skip_repeated(True)
+
+
+_LOG = _Log()
+
+
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and the stream of it that players show, reading nothing but this file.
@@ -55,8 +83,6 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     # an absolute path is never taken for a protocol, as in "concat:a|b"
     name = path.absolute()
-    av.logging.set_level(av.logging.DEBUG)  # so that what is logged can be captured
-    av.logging.set_skip_repeated(False)
     try:
         if name.stat().st_size == 0 and name.is_file():
             raise DecodeError(f"video {str(path)!r} is empty; copy or download it again")
@@ -67,7 +93,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise MissingVideoError(f"no video at {str(path)!r}; check the path") from None
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"cannot open video {str(path)!r}: {reason(error)}") from None
-    with container:
+    with container, _LOG:
         streams: list[Any] = [container.streams.best("video"), *container.streams.video]
         moving = [stream for stream in streams if _is_moving(stream)]
         if not moving:
