@@ -7,8 +7,11 @@ import av
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-_OPTIONS = {"err_detect": "crccheck", "max_pixels": str(2**25)}
-"""Look at checksums; 8K is the largest picture."""
+MOST_PIXELS = 2**25
+"""Of a picture that is decoded; 8K passes."""
+
+_OPTIONS = {"err_detect": "crccheck", "max_pixels": str(MOST_PIXELS)}
+"""Look at checksums."""
 
 _STRICTER = {
     "av1": {"strict": "strict"},  # looks at the padding of a picture's data

@@ -23,7 +23,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from bieff.extract.decode.bitstream import codec_of, set_up
+from bieff.extract.decode.bitstream import MOST_PIXELS, codec_of, set_up
 from bieff.features.errors import InputError
 
 IDENTITY = (1, 0, 0, 1)
@@ -86,9 +86,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         if name.stat().st_size == 0 and name.is_file():
             raise DecodeError(f"video {str(path)!r} is empty; copy or download it again")
-        container = av.open(
-            str(name), metadata_errors="replace", options={"protocol_whitelist": "file"}
-        )
+        options = {"protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
+        container = av.open(str(name), metadata_errors="replace", options=options)
     except FileNotFoundError:
         raise MissingVideoError(f"no video at {str(path)!r}; check the path") from None
     except (av.FFmpegError, OSError) as error:
@@ -151,6 +150,7 @@ def scan(path: Path) -> Contents:
     with av.logging.Capture(), open_video(path) as (container, stream):
         decoder, kind = stream.codec_context, container.format.name
         set_up(decoder)
+        is_sized = decoder.width > 0
         # the header of an mp4 counts even what an edit list takes off its end, that of an AVI
         # empty chunks, and is often wrong; their indexes do not
         has_index = "mp4" in kind or kind == "avi"
@@ -171,8 +171,10 @@ def scan(path: Path) -> Contents:
         raise DecodeError(f"file {str(path)!r} holds no video stream but a cover picture")
     if frame is None or not num_shown:
         detail = error or "no frame of it decodes"
+        if not is_sized:
+            detail = f"its pictures cannot be read, or have more than {MOST_PIXELS:,} pixels"
         raise DecodeError(f"cannot decode video {str(path)!r}: {detail}")
-    _refuse_slender(path, frame)
+    _refuse_slender(path, frame.width, frame.height)
     checks = _Matroska(path) if "matroska" in kind else None
     if checks is not None:
         ends_early = ends_early or checks.is_cut_off
@@ -210,12 +212,11 @@ def _first_frame(
     return (frames[0] if frames else None), error
 
 
-def _refuse_slender(path: Path, frame: av.VideoFrame) -> None:
-    short, long = sorted((frame.width, frame.height))
-    if long > _MOST_SLENDER * short:
+def _refuse_slender(path: Path, width: int, height: int) -> None:
+    if max(width, height) > _MOST_SLENDER * min(width, height):
         raise DecodeError(
-            f"video {str(path)!r} has pictures of {frame.width} x {frame.height}; expected one "
-            f"side to be at most {_MOST_SLENDER} times the other"
+            f"video {str(path)!r} has pictures of {width} x {height}; expected one side to be "
+            f"at most {_MOST_SLENDER} times the other"
         )
 
 

@@ -345,6 +345,18 @@ def test_large_frames_come_back_smaller_and_ordinary_ones_untouched(tmp_path):
     assert ordinary.frames.shape == (2, 1920, 1080, 3)
 
 
+def test_pictures_beyond_8k_are_refused(tmp_path):
+    path = tmp_path / "huge.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 8200, 4200, "gray"
+        black = av.VideoFrame.from_ndarray(np.zeros((4200, 8200), np.uint8), format="gray")
+        container.mux(stream.encode(black))
+        container.mux(stream.encode(None))
+    with pytest.raises(InputError, match="cannot be read, or have more than 33,554,432 pixels"):
+        read_frames(path, [0])
+
+
 def test_a_decoding_process_does_not_grow(tmp_path):
     """Twelve videos of 1080p took 600 MB more, until garbage was collected."""
     clip = stamped.Clip(num_frames=20, size=(1920, 1080), options={"preset": "ultrafast"})
