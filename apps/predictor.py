@@ -25,7 +25,6 @@ from torch import Tensor
 from bieff import clip as clips
 from bieff.clip import Clip, ClipName
 from bieff.extract.decode.pool import DecodePool, Job, Outcome
-from bieff.extract.decode.reader import frame_seconds
 from bieff.extract.shard import cut_views, in_order
 from bieff.extract.tower import ViewMeans, VisualTower
 from bieff.extract.views import ViewPlan, views_for
@@ -277,7 +276,9 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
             message=message,
             scores=scores,
             frame_numbers=numbers[self._shown],
-            seconds=frame_seconds(path, numbers[self._shown], outcome.num_frames),
+            seconds=None
+            if outcome.times is None
+            else outcome.times[outcome.places(numbers[self._shown])],
             highlights=highlights,
             pictures=shown.cpu().numpy(),
         )

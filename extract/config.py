@@ -49,7 +49,7 @@ class ExtractConfig:
     """Decoding processes; none: one a core."""
 
     deadline: float = 60.0
-    """Seconds a video may take to decode."""
+    """Seconds a video may take to decode, beside a twentieth of one for each of its frames."""
 
     mixed_decoders: bool = False
     """Go on with shards that other versions of av, decord or FFmpeg have decoded."""

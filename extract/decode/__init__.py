@@ -1,8 +1,11 @@
 """Exact frames of any file, in processes that may die.
 
-container.py   what a file says of itself, and whether decord can be trusted with it
+bitstream.py   decoders, and what coded pictures say before they are decoded
+container.py   what a file says of itself
+twin.py        a second decoder beside the first, for damage that the first does not notice
+second.py      decord, for files on which the first decoder crashed or hung
 reader.py      frames by number, in this process
-worker.py      the same in a process of its own: its commands, its shared memory
+worker.py      the same in a process of its own
 pool.py        many of those processes, each of which may die
 """
 

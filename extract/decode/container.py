@@ -1,27 +1,39 @@
 """What a video file says of itself, before more than its first picture is decoded.
 
 Reading all packets costs 1 to 3 ms for a clip of ten seconds, and tells how many frames to
-expect, whether the file ends early, and whether decord may be trusted with it.
+expect, and whether the file ends early or fails its own checksums.
 """
 
+import mmap
 import struct
-from collections.abc import Iterator, Sequence
+import threading
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
+import av.logging
 from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from bieff.extract.decode.bitstream import MOST_PIXELS, codec_of, set_up
 from bieff.features.errors import InputError
 
 IDENTITY = (1, 0, 0, 1)
 """The display matrix of a video that is shown as it is stored."""
+
+_MOST_SLENDER = 16
+"""Longest side of a picture, in shorter ones: what a view cuts out of it is made that size."""
+
+
+_STILLS = {"mjpeg", "png", "bmp", "webp", "gif"}
 
 
 class DecodeError(InputError):
@@ -32,9 +44,38 @@ class MissingVideoError(DecodeError, FileNotFoundError):
     """There is no file at the path."""
 
 
+class _Log:
+    """Has PyAV pass on all that FFmpeg logs, as long as a video is open in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_open = 0
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_open == 0:
+                self._before = av.logging.get_level()
+                av.logging.set_level(av.logging.DEBUG)
+                av.logging.set_skip_repeated(False)
+            self._num_open += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_open -= 1
+            if self._num_open == 0:
+                av.logging.set_level(self._before)
+                av.logging.set_skip_repeated(True)
+
+
+_LOG = _Log()
+
+
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file for decoding on one thread, reading nothing but this file.
+    """Open a file and the stream of it that players show, reading nothing but this file.
+
+    Of several video streams that is the one marked as default; a cover picture is none.
 
     Raises:
         MissingVideoError: If there is no such file.
@@ -45,28 +86,32 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         if name.stat().st_size == 0 and name.is_file():
             raise DecodeError(f"video {str(path)!r} is empty; copy or download it again")
-        container = av.open(
-            str(name), metadata_errors="replace", options={"protocol_whitelist": "file"}
-        )
+        options = {"protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
+        container = av.open(str(name), metadata_errors="replace", options=options)
     except FileNotFoundError:
         raise MissingVideoError(f"no video at {str(path)!r}; check the path") from None
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"cannot open video {str(path)!r}: {reason(error)}") from None
-    with container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream):
+    with container, _LOG:
+        streams: list[Any] = [container.streams.best("video"), *container.streams.video]
+        moving = [stream for stream in streams if _is_moving(stream)]
+        if not moving:
             raise DecodeError(f"file {str(path)!r} holds no video stream that can be decoded")
-        stream.thread_type = "NONE"
-        stream.codec_context.thread_count = 1
-        # every frame names the packet it came from; timestamps cannot be trusted to
-        stream.codec_context.copy_opaque = True
-        yield container, stream
+        yield container, moving[0]
 
 
-def reason(error: Exception) -> str:
+def _is_moving(stream: Any) -> bool:
+    """Whether a stream can be decoded and is no cover picture."""
+    still = Disposition.attached_pic | Disposition.timed_thumbnails
+    has_decoder = isinstance(stream, VideoStream) and stream.codec_context is not None
+    return has_decoder and not stream.disposition & still
+
+
+def reason(error: Exception | str) -> str:
     """An error of PyAV or the system in a few words, without the path it repeats."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:200]
+    printable = "".join(c if c.isprintable() else " " for c in str(text))
+    return " ".join(printable.split())[:200]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,15 +127,15 @@ class Contents:
     is_cut_off: bool
     """True where the file ends before its header says it should."""
 
+    matrix: tuple[int, int, int, int]
+    """How players turn the first frame, see `display_matrix`."""
+
     height: int
-    """Height of a frame as players show it, pixels."""
+    """Height of the first frame as players show it, pixels."""
 
     width: int
-    group_starts: tuple[int, ...]
-    """Numbers of the frames at which decoding can begin, ascending; of use without a doubt."""
-
-    doubt: str | None
-    """Why decord may return a wrong frame of this file; None where it is proven right."""
+    bad_bytes: tuple[tuple[int, int], ...]
+    """Parts of the file, begin and end, that fail its own checksum."""
 
 
 def scan(path: Path) -> Contents:
@@ -98,146 +143,81 @@ def scan(path: Path) -> Contents:
 
     Raises:
         MissingVideoError: If there is no such file.
-        DecodeError: If it is not a video, or not one frame of it decodes.
+        DecodeError: If it is not a video, its pictures are too slender, or none decodes.
     """
-    with open_video(path) as (container, stream):
-        packets = _Packets(stream.codec_context)
-        # the header of an mp4 counts even what an edit list takes off its end; the index not
-        in_mp4 = "mp4" in container.format.name
-        num_listed = len(stream.index_entries) if in_mp4 else stream.frames
+    frame, error, may_be_cover = None, None, False
+    num_shown, num_hidden, ends_early = 0, 0, False
+    with av.logging.Capture(), open_video(path) as (container, stream):
+        decoder, kind = stream.codec_context, container.format.name
+        set_up(decoder)
+        is_sized = decoder.width > 0
+        # the header of an mp4 counts even what an edit list takes off its end, that of an AVI
+        # empty chunks, and is often wrong; their indexes do not
+        has_index = "mp4" in kind or kind == "avi"
+        num_listed = len(stream.index_entries) if has_index else stream.frames
         try:
-            for packet in container.demux(stream):
-                packets.add(packet)
+            for packet in _with_flush(container.demux(stream)):
+                if packet is not None:
+                    ends_early = ends_early or packet.is_corrupt
+                    num_hidden += packet.is_discard
+                    num_shown += not packet.is_discard and not packet.is_corrupt
+                if frame is None:
+                    frame, error = _first_frame(decoder, packet, error)
         except av.FFmpegError:
-            packets.is_complete = False
-        packets.finish()
-        frame = packets.first_frame
-        if frame is None:
-            detail = packets.error or "no frame of it decodes"
-            raise DecodeError(f"cannot decode video {str(path)!r}: {detail}")
-        kind = (container.format.name, stream.codec_context.name)
-    num_announced = max(num_listed - packets.num_hidden, 0) or packets.num_shown
-    is_cut_off = (
-        not packets.is_complete
-        or num_announced > packets.num_shown
-        or ("matroska" in kind[0] and _matroska_is_cut_off(path))
-    )
+            ends_early = True
+        num_counted = stream.frames
+        may_be_cover = bool(container.streams.audio) and codec_of(stream) in _STILLS
+    if num_shown == 1 and may_be_cover:
+        raise DecodeError(f"file {str(path)!r} holds no video stream but a cover picture")
+    if frame is None or not num_shown:
+        detail = error or "no frame of it decodes"
+        if not is_sized:
+            detail = f"its pictures cannot be read, or have more than {MOST_PIXELS:,} pixels"
+        raise DecodeError(f"cannot decode video {str(path)!r}: {detail}")
+    _refuse_slender(path, frame.width, frame.height)
+    checks = _Matroska(path) if "matroska" in kind else None
+    if checks is not None:
+        ends_early = ends_early or checks.is_cut_off
+    elif kind == "avi" and _riff_is_cut_off(path):
+        ends_early, num_listed = True, num_counted
+    elif kind == "mpegts":
+        ends_early = ends_early or _transport_is_cut_off(path)
+    num_announced = max(num_listed - num_hidden, num_shown)
     matrix = display_matrix(frame)
     turned = matrix[0] == 0
     return Contents(
-        num_packets=packets.num_shown,
-        num_announced=max(num_announced, packets.num_shown),
-        is_cut_off=is_cut_off,
+        num_packets=num_shown,
+        num_announced=num_announced,
+        is_cut_off=ends_early or num_announced > num_shown,
+        matrix=matrix,
         height=frame.width if turned else frame.height,
         width=frame.height if turned else frame.width,
-        group_starts=packets.group_starts(),
-        doubt=(
-            (f"players turn it by the matrix {matrix}" if matrix != IDENTITY else None)
-            or _doubt_format(kind, frame)
-            or ("the file ends early" if is_cut_off else None)
-            or packets.doubt()
-        ),
+        bad_bytes=tuple(checks.wrong) if checks else (),
     )
 
 
-class _Packets:
-    """Gathers what packets say: count, order, keyframes, damage."""
-
-    def __init__(self, codec: VideoCodecContext) -> None:
-        self.codec = codec
-        self.first_frame: av.VideoFrame | None = None
-        self.error: str | None = None
-        self.num_shown = 0
-        self.num_hidden = 0
-        self.is_complete = True
-        self._times: list[int | None] = []
-        self._keyframes: list[int] = []
-        self._are_closed = True
-
-    def add(self, packet: Any) -> None:
-        if not packet.size:
-            return
-        if packet.is_corrupt:
-            self.is_complete = False
-            return
-        self._times.append(packet.pts)
-        if packet.is_keyframe:
-            self._keyframes.append(len(self._times) - 1)
-            self._are_closed = self._are_closed and _is_idr(packet, self.codec)
-        if packet.is_discard:
-            self.num_hidden += 1
-        else:
-            self.num_shown += 1
-        if self.first_frame is None:
-            self._decode(packet)
-
-    def finish(self) -> None:
-        if self.first_frame is None:
-            self._decode(None)
-
-    def doubt(self) -> str | None:
-        """Why decord may misplace frames, by timestamps and keyframes; None: no reason."""
-        times = [time for time in self._times if time is not None]
-        if len(times) < len(self._times) or len(set(times)) < len(times):
-            return "its timestamps do not strictly increase"
-        if self.num_hidden or min(times, default=0) < 0:
-            return "it begins before time zero (an edit list)"
-        if self._keyframes[:1] != [0] or not self._are_closed:
-            return "a keyframe depends on what is before it (an open group of pictures)"
-        return None
-
-    def group_starts(self) -> tuple[int, ...]:
-        if None in self._times:
-            return ()
-        times = np.array(self._times, dtype=np.int64)
-        return tuple(np.searchsorted(np.sort(times), times[self._keyframes]).tolist())
-
-    def _decode(self, packet: Any) -> None:
-        try:
-            frames = self.codec.decode(packet)
-        except av.FFmpegError as error:
-            self.error = self.error or reason(error)
-            return
-        if frames:
-            self.first_frame = frames[0]
+def _with_flush(packets: Iterator[Any]) -> Iterator[Any]:
+    """The packets that hold something, then None; empty ones would read as the end."""
+    yield from (packet for packet in packets if packet.size)
+    yield None
 
 
-_H264_SLICE, _H264_IDR = 1, 5
+def _first_frame(
+    decoder: VideoCodecContext, packet: Any, error: str | None
+) -> tuple[av.VideoFrame | None, str | None]:
+    try:
+        frames = decoder.decode(packet)
+    except av.FFmpegError as failure:
+        return None, error or reason(failure)
+    return (frames[0] if frames else None), error
 
 
-def _is_idr(packet: Any, codec: VideoCodecContext) -> bool:
-    """Whether an H.264 keyframe is an IDR picture, after which nothing refers to before it.
-
-    Containers mark recovery points as keyframes too; decord seeks there and returns other
-    frames (measured: open groups of pictures of x264).  Other codecs are not asked.
-    """
-    header = codec.extradata
-    if codec.name != "h264" or not header or header[0] != 1 or len(header) < 5:
-        return False  # not the length-prefixed form of mp4 and matroska: do not judge
-    size = (header[4] & 3) + 1
-    data, place = memoryview(packet), 0
-    while place + size < len(data):
-        kind = data[place + size] & 31
-        if kind in (_H264_SLICE, _H264_IDR):
-            return kind == _H264_IDR
-        place += size + int.from_bytes(data[place : place + size], "big")
-    return False
-
-
-def _doubt_format(kind: tuple[str, str], frame: av.VideoFrame) -> str | None:
-    """Why decord may be wrong for a container, codec or pixel format.
-
-    decord 0.6.0 carries FFmpeg 4.1.  Measured on frame-stamped clips: it misplaces frames of
-    AVI, MPEG-TS, HEVC and MPEG-4 with B-frames, and interpolates the colours of odd sizes and
-    of more than 8 bits otherwise than PyAV; for the formats that pass here they agree in every
-    bit.
-    """
-    container, codec = kind
-    if codec != "h264" or not ("mp4" in container or "matroska" in container):
-        return f"{codec} in {container.split(',')[0]} is not a format it is exact on"
-    if frame.format.name not in ("yuv420p", "yuvj420p") or frame.width % 2 or frame.height % 2:
-        return f"{frame.format.name} of {frame.width}x{frame.height} converts to other colours"
-    return None
+def _refuse_slender(path: Path, width: int, height: int) -> None:
+    if max(width, height) > _MOST_SLENDER * min(width, height):
+        raise DecodeError(
+            f"video {str(path)!r} has pictures of {width} x {height}; expected one side to be "
+            f"at most {_MOST_SLENDER} times the other"
+        )
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
@@ -246,8 +226,10 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     One of the eight turns and mirrorings by right angles; the identity for any other angle,
     which players show unturned too.
     """
-    side_data: Any = frame.side_data  # iterates over data, though its stub says names
-    for data in side_data:
+    # not `frame.side_data`: the frame would keep that, and that the frame, until both are
+    # collected as garbage, some videos later
+    container: Any = SideDataContainer
+    for data in container(frame):
         if data.type == SideDataType.DISPLAYMATRIX:
             values = struct.unpack("=5i", bytes(data)[:20])
             a, b, _, c, d = ((value > 0) - (value < 0) for value in values)
@@ -256,22 +238,88 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return IDENTITY
 
 
-def _matroska_is_cut_off(path: Path) -> bool:
-    """Whether a matroska file is shorter than its one segment; False where it does not say."""
+def _name_unknown(kind: type[Any], value: object) -> Any:
+    member = object.__new__(kind)
+    member._name_, member._value_ = f"UNKNOWN_{value}", value
+    return member
+
+
+# PyAV 18 ends in a ValueError at side data it has no name for: Exif, LCEVC, spatial video
+SideDataType._missing_ = classmethod(_name_unknown)  # type: ignore[assignment]
+
+
+def _riff_is_cut_off(path: Path) -> bool:
+    """Whether an AVI is shorter than its chunks say; one of size 0 was never finished."""
+    end = path.stat().st_size
+    place = 0
     with path.open("rb") as file:
-        head = file.read(256) + bytes(16)
-    place = 4  # behind the identifier of the EBML header
-    length, size = _ebml_size(head, place)
-    place += length + size
-    if head[place : place + 4] != b"\x18\x53\x80\x67":
-        return False
-    length, size = _ebml_size(head, place + 4)
-    is_unknown = size == (1 << 7 * length) - 1
-    return not is_unknown and place + 4 + length + size > path.stat().st_size
+        while place < end:
+            file.seek(place)
+            head = file.read(8)
+            size = int.from_bytes(head[4:], "little")
+            if head[:4] != b"RIFF" or not size:
+                return False
+            place += 8 + size + size % 2
+    return place > end + 1
 
 
-def _ebml_size(data: Sequence[int], place: int) -> tuple[int, int]:
-    """Length and value of the variable-length number at a place."""
-    length = 9 - data[place].bit_length()
-    value = int.from_bytes(bytes(data[place : place + length]), "big")
-    return length, value - (1 << 7 * length)
+def _transport_is_cut_off(path: Path) -> bool:
+    """Whether a transport stream ends within one of its packets, all of one size."""
+    with path.open("rb") as file:
+        head = file.read(4 * 204)
+    for size in (188, 204):
+        if head[::size].count(b"G") == len(head[::size]):
+            return path.stat().st_size % size != 0
+    return False
+
+
+_SEGMENT = 0x18538067
+_CHECKSUM = b"\xbf\x84"  # of four bytes; the first element of what it is over
+
+
+class _Matroska:
+    """Whether a file is shorter than its one segment, and its parts with wrong checksums."""
+
+    def __init__(self, path: Path) -> None:
+        self.is_cut_off = False
+        self.wrong: list[tuple[int, int]] = []
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            _, _, end = _element(data, 0)
+            name, place, end = _element(data, end)
+            if name != _SEGMENT:
+                return
+            self.is_cut_off = end > len(data)
+            while place < min(end, len(data)):
+                begin = place
+                _, inside, place = _element(data, begin)
+                if place > min(end, len(data)) or place <= begin:
+                    break
+                is_checked = data[inside : inside + 2] == _CHECKSUM
+                if is_checked and not _holds(data, inside + 2, place):
+                    self.wrong.append((begin, place))
+
+
+def _holds(data: mmap.mmap, place: int, end: int) -> bool:
+    """Whether the checksum at a place is that of what follows it."""
+    with memoryview(data) as view, view[place + 4 : end] as content:
+        return zlib.crc32(content) == int.from_bytes(view[place : place + 4], "little")
+
+
+def _element(data: mmap.mmap, place: int) -> tuple[int, int, int]:
+    """Name of the element at a place, and where its content begins and ends.
+
+    One of unknown size, as live recordings have, reaches to the end of the file.
+    """
+    head = data[place : place + 16].ljust(16, b"\xff")
+    length = 9 - head[0].bit_length()
+    name = int.from_bytes(head[:length], "big")
+    width = 9 - head[length].bit_length() if length < 9 else 9
+    if length > 4 or width > 8:
+        return 0, place, place
+    size = int.from_bytes(head[length : length + width], "big") - (1 << 7 * width)
+    begin = place + length + width
+    is_unknown = size == (1 << 7 * width) - 1
+    return name, begin, len(data) if is_unknown else begin + size

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import ArrayLike
 
 from bieff.extract.decode.worker import Job, Report, anonymous_file, map_frames, receive, send
@@ -45,6 +45,9 @@ class Outcome:
 
     frame_numbers: Int64[np.ndarray, " n"] | None = None
     """Strictly ascending; one for each of `frames`."""
+
+    times: Float64[np.ndarray, " n"] | None = None
+    """Seconds from the first frame to each of `frames`; None where nobody can say."""
 
     num_frames: int = 0
     """Frames of the video that decode; 0 where none was decoded."""
@@ -93,6 +96,7 @@ class _Attempt:
             status=report.status,
             frames=frames,
             frame_numbers=report.frame_numbers,
+            times=report.times,
             num_frames=report.num_frames,
             decoder=report.decoder,
             message="; then ".join(filter(None, (self.history, report.message))),
@@ -104,6 +108,12 @@ class _Attempt:
 START_SECONDS = 120.0
 """Longest that a process may take to start."""
 
+SECONDS_A_FRAME = 0.05
+"""What the deadline grows by: an hour at 30 frames/s may take an hour and a half."""
+
+_BYTES_A_WORKER = 3 * 2**27
+"""Of frames that wait for the caller or are expected, before another video is begun."""
+
 _MAX_FAILED_STARTS = 3
 _LAST_WORDS_SECONDS = 2.0
 
@@ -114,7 +124,7 @@ class DecodePool:
     The processes are killed when the pool is closed, and by the kernel if the caller dies.
     Frames lie in memory that the caller shares with nobody any more when they arrive; it is
     free again when no array refers to them.  At most two videos a process are waiting, decoded
-    or not, while the caller is busy, which bounds the memory.
+    or not, while the caller is busy, and fewer where their frames would take too much memory.
     """
 
     def __init__(
@@ -128,7 +138,8 @@ class DecodePool:
 
         Args:
             num_workers: Processes, one decoding thread each.
-            deadline: Seconds that one attempt at a video may take.
+            deadline: Seconds that one attempt at a video may take, beside `SECONDS_A_FRAME`
+                for each frame that it holds.
             decode: The function that decodes, "module:name", called as `decode_video` is.
         """
         if num_workers < 1 or not deadline > 0:
@@ -144,6 +155,8 @@ class DecodePool:
         self._pending: deque[_Attempt] = deque()
         self._ready: deque[Outcome | Exception] = deque()
         self._call = 0
+        self._most_bytes = _BYTES_A_WORKER * max(num_workers, 4)
+        self._largest = 0
         self._is_closing = False
         self._failure: Exception | None = None
         # the thread's own
@@ -239,6 +252,7 @@ class DecodePool:
                 why = f": {self._failure}" if self._failure else ""
                 raise RuntimeError(f"the decoding pool is closed{why}") from self._failure
             result = self._ready.popleft()
+        self._wake()  # there is room again
         if isinstance(result, Exception):
             raise result
         return result
@@ -277,7 +291,9 @@ class DecodePool:
     def _limit(self, process: "_DecodeProcess") -> float:
         if not process.is_ready:
             return START_SECONDS
-        return self._deadline if process.attempt is not None else float("inf")
+        if process.attempt is None:
+            return float("inf")
+        return self._deadline + SECONDS_A_FRAME * process.num_frames
 
     def _patience(self) -> float | None:
         soonest = min(self._limit(process) - process.seconds for process in self._processes)
@@ -287,7 +303,7 @@ class DecodePool:
         idle = [p for p in self._processes if p.is_ready and p.attempt is None]
         for process in idle:
             with self._changed:
-                if not self._pending:
+                if not self._pending or not self._has_room():
                     return
                 attempt = self._pending.popleft()
             try:
@@ -295,21 +311,33 @@ class DecodePool:
             except OSError:
                 self._give_up(process, Status.CRASHED)
 
+    def _has_room(self) -> bool:
+        """Whether another video may be begun: one always, more by the largest until now."""
+        num_busy = sum(process.attempt is not None for process in self._processes)
+        waiting = sum(_num_bytes(outcome) for outcome in self._ready)
+        expected = (num_busy + 1) * self._largest
+        return num_busy == 0 or waiting + expected <= self._most_bytes
+
     def _hear(self, process: "_DecodeProcess") -> None:
         if process not in self._processes:
             return
         try:
             report, file = process.hear()
             frames = None
-            if report is not None and report.shape is not None and file is not None:
+            if report is None:
+                self._failed_starts = 0
+                return
+            if isinstance(report, int):
+                process.num_frames = report
+                return
+            if report.shape is not None and file is not None:
                 frames = map_frames(file, report.shape)
         except (EOFError, OSError):
             self._give_up(process, Status.CRASHED)
             return
         attempt, process.attempt = process.attempt, None
-        if report is None or attempt is None:
-            self._failed_starts = 0
-        elif report.is_final:
+        assert attempt is not None
+        if report.is_final:
             self._deliver(attempt, report, frames)
         else:
             self._retry(attempt, report)
@@ -320,7 +348,7 @@ class DecodePool:
         """Kill a process that hangs or is dead; the next round starts another."""
         self._selector.unregister(process.channel)
         self._processes.remove(process)
-        seconds = process.seconds
+        seconds, limit = process.seconds, self._limit(process)
         words = process.end(patience=_LAST_WORDS_SECONDS if status == Status.CRASHED else 0.0)
         if not process.is_ready:
             self._failed_starts += 1
@@ -329,7 +357,7 @@ class DecodePool:
         elif process.attempt is not None:
             message = f"decoding crashed ({words})"
             if status == Status.TIMEOUT:
-                message = f"decoding took longer than {self._deadline:g} s"
+                message = f"decoding took longer than {limit:g} s"
             report = Report(status=status, message=message, seconds=seconds)
             self._retry(process.attempt, report)
 
@@ -345,6 +373,7 @@ class DecodePool:
         self, attempt: _Attempt, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None
     ) -> None:
         result: Outcome | Exception = attempt.outcome(report, frames)
+        self._largest = max(self._largest, _num_bytes(result))
         if report.bug is not None:
             result = RuntimeError(
                 f"choosing frames of row {attempt.job.row} failed in the worker:\n{report.bug}"
@@ -353,6 +382,11 @@ class DecodePool:
             if attempt.call == self._call:
                 self._ready.append(result)
                 self._changed.notify_all()
+
+
+def _num_bytes(result: Outcome | Exception) -> int:
+    frames = result.frames if isinstance(result, Outcome) else None
+    return 0 if frames is None else frames.nbytes
 
 
 _HANG_UP_SECONDS = 10.0
@@ -369,6 +403,9 @@ class _DecodeProcess:
     def __init__(self, setup: bytes) -> None:
         self.attempt: _Attempt | None = None
         """What it works on."""
+
+        self.num_frames = 0
+        """Of the video, as far as it has told."""
 
         self.is_ready = False
         self.began = time.monotonic()
@@ -409,11 +446,13 @@ class _DecodeProcess:
             OSError: If the process is dead.
         """
         os.ftruncate(self._output, 0)
-        self.attempt, self.began = attempt, time.monotonic()
+        self.attempt, self.began, self.num_frames = attempt, time.monotonic(), 0
         send(self.channel, attempt.payload)
 
-    def hear(self) -> tuple[Report | None, int | None]:
-        """Receive its report and the file with the frames; None once, when it is ready.
+    def hear(self) -> tuple[Report | int | None, int | None]:
+        """Receive its report and the file with the frames; before it, how many there are.
+
+        None comes once, when it is ready.
 
         Raises:
             EOFError: If it is dead.

@@ -3,28 +3,28 @@
 A frame's number is its place in the order in which a player shows the frames, counted from 0
 behind any edit list; with a variable frame rate too it is one number a frame.
 
-Files are decoded in sequence with PyAV, which is right for every one, or with decord, which can
-begin at any keyframe, where it is proven to return the frame that was asked for and skips at
-least half of the file.  Both give the same pixels, bit for bit.  Where decord skips less it is
-the slower one (measured, cpu-ms: 32 of 300 frames 123 against 83; 8 of 1,000 frames 73 against
-182), and it does not notice a damaged frame that still decodes.
+Files are decoded in sequence with PyAV, to the end, whichever frames are asked for: damage is
+then found, and found alike, whatever is wanted.  decord stands by for a second attempt.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import av
+import av.logging
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import ArrayLike, NDArray
 
+from bieff.extract.decode.bitstream import can_begin_at, codec_of, open_decoder
 from bieff.extract.decode.container import (
     Contents,
     DecodeError,
@@ -33,11 +33,13 @@ from bieff.extract.decode.container import (
     reason,
     scan,
 )
+from bieff.extract.decode.second import read_with_decord
+from bieff.extract.decode.twin import Twin
 
 Decoder = Literal["decord", "pyav"]
 
 Preference = Literal["decord", "pyav", "other"]
-"""decord where it is right; PyAV always; or, where both are right, not the one of the rule."""
+"""decord where it is right; PyAV always, as without a preference; "other" is decord again."""
 
 Choose = Callable[[int], ArrayLike]
 """From the number of frames of a video to the numbers wanted, in any order, repeats allowed."""
@@ -64,8 +66,11 @@ class Decoded:
     """True where the file is damaged; the numbers then count its sound frames."""
 
     decoder: Decoder
-    doubt: str | None = None
-    """What is damaged, or why decord may be wrong for this file."""
+    damage: str | None = None
+    """What is damaged; None where nothing is."""
+
+    times: Float64[np.ndarray, " n"] | None = None
+    """Seconds from the first frame of the video to each of `frames`; None: nobody can say."""
 
     def places(self, frame_numbers: ArrayLike) -> Int64[np.ndarray, "..."]:
         """Where in `frames` the frames of these numbers lie; the numbers must be among ours."""
@@ -101,7 +106,7 @@ def decode_video(
     Args:
         path: The file.
         choose: From the number of frames to the numbers wanted.
-        decoder: Departs from the rule above; decord is never used where it may be wrong.
+        decoder: decord is never used where it may be wrong.
 
     Raises:
         MissingVideoError: If there is no such file.
@@ -111,8 +116,8 @@ def decode_video(
     path = Path(path)
     contents = scan(path)
     numbers = _chosen(choose, contents.num_packets, path)
-    if contents.doubt is None and _wants_decord(decoder, numbers, contents):
-        frames = _read_with_decord(path, numbers, contents)
+    if decoder in ("decord", "other"):
+        frames = read_with_decord(path, numbers, contents)
         if frames is not None:
             return Decoded(
                 frames=frames,
@@ -140,70 +145,64 @@ def _chosen(choose: Choose, num_frames: int, path: Path) -> Int64[np.ndarray, " 
     return numbers.astype(np.int64)
 
 
-def _wants_decord(
-    decoder: Preference | None, numbers: Int64[np.ndarray, " n"], contents: Contents
-) -> bool:
-    """Whether to use decord on a file it is right for: by preference, or because it pays."""
-    if decoder in ("decord", "pyav"):
-        return decoder == "decord"
-    starts = np.array(contents.group_starts)
-    groups = np.searchsorted(starts, numbers, side="right") - 1
-    is_last = np.append(groups[1:] != groups[:-1], True)  # of its group: decoded up to there
-    num_decoded = int((numbers[is_last] - starts[groups[is_last]] + 1).sum())
-    return (2 * num_decoded < contents.num_packets) != (decoder == "other")
-
-
-def _read_with_decord(
-    path: Path, numbers: Int64[np.ndarray, " n"], contents: Contents
-) -> UInt8[np.ndarray, "n H W 3"] | None:
-    """Read frames with decord; None where it refuses the file or counts otherwise than we."""
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
-        if len(reader) != contents.num_packets:
-            return None
-        frames: UInt8[np.ndarray, "n H W 3"] = reader.get_batch(numbers).asnumpy()
-    # decord asserts what FFmpeg reports, and encodes paths as UTF-8 whatever the system does
-    except (decord.DECORDError, RuntimeError, AssertionError, IndexError, UnicodeError):
-        return None
-    return frames if frames.shape[1:] == (contents.height, contents.width, 3) else None
-
-
 def _decode_in_sequence(
     path: Path, choose: Choose, numbers: Int64[np.ndarray, " n"], contents: Contents
 ) -> Decoded:
-    run = decode_pass(path, numbers.tolist())
+    run = decode_pass(path, numbers.tolist(), contents)
     sound = run.sound()
     if len(sound) == 0:
-        detail = run.error or "it holds none"
-        raise DecodeError(f"no frame of video {str(path)!r} decodes: {detail}")
+        raise DecodeError(
+            f"no frame of video {str(path)!r} decodes: {run.why or 'it holds none'}"
+        )
     if len(sound) != contents.num_packets:
         numbers = _chosen(choose, len(sound), path)
     positions = sound[numbers].tolist()
     missing = set(positions) - run.kept.keys()
     if missing:
-        run.kept.update(decode_pass(path, missing, to_the_end=False).kept)
-    is_salvaged = contents.is_cut_off or bool(run.damaged)
+        run.kept.update(decode_pass(path, missing, contents, again=True).kept)
+    frames = np.empty((len(positions), *run.kept[positions[0]].shape), np.uint8)
+    for i, position in enumerate(positions):
+        frames[i] = run.kept.pop(position)  # never twice in memory
+    is_salvaged = contents.is_cut_off or bool(run.damaged or contents.bad_bytes)
     return Decoded(
-        frames=np.stack([run.kept[position] for position in positions]),
+        frames=frames,
         frame_numbers=numbers,
         num_frames=len(sound),
         is_salvaged=is_salvaged,
         decoder="pyav",
-        doubt=_salvage(len(sound), run.error, contents) if is_salvaged else contents.doubt,
+        damage=_describe(len(sound), run.why, contents) if is_salvaged else None,
+        times=run.seconds(numbers, len(sound)),
     )
 
 
-def _salvage(num_sound: int, error: str | None, contents: Contents) -> str:
-    why = error or "the file ends early"
+def _describe(num_sound: int, why: str | None, contents: Contents) -> str:
+    why = why or ("the file ends early" if contents.is_cut_off else _WRONG_CHECKSUM)
     if num_sound < contents.num_announced:
         return f"{num_sound} of {contents.num_announced} frames decode: {why}"
     return f"{num_sound} frames decode: {why}"
 
 
 _NEVER = np.iinfo(np.int64).max
+_WRONG_CHECKSUM = "a checksum of the file is wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    """What is remembered of a packet, and named by the frames that come from it.
+
+    PyAV tells what is hung on a packet by its identity, so it must not be a small number.
+    """
+
+    number: int
+    place: int
+    """Where in the file it begins, bytes; -1: unknown."""
+
+    size: int
+    stamp: int | None
+    """When it is shown, in units of the stream."""
+
+    is_shown: bool
+    """False where an edit list hides it."""
 
 
 @dataclass(slots=True)
@@ -216,19 +215,40 @@ class Pass:
     origins: list[int] = field(default_factory=list)
     """Of each frame in the order of showing, damaged ones too: the packet it came from."""
 
-    keyframes: list[int] = field(default_factory=list)
+    packets: list[_Packet] = field(default_factory=list)
+    keyframes: set[int] = field(default_factory=set)
     """Packets at which decoding can begin."""
 
     damaged: set[int] = field(default_factory=set)
     """Packets that do not decode, or not fully."""
 
-    error: str | None = None
-    """The first thing that went wrong."""
+    garbled: set[int] = field(default_factory=set)
+    """Packets whose frames the decoder's twin does not show so."""
 
-    def note_damage(self, packet: int, error: str) -> None:
-        """Remember that a packet is damaged, and the first error's text."""
+    error: str | None = None
+    """The first thing that was refused."""
+
+    hint: str | None = None
+    """The first damage of which the decoder made something."""
+
+    unit: Fraction | None = None
+    rate: Fraction | None = None
+    is_interlaced: bool = False
+
+    @property
+    def why(self) -> str | None:
+        """The reason to tell."""
+        return self.error or self.hint
+
+    def note_error(self, packet: int, error: Exception) -> None:
+        """Remember that a packet is refused."""
         self.damaged.add(packet)
-        self.error = self.error or error
+        self.error = self.error or reason(error)
+
+    def note_damage(self, packet: int, hint: str) -> None:
+        """Remember that a packet is damaged, whatever was made of it."""
+        self.damaged.add(packet)
+        self.hint = self.hint or reason(hint)
 
     def sound(self) -> Int64[np.ndarray, " n"]:
         """Positions of the frames that no damage reaches, ascending.
@@ -237,7 +257,7 @@ class Pass:
         keyframe those whose frames are shown before it.
         """
         origins = np.asarray(self.origins, dtype=np.int64)
-        keyframes = np.asarray(self.keyframes, dtype=np.int64)
+        keyframes = np.array(sorted(self.keyframes), dtype=np.int64)
         is_hit = np.zeros(len(origins), dtype=bool)
         reach = 0
         for packet in sorted(self.damaged):
@@ -250,79 +270,212 @@ class Pass:
                 is_hit[:place] |= origins[:place] > reach
         return np.flatnonzero(~is_hit)
 
+    def seconds(
+        self, frame_numbers: Int64[np.ndarray, " n"], num_frames: int
+    ) -> Float64[np.ndarray, " n"] | None:
+        """Seconds from the first frame to those of these numbers; None where nobody can say.
 
-def decode_pass(path: Path, wanted: Collection[int], *, to_the_end: bool = True) -> Pass:
+        By the packets' timestamps where there is one for every frame, so that a variable frame
+        rate is right too; otherwise by the average rate (in a damaged file the stamps do not
+        belong to the frames that decode).
+        """
+        stamps = [packet.stamp for packet in self.packets if packet.is_shown]
+        known = sorted(stamp for stamp in stamps if stamp is not None)
+        if len(known) == len(stamps) == num_frames and self.unit is not None:
+            ticks = np.array(known, dtype=np.int64) - known[0]
+            seconds: Float64[np.ndarray, " n"] = ticks[frame_numbers] * float(self.unit)
+            return seconds
+        return frame_numbers / float(self.rate) if self.rate else None
+
+
+def decode_pass(
+    path: Path, wanted: Collection[int], contents: Contents, *, again: bool = False
+) -> Pass:
     """Decode a file from its beginning, keeping no more than the wanted frames.
 
     Args:
         path: The file.
         wanted: Positions in the order of showing, counted from 0.
-        to_the_end: False stops behind the last wanted frame; the rest of the result is then
-            not complete.
+        contents: Of the file.
+        again: Stop behind the last wanted frame and look for no damage; only the wanted frames
+            of the result are of use then.
 
     Raises:
-        DecodeError: If the file cannot be opened.
+        DecodeError: If the file cannot be opened, or its colours cannot be converted.
     """
     result = Pass()
     left = set(wanted)
-    size: tuple[int, int] | None = None
-    with open_video(path) as (container, stream):
-        for frame, packet in _frames(container, stream, result):
+    size = _bounded(contents.height, contents.width)
+    reformatter = VideoReformatter()
+    with av.logging.Capture(), open_video(path) as (container, stream):
+        result.unit, result.rate = stream.time_base, stream.average_rate or stream.guessed_rate
+        twin = None if again else Twin.of(stream)
+        # the decoder of VP9 is not told how players turn its frames, nor can that change
+        matrix = contents.matrix if codec_of(stream) == "vp9" else None
+        for frame, packet in _frames(container, stream, result, twin):
             position = len(result.origins)
             result.origins.append(packet)
-            if frame.is_corrupt:
-                result.note_damage(packet, "a frame is damaged")
-            size = size or (frame.width, frame.height)
+            result.is_interlaced = result.is_interlaced or frame.interlaced_frame
             if position in left:
                 left.discard(position)
-                result.kept[position] = _to_rgb(frame, size)
-                if not left and not to_the_end:
-                    break
+                result.kept[position] = _to_rgb(frame, size, path, reformatter, matrix)
+                if again and not left:
+                    return result
+        _judge(result, codec_of(stream), contents.bad_bytes)
     return result
 
 
+_TELL_KEYFRAMES = {"mpeg4", "mpeg2video", "mpeg1video", "av1", "flv1", "h263"}
+"""Codecs whose decoders are better believed than their containers."""
+
+
 def _frames(
-    container: InputContainer, stream: VideoStream, result: Pass
+    container: InputContainer, stream: VideoStream, result: Pass, twin: Twin | None
 ) -> Iterator[tuple[av.VideoFrame, int]]:
     """Yield each frame with the number of its packet, in the order of showing."""
-    number = 0
-    for packet in chain(_packets(container, stream, result), (None,)):
-        number = number if packet is None else _number(packet, number)
-        try:
-            frames = stream.codec_context.decode(packet)
-        except av.FFmpegError as error:
-            result.note_damage(number, reason(error))
-            continue
-        for frame in frames:
-            yield frame, _number(frame, number)
-
-
-def _packets(
-    container: InputContainer, stream: VideoStream, result: Pass
-) -> Iterator["Packet[VideoStream]"]:
-    """Yield the whole packets, each numbered in `opaque`, to the end of what can be read."""
+    decoder, codec, header = (
+        open_decoder(stream),
+        codec_of(stream),
+        stream.codec_context.extradata,
+    )
     number = -1
-    try:
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue  # shows nothing, and the decoder would take it for the end
-            number += 1
-            packet.opaque = number
-            if packet.is_keyframe:
-                result.keyframes.append(number)
-            if packet.is_corrupt:
-                result.note_damage(number, "the file ends within a frame")
-            else:
-                yield packet
-    except av.FFmpegError as error:
-        result.note_damage(number + 1, reason(error))
+    for packet in _packets(container, stream, result):
+        with _listening(result, number + (packet is not None)):
+            if packet is not None:
+                number = packet.opaque.number
+                can_begin = can_begin_at(packet, codec, header)
+                if can_begin is None and codec not in _TELL_KEYFRAMES:
+                    can_begin = packet.is_keyframe
+                if can_begin:
+                    result.keyframes.add(number)
+            try:
+                frames = decoder.decode(packet)
+            except av.FFmpegError as error:
+                frames = []
+                result.note_error(number, error)
+                if codec == "vp9" and number:  # it may be the one before
+                    result.note_error(number - 1, error)
+            if twin is not None:
+                result.garbled |= twin.garbled(packet, frames)
+        for frame in frames:
+            origin = frame.opaque.number if isinstance(frame.opaque, _Packet) else number
+            if frame.key_frame and not result.origins and codec == "h264":
+                result.keyframes.add(origin)  # a recovery point will do to begin with
+            if frame.is_corrupt:
+                result.note_damage(origin, "a picture is damaged")
+            if frame.key_frame and codec in _TELL_KEYFRAMES:
+                result.keyframes.add(origin)
+            yield frame, origin
 
 
-def _number(numbered: "Packet[VideoStream] | av.VideoFrame", default: int) -> int:
-    return numbered.opaque if isinstance(numbered.opaque, int) else default
+def _packets(container: InputContainer, stream: VideoStream, result: Pass) -> Iterator[Any]:
+    """Yield the whole packets, each with a `_Packet` hung on, and None where they end."""
+    packets = container.demux(stream)
+    while True:
+        number = len(result.packets)
+        with _listening(result, max(number - 1, 0)):
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as error:
+                result.note_error(number, error)
+                break
+        if packet is None:
+            break
+        if not packet.size:
+            continue  # shows nothing, and the decoder would take it for the end
+        place = -1 if packet.pos is None else packet.pos
+        packet.opaque = _Packet(number, place, packet.size, packet.pts, not packet.is_discard)
+        result.packets.append(packet.opaque)
+        if packet.is_discard and packet.is_keyframe:
+            result.keyframes.add(number)  # no frame of it will tell
+        if packet.is_corrupt:
+            result.note_damage(number, "the file ends within a frame")
+        else:
+            yield packet
+    yield None
 
 
-def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+_HARMLESS = ("SEI", "mmco", "VUI", "SAR", "ICC", "Exif")
+"""What FFmpeg logs as errors and pictures do not suffer from."""
+
+_GAP = "Frame num gap"  # of H.264: a reference picture is missing
+_TELLING = ("concealing", _GAP)
+"""What it logs as less, and they do."""
+
+
+@contextmanager
+def _listening(result: Pass, packet: int) -> Iterator[None]:
+    """Take what FFmpeg logs meanwhile for damage of a packet."""
+    logs: list[Any]
+    with av.logging.Capture() as logs:
+        yield
+    for level, _, text in logs:
+        if packet == 0 and text.startswith(_GAP):
+            continue  # before the first packet everything is missing
+        if text.startswith(_TELLING):
+            result.note_damage(packet, "a picture is damaged, or one before it is missing")
+        elif level <= av.logging.ERROR and not any(word in text for word in _HARMLESS):
+            result.note_damage(packet, text)
+
+
+_SHOW_EACH = {"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "png"}
+"""Codecs of whose packets each shows a frame, but for second fields and skipped frames."""
+
+_SKIPPED_BYTES = 16
+
+
+def _judge(result: Pass, codec: str, bad_bytes: Sequence[tuple[int, int]]) -> None:
+    """Note the damage that shows only at the end."""
+    # where every JPEG can do without its last bytes, they are padding
+    if codec != "mjpeg" or len(result.garbled) < max(len(result.origins), 2):
+        for number in sorted(result.garbled):
+            result.note_damage(number, "a picture is garbled")
+    if codec != "h264" and result.packets and 0 not in result.keyframes:
+        result.note_damage(0, "it begins between keyframes")
+    if result.origins:
+        _judge_missing(result, codec)
+    for begin, end in bad_bytes:
+        inside = {packet.number for packet in result.packets if begin <= packet.place < end}
+        if not inside & result.damaged:
+            for number in inside:
+                result.note_damage(number, _WRONG_CHECKSUM)
+
+
+def _judge_missing(result: Pass, codec: str) -> None:
+    first = result.packets[result.origins[0]]
+    if codec == "h264" and min(result.damaged, default=_NEVER) > first.number:
+        result.keyframes.add(first.number)  # FFmpeg shows nothing until it has healed
+    if codec not in _SHOW_EACH or result.is_interlaced:
+        return
+    missing = {p.number for p in result.packets if p.is_shown} - set(result.origins)
+    for packet in (result.packets[number] for number in sorted(missing)):
+        begin, stamp = first.stamp, packet.stamp
+        comes_first = begin is not None and stamp is not None and stamp < begin
+        if comes_first and packet.number > first.number:
+            result.damaged.discard(packet.number)  # it refers to what is before the file
+        elif packet.size > _SKIPPED_BYTES:
+            result.note_damage(packet.number, "a frame is missing")
+
+
+_MOST_PIXELS = 2**21
+"""Of a frame that is handed on as it is: 1920 x 1088 and a little more."""
+
+
+def _bounded(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the frames that are handed on; large ones are halved at least."""
+    if height * width <= _MOST_PIXELS:
+        return height, width
+    shrink = (_MOST_PIXELS / 2 / (height * width)) ** 0.5
+    return max(round(height * shrink), 1), max(round(width * shrink), 1)
+
+
+def _to_rgb(
+    frame: av.VideoFrame,
+    size: tuple[int, int],
+    path: Path,
+    reformatter: VideoReformatter,
+    matrix: tuple[int, int, int, int] | None,
+) -> UInt8[np.ndarray, "H W 3"]:
     """Convert a frame to RGB by the matrix and range it states, and turn it as players do.
 
     Where a file does not state its matrix it is taken for BT.601 of limited range, whatever
@@ -331,44 +484,28 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "H
 
     Args:
         frame: The frame as decoded.
-        size: Width and height of the video's first frame; later ones are scaled to it.
+        size: Height and width of what comes back; a frame of another size is scaled to it.
+        path: The file, for the error.
+        reformatter: The same for all frames, whose tables it keeps.
+        matrix: How to turn it; None asks the frame.
     """
-    stored = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], threads=1)
-    a, b, c, d = display_matrix(frame)
+    a, b, c, d = matrix or display_matrix(frame)
+    height, width = size if a else size[::-1]
+    is_smaller = height * width < frame.height * frame.width
+    try:
+        stored = reformatter.reformat(
+            frame,
+            format="rgb24",
+            width=width,
+            height=height,
+            interpolation="AREA" if is_smaller else None,
+            threads=1,
+        ).to_ndarray()
+    except (av.FFmpegError, OSError) as error:
+        raise DecodeError(
+            f"cannot convert the colours of video {str(path)!r} (matrix {frame.colorspace}): "
+            f"{reason(error)}"
+        ) from None
     shown = stored if a else stored.transpose(1, 0, 2)
     right, down = (a, d) if a else (c, b)
     return shown[::down, ::right]
-
-
-def frame_seconds(
-    path: Path, frame_numbers: Int64[np.ndarray, "*shape"], num_frames: int
-) -> Float64[np.ndarray, "*shape"] | None:
-    """Seconds from the first frame to those of these numbers; None where nobody can say.
-
-    By the packets' timestamps where there is one for every frame, so that a variable frame
-    rate is right too; otherwise by the average rate (AVI has no timestamps, and in a damaged
-    file they do not belong to the frames that decode).
-
-    Args:
-        path: A video that was decoded just now.
-        frame_numbers: In [0, num_frames).
-        num_frames: Frames of the video that decode.
-    """
-    stamps: list[int | None] = []
-    try:
-        with open_video(path) as (container, stream):
-            rate, unit = stream.average_rate or stream.guessed_rate, stream.time_base
-            try:
-                for packet in container.demux(stream):
-                    if packet.size and not packet.is_discard:
-                        stamps.append(packet.pts)
-            except av.FFmpegError:
-                stamps = []
-    except DecodeError:
-        return None
-    known = [stamp for stamp in stamps if stamp is not None]
-    if len(known) == len(stamps) == num_frames and unit is not None:
-        shown = np.sort(np.array(known, dtype=np.int64))
-        seconds: Float64[np.ndarray, "*shape"] = (shown - shown[0])[frame_numbers] * float(unit)
-        return seconds
-    return frame_numbers / float(rate) if rate else None

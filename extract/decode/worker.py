@@ -21,10 +21,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import ArrayLike
 
 from bieff.extract.decode.container import DecodeError, MissingVideoError
@@ -54,6 +56,7 @@ class Report:
     decoder: str = ""
     shape: tuple[int, ...] | None = None
     frame_numbers: Int64[np.ndarray, " n"] | None = None
+    times: Float64[np.ndarray, " n"] | None = None
     num_frames: int = 0
     seconds: float = 0.0
     is_final: bool = True
@@ -78,6 +81,7 @@ def main(channel_number: int, parent: int) -> None:
         parent: Process id of the parent.
     """
     _die_with(parent)
+    _die_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     channel = socket.socket(fileno=channel_number)
     with channel, contextlib.suppress(EOFError, ConnectionError):
@@ -104,6 +108,12 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
+def _die_first() -> None:
+    """Have the kernel kill this process before its parent when memory runs out."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")
+
+
 def _serve(channel: socket.socket, decode: Callable[..., Decoded]) -> None:
     frames = None
     try:
@@ -113,38 +123,46 @@ def _serve(channel: socket.socket, decode: Callable[..., Decoded]) -> None:
     except Exception as error:  # the caller's `choose` cannot be imported here
         report = _bug(error)
     else:
-        report, frames = _decode(job, decode)
+        report, frames = _decode(job, decode, channel)
     send(channel, pickle.dumps(report), frames)
 
 
 def _decode(
-    job: Job, decode: Callable[..., Decoded]
+    job: Job, decode: Callable[..., Decoded], channel: socket.socket
 ) -> tuple[Report, UInt8[np.ndarray, "n H W 3"] | None]:
     begin = time.perf_counter()
     try:
-        decoded = decode(os.fspath(job.path), _guarded(job.choose), decoder=job.decoder)
+        decoded = decode(
+            os.fspath(job.path), _guarded(job.choose, channel), decoder=job.decoder
+        )
     except Exception as error:  # whatever a hostile file provokes costs this one video
         return _report_of(error), None
     report = Report(
         status=Status.SALVAGED if decoded.is_salvaged else Status.OK,
-        message=(decoded.doubt or "") if decoded.is_salvaged else "",
+        message=decoded.damage or "",
         decoder=decoded.decoder,
         shape=decoded.frames.shape,
         frame_numbers=decoded.frame_numbers,
+        times=decoded.times,
         num_frames=decoded.num_frames,
         seconds=time.perf_counter() - begin,
     )
     return report, decoded.frames
 
 
-def _guarded(choose: Choose) -> Choose:
+def _guarded(choose: Choose, channel: socket.socket) -> Choose:
     def guarded(num_frames: int) -> ArrayLike:
+        send(channel, pickle.dumps(num_frames))  # so long may it take
         try:
             return choose(num_frames)
         except Exception as error:
             raise _ChooseFailed from error
 
     return guarded
+
+
+_LIBRARY_ERRORS = (av.FFmpegError, OSError, MemoryError, OverflowError)
+"""What libraries raise at files; PyAV the last at numbers that do not fit."""
 
 
 def _report_of(error: Exception) -> Report:
@@ -155,7 +173,12 @@ def _report_of(error: Exception) -> Report:
     if isinstance(error, (_ChooseFailed, ChoiceError)):
         return _bug(error.__cause__ or error)
     message = f"{type(error).__name__}: {error}"
-    return Report(status=Status.CORRUPT, message=message, is_final=False)
+    if isinstance(error, _LIBRARY_ERRORS):
+        return Report(status=Status.CORRUPT, message=message, is_final=False)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = ", ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames)
+    message = f"a bug, not the file's fault; please report it: {message} ({where})"
+    return Report(status=Status.CRASHED, message=message, is_final=False)
 
 
 def _bug(error: BaseException) -> Report:

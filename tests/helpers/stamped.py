@@ -15,6 +15,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
+from av.stream import Disposition
 
 from bieff.extract.decode.reader import decode_video
 
@@ -137,6 +139,97 @@ def truncate(source: Path, path: Path, *, keep: float) -> Path:
     data = source.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     return path
+
+
+def remux(source: Path, path: Path, change, *, filtered: str = "") -> Path:
+    """Copy a clip's packets without encoding again.
+
+    Args:
+        source: The clip.
+        path: The copy; its ending decides the container.
+        change: Called with the number and bytes of each packet; returns them or others, or None
+            to leave the packet out.
+        filtered: A bitstream filter with its options, run over what is left.
+    """
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        copy.time_base = stream.time_base
+        bsf = BitStreamFilterContext(filtered, stream, copy) if filtered else None
+        for number, packet in enumerate(p for p in old.demux(stream) if p.size):
+            data = change(number, bytes(packet))
+            if data is None:
+                continue
+            changed = av.Packet(data)
+            changed.pts, changed.dts, changed.duration = packet.pts, packet.dts, packet.duration
+            changed.time_base, changed.is_keyframe = packet.time_base, packet.is_keyframe
+            for result in bsf.filter(changed) if bsf else [changed]:
+                result.stream = copy
+                new.mux(result)
+    return path
+
+
+def with_noise(data: bytes, *, seed: int = 0) -> bytes:
+    """A packet whose middle is noise."""
+    begin, end = len(data) * 3 // 10, len(data) * 7 // 10
+    return data[:begin] + np.random.default_rng(seed).bytes(end - begin) + data[end:]
+
+
+def with_cover(path: Path, clip: Clip | None) -> Path:
+    """Music with a cover picture, and a video stream too if there is a clip."""
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        video = None
+        if clip is not None:
+            video = container.add_stream(clip.codec, rate=clip.fps)
+            video.width, video.height = clip.size
+            video.pix_fmt = clip.pix_fmt
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        drawn = av.VideoFrame.from_ndarray(picture(1, size=(64, 64)), format="rgb24")
+        container.mux(cover.encode(drawn))
+        container.mux(cover.encode(None))
+        silence = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
+        silence.sample_rate = 16_000
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+        for number in range(clip.num_frames if clip and video else 0):
+            frame = av.VideoFrame.from_ndarray(picture(number, size=clip.size), format="rgb24")
+            container.mux(video.encode(frame))
+        if video:
+            container.mux(video.encode(None))
+    return path
+
+
+def with_two_streams(path: Path, *, default: int) -> Path:
+    """Two video streams of one size; frames of the second carry numbers from 100 on."""
+    clip = Clip(num_frames=24, gop=12)
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=clip.fps) for _ in range(2)]
+        for i, stream in enumerate(streams):
+            stream.width, stream.height = clip.size
+            stream.pix_fmt = clip.pix_fmt
+            stream.codec_context.options = {"g": "12", "bf": "0"}
+            stream.disposition = Disposition.default if i == default else Disposition(0)
+        for number in range(clip.num_frames):
+            for i, stream in enumerate(streams):
+                drawn = picture(100 * i + number, size=clip.size)
+                frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
+                frame.pts = number
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return path
+
+
+def with_exif(data: bytes, *, orientation: int) -> bytes:
+    """A JPEG picture with an Exif block that says how it is turned."""
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    block = b"Exif\0\0" + b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
 
 
 def _bits(number: int) -> list[int]:

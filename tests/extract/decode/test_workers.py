@@ -239,6 +239,36 @@ def test_a_bug_of_the_caller_is_raised_not_recorded(clip):
         assert [o.status for o in pool.decode([Job(row=5, path=clip, choose=Grid(2))])] == [1]
 
 
+def test_a_bug_of_ours_is_no_fault_of_the_file(folder):
+    """It keeps where it happened; the other videos go on."""
+    paths = folder("a.mp4", "bug.mp4", "b.mp4")
+    with DecodePool(2, decode=FAULTY) as pool:
+        outcomes = run(pool, paths)
+    assert [outcomes[row].status for row in range(3)] == [Status.OK, Status.CRASHED, Status.OK]
+    message = outcomes[1].message
+    assert message.startswith("a bug, not the file's fault; please report it: AttributeError")
+    assert "faulty_decoders.py:" in message
+
+
+def test_the_deadline_grows_with_the_frames(clip, tmp_path, monkeypatch):
+    """A second each: 29 are enough for a decoder that waits, once it has told of them."""
+    monkeypatch.setattr("bieff.extract.decode.pool.SECONDS_A_FRAME", 1.0)
+    path = tmp_path / "told.mp4"
+    path.write_bytes(clip.read_bytes())
+    gate = Gate.before(path)
+    with DecodePool(1, deadline=0.5, decode="helpers.faulty_decoders:tells_first") as pool:
+        jobs = [Job(row=0, path=path, choose=Grid(2))]
+        opener = threading.Timer(1.5, gate.open)
+        opener.start()
+        gate_keeper = threading.Thread(target=gate.wait_for_decoder)
+        gate_keeper.start()
+        (outcome,) = pool.decode(jobs)
+        gate_keeper.join()
+        opener.join()
+    assert (outcome.status, outcome.attempt) == (Status.OK, 1)
+    assert outcome.seconds > 0.5
+
+
 def test_processes_that_cannot_start_say_why(clip):
     with (
         DecodePool(1, decode="no_such_module:decode") as pool,
