@@ -26,7 +26,7 @@ LINE_SECONDS = 60.0
 class RunProgress:
     """How far an extraction is: the watcher of `extract`; use as a context manager."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: rich.console.Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._last_line = time.monotonic()
         self._rows: dict[str, TaskID] = {}

@@ -32,9 +32,6 @@ MIN_AREA = 0.4
 """Least share of the frame that a random view keeps.  The crops of the TSN family keep at least
 0.44 of a square; the 0.08 usual for images often cuts the action out of the picture."""
 
-LONGEST = 64
-"""Longer side over shorter side up to which the whole frame is resized."""
-
 RATIO = (3 / 4, 4 / 3)
 """Width over height of a random view, least and most."""
 
@@ -98,9 +95,8 @@ class Crop:
     """Pure geometry, in this order: cut `box`, resize it to `resized`, cut a square, mirror.
 
     All in whole pixels, top-left corner first.  A grid view takes the whole frame as its box
-    and cuts the square out of the resized frame, as CLIP's own preprocessing does, unless the
-    frame is so long that the resized one would fill the memory; a random view resizes its box
-    straight to the square.
+    and cuts the square out of the resized frame, as CLIP's own preprocessing does; a random
+    view resizes its box straight to the square.
     """
 
     box: tuple[int, int, int, int]
@@ -204,8 +200,7 @@ def crop_of(view: View, height: int, width: int, size: int, *, video_id: str = "
 
     Grid views follow torchvision's Resize(size) and CenterCrop(size): the shorter side becomes
     `size`, the longer `int(size * longer / shorter)`, and the square starts at
-    `int(round(margin / 2))`, with Python's rounding of halves to even.  Of frames more than
-    `LONGEST` times as long as wide the square is cut first.
+    `int(round(margin / 2))`, with Python's rounding of halves to even.
     """
     if min(height, width, size) < 1:
         raise ValueError(f"expected positive sizes, got {height} x {width} and {size}")
@@ -213,10 +208,6 @@ def crop_of(view: View, height: int, width: int, size: int, *, video_id: str = "
         box, mirrored = _random_box(view, height, width, video_id)
         return Crop(box=box, resized=(size, size), corner=(0, 0), size=size, mirrored=mirrored)
     shorter = min(height, width)
-    if max(height, width) > LONGEST * shorter:
-        top, left = (_corner(view.crop, side - shorter) for side in (height, width))
-        box = (top, left, shorter, shorter)
-        return Crop(box=box, resized=(size, size), corner=(0, 0), size=size)
     resized = (size * height // shorter, size * width // shorter)
     top, left = (_corner(view.crop, side - size) for side in resized)
     return Crop(box=(0, 0, height, width), resized=resized, corner=(top, left), size=size)

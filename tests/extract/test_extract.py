@@ -9,7 +9,6 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -397,28 +396,6 @@ def test_a_store_of_before_has_the_versions_of_its_plan(clips, tmp_path):
         del marker["versions"]
         file.write_text(json.dumps(marker))
     assert extracting.extract_small(again).shards_written == 1
-
-
-def test_long_frames_are_cut_before_they_are_resized(clips, tmp_path):
-    """A file of some kB whose frames would be resized to 48 x 98,304 pixels, 32 at a time."""
-    data = broken_set(clips, tmp_path / "clips", set())
-    videos = list(data.partitions["all"][:2])
-    path = tmp_path / "clips" / videos[1].path
-    with av.open(str(path), "w", format="matroska") as container:
-        stream = container.add_stream("ffv1", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 4096, 2, "yuv444p"
-        for number in range(7):
-            shades = np.full((2, 4096, 3), 30 * number, np.uint8)
-            shades[:, 2047:2049] = 255 - shades[:, 2047:2049]
-            frame = av.VideoFrame.from_ndarray(shades, format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    videos[1] = replace(videos[1], size=path.stat().st_size)
-    store = extracting.plan_data(replace(data, partitions={"all": videos}), tmp_path / "store")
-    assert extracting.extract_small(store).counts == {"ok": 2}
-    check_rows(store, "all", [0, 1])
-    view = View.from_json(store.recipe["views"]["all"][0])
-    assert crop_of(view, 2, 4096, 48).box == (0, 2047, 2, 2)
 
 
 def test_large_frames_are_resized_a_few_at_a_time_and_are_the_same(whole, monkeypatch):

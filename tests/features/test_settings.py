@@ -27,7 +27,9 @@ def test_defaults_and_choices_are_shown():
 
 def test_a_document_is_that_of_its_own_attribute():
     docs = attribute_docs(ExtractConfig)
-    assert docs["deadline"] == "Seconds a video may take to decode."
+    assert docs["deadline"] == (
+        "Seconds a video may take to decode, beside a twentieth of one for each of its frames."
+    )
 
 
 @pytest.mark.parametrize("command", ["extract", "train"])

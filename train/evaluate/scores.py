@@ -213,7 +213,9 @@ def load_scores(file: Path, *, key: str | None = None) -> ScoreTable:
                 )
             if key is not None and opened.attrs.get("key") != key:
                 raise InputError(f"{file} holds the scores of another evaluation")
-            return _read(opened)
+            table = _read(opened)
+            _require_fitting(table)
+            return table
     except InputError:
         raise
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -264,6 +266,22 @@ def _read(opened: h5py.File) -> ScoreTable:
             [np.asarray(part["scores"][:]) for part in _numbered(group)] for group in asked
         ),
     )
+
+
+def _require_fitting(table: ScoreTable) -> None:
+    """Refuse rows, labels or scores that no evaluation gives, as a damaged file may have."""
+    num_videos, num_classes = len(table.rows), len(table.class_names)
+    shapes = [(len(asked.rows), len(asked.classes)) for asked in table.questions]
+    fits = (
+        len(table.ids) == len(table.labels) == len(table.usable) == num_videos
+        and bool((np.diff(table.rows) > 0).all())
+        and bool(((table.labels >= 0) & (table.labels < num_classes)).all())
+        and all(np.isin(chosen.rows, table.rows).all() for chosen in table.lists)
+        and all(np.isin(part.classes, np.arange(num_classes)).all() for part in table.lists)
+        and all([part.shape for part in scores] == shapes for scores in table.scores)
+    )
+    if not fits:
+        raise ValueError("its rows, labels and scores do not fit together")
 
 
 def _numbered(groups: h5py.Group) -> list[h5py.Group]:
