@@ -8,6 +8,8 @@ Shards that were not finished are left out; their rows hold fill values and stat
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,9 @@ from bieff.features.videos import VideoTable, identity, is_up_to_date, table_fil
 _FORMAT = "bieff feature store"
 _FILTERS = {1, 2, 3}
 """Of HDF5 itself: deflate, shuffle, checksums."""
+
+LOOK_SECONDS = 120.0
+"""Least time for another process to read what a file says of itself."""
 
 
 def export_hdf5(store: FeatureStore, target: Path) -> int:
@@ -91,6 +96,7 @@ def import_hdf5(source: Path, path: Path) -> int:
     except OSError as error:
         raise InputError(f"cannot read {source} as HDF5: {error}") from None
     with file:
+        _require_readable(source)
         with _reading(source):
             attributes, plans = _read_plan(file)
         if path.is_dir():
@@ -164,6 +170,31 @@ def _reading(source: Path) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{source} is damaged: {error}; export it again") from None
+
+
+def look(source: str) -> None:
+    """Read what an import reads of a file before it writes anything."""
+    with h5py.File(source, "r") as file:
+        _read_plan(file)
+
+
+def _require_readable(source: Path) -> None:
+    """Have another process look first: of some damaged files the HDF5 library never returns.
+
+    What that process can say in a sentence is found again, and said, in this one.
+    """
+    code = "import sys; from bieff.features.hdf5 import look; look(sys.argv[1])"
+    command = [sys.executable, "-P", "-c", code, str(source.absolute())]
+    seconds = LOOK_SECONDS + source.stat().st_size / 1e7
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        ended = -1
+    if ended < 0:  # by a signal, ours or its own
+        raise InputError(
+            f"{source} is damaged: the HDF5 library does not come back from reading it; export "
+            "it again"
+        )
 
 
 def _read_plan(file: h5py.File) -> tuple[dict[str, Any], dict[str, PartitionPlan]]:

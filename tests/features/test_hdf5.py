@@ -1,6 +1,8 @@
 """A store goes through one HDF5 file and comes out the same, byte for byte."""
 
+import gzip
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -143,6 +145,16 @@ def test_damage_is_not_imported(tmp_path):
     with pytest.raises(StoreError, match="embeddings of all shard 1 is not what was exported"):
         import_hdf5(tmp_path / "store.h5", tmp_path / "again")
     assert FeatureStore.open(tmp_path / "again").partitions["all"].pending() == [1, 2]
+
+
+def test_a_file_that_hdf5_never_returns_from_is_a_sentence(tmp_path, monkeypatch):
+    """An export with random holes: h5py 3.16 does not come back from its first attribute."""
+    packed = (Path(__file__).parent / "never_returns.h5.gz").read_bytes()
+    (tmp_path / "store.h5").write_bytes(gzip.decompress(packed))
+    monkeypatch.setattr("bieff.features.hdf5.LOOK_SECONDS", 3.0)
+    with pytest.raises(InputError, match=r"store\.h5 is damaged: .*; export it again$"):
+        import_hdf5(tmp_path / "store.h5", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_an_import_does_not_touch_another_store(tmp_path):
