@@ -44,7 +44,7 @@ class _Group(click.Group):
 
 
 def _dashed(arguments: Sequence[str]) -> str:
-    """What to write for a file whose name begins as an option does."""
+    """The argument to write for a file whose name begins as an option does."""
     for name in arguments:
         if name.startswith("-") and Path(name).suffix and "=" not in name:
             return f" If {clean(name)} is a file, write ./{clean(name)}"
@@ -83,7 +83,6 @@ _many = partial(_option, multiple=True)
 
 
 def _group(*options: _Decorator) -> _Decorator:
-    """Options that go together, in this order."""
 
     def add(command: Any) -> Any:
         for option in reversed(options):
@@ -139,7 +138,7 @@ _asking = _group(
     _pretrained("As for `bieff extract`.  [default: the run's, or openai]"),
     _device,
 )
-"""What answers about a video: a run, or a CLIP."""
+"""The model that answers about a video: a run, or a CLIP."""
 
 
 def _looking(command: Callable[..., Any]) -> Any:

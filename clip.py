@@ -30,7 +30,7 @@ TINYCLIP = "tinyclip"
 """The model shipped with the package; see `extract/tinyclip/`."""
 
 RANDOM = "random"
-"""As `pretrained`: seeded random weights ("random" or "random:7"), to try a size as it is."""
+"""`pretrained` for seeded random weights ("random", "random:7"), to try a size as it is."""
 
 
 _UNREADABLE = (

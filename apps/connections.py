@@ -19,10 +19,10 @@ class Connection(H11Protocol):
     """Connections at a time."""
 
     each = 32
-    """Of one address."""
+    """Connections of one address."""
 
     head_seconds = 10.0
-    """For the head of a request, from the connection or from its first byte."""
+    """Seconds for the head of a request, from the connection or from its first byte."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -45,7 +45,7 @@ class Connection(H11Protocol):
 
     @property
     def address(self) -> str:
-        """Of whoever asks, without the port."""
+        """Address of whoever asks, without the port."""
         return "" if self.client is None else self.client[0]
 
     @property

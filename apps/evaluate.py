@@ -1,4 +1,4 @@
-"""What `bieff eval`, `zeroshot` and `scores` do, from options as a user types them."""
+"""`bieff eval`, `zeroshot` and `scores`, from options as a user types them."""
 
 import contextlib
 import shlex
@@ -26,7 +26,7 @@ from bieff.train.text.wording import Descriptions, find_templates, read_descript
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """How a run is evaluated, beside frozen CLIP or without.
+    """Options of evaluating a run, beside frozen CLIP or without.
 
     Raises:
         ConfigError: If an option is out of range, or two contradict each other.

@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions:
-    """Which data sets, and where their videos and stores lie."""
+    """Data sets to extract, and where their videos and stores lie."""
 
     names: Sequence[str]
     videos: Path | None = None
@@ -80,7 +80,7 @@ class DataOptions:
         return data
 
     def store(self, name: str) -> Path:
-        """Where the store of one of the data sets lies."""
+        """Path of the store of one of the data sets."""
         # the first videos alone are another store, not the beginning of this one
         default = name if self.limit is None else f"{name}-first-{self.limit}"
         return self._sibling(self.out, name) or FEATURES / default
@@ -119,7 +119,7 @@ def say_status(data: DataOptions, say: Say) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelOptions:
-    """Which CLIP, on which device, run by whom."""
+    """The CLIP, its device, and who runs it."""
 
     model: str | None = None
     pretrained: str | None = None
@@ -138,7 +138,7 @@ class ModelOptions:
 
     @contextlib.contextmanager
     def runner(self) -> Iterator[Runner]:
-        """Who writes the shards, for the length of the block."""
+        """The writer of the shards, for the length of the block."""
         scheduler = self.scheduler
         if scheduler is None:
             several = self.device is None and torch.cuda.device_count() > 1

@@ -32,10 +32,10 @@ MORE, LESS, RULE = "#1f6feb", "#b9bec5", "#9aa0a6"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bars:
-    """What the bars show."""
+    """The bars' heights, and what they show."""
 
     heights: Float64[np.ndarray, " T"]
-    """From -1 to 1, the largest at one of the ends."""
+    """Heights from -1 to 1, the largest at one of the ends."""
 
     texts: tuple[str, ...]
     caption: str

@@ -1,4 +1,4 @@
-"""What `bieff predict` does, from options as a user types them."""
+"""`bieff predict`, from options as a user types them."""
 
 import contextlib
 import itertools
@@ -69,7 +69,7 @@ def predict_videos(
 
 
 def open_predictor(*, model: str | None, pretrained: str | None, **options: Any) -> Predictor:
-    """What answers about a video, of the options that `predict` and `serve` share.
+    """Open a run or a CLIP, by the options that `predict` and `serve` share.
 
     Args:
         model: As for `bieff extract`; with a run, only where its weights lie by now.
@@ -80,7 +80,7 @@ def open_predictor(*, model: str | None, pretrained: str | None, **options: Any)
 
 
 def sentence(prediction: Prediction) -> str:
-    """What is wrong with a video, in one line."""
+    """One line that says what is wrong with a video."""
     what = "not used" if prediction.scores is None else "damaged"
     of = "" if str(prediction.video) in prediction.message else f"{prediction.video}: "
     return clean(f"{of}{what}: {prediction.message}")

@@ -37,25 +37,25 @@ from bieff.train.runs.run import Run, load_model, open_run
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Prediction:
-    """What was found in one video; without scores where it cannot be used."""
+    """Answer about one video; without scores where it cannot be used."""
 
     video: Path
     labels: tuple[str, ...]
     status: Status
     message: str = ""
-    """Why the video cannot be used, or what of it is damaged."""
+    """Reason why the video cannot be used, or what of it is damaged."""
 
     scores: Float64[np.ndarray, " K"] | None = None
     """Softmax scores by label, averaged over the clips; they sum to 1."""
 
     frame_numbers: Int64[np.ndarray, " T"] | None = None
-    """Of the middle clip, whose frames can be shown."""
+    """Frames of the middle clip, which can be shown."""
 
     seconds: Float64[np.ndarray, " T"] | None = None
     """When these frames are shown, from the first frame of the video."""
 
     highlights: Highlights | None = None
-    """Which of these frames speak for which class."""
+    """The frames among these that speak for a class."""
 
     pictures: UInt8[np.ndarray, "T size size 3"] | None = None
     """These frames as the tower saw them, RGB."""
@@ -95,7 +95,7 @@ FRAMES = 8
 """T without a run; a run brings its own."""
 
 MOST_FRAMES = 1024
-"""T that fits a memory: the squares of three clips are held at once."""
+"""T that fits a memory: the crops of three clips are held at once."""
 
 CLIPS = 3
 """Temporal clips that are averaged, the paper's."""
@@ -188,7 +188,7 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
 
     @property
     def name(self) -> str:
-        """What answers, for people."""
+        """Name of what answers, for people."""
         if self.run is None:
             return f"frozen CLIP {self.clip.name}"
         return f"run {self.run.id} on {self.clip.name}"
@@ -257,8 +257,8 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
             return Prediction(video=path, labels=names, status=status, message=message)
         numbers = self._plan(outcome.num_frames)
         try:
-            squares = cut_views(outcome, numbers, self._views, self._tower, video_id="")
-            frames, patches = self._encode(squares)
+            crops = cut_views(outcome, numbers, self._views, self._tower, video_id="")
+            frames, patches = self._encode(crops)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -268,7 +268,7 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
             message = f"the embeddings of video {str(path)!r} are not finite in float16"
             return Prediction(video=path, labels=names, status=Status.CORRUPT, message=message)
         scores, highlights = classifier.explain(frames, patches, self._shown)
-        shown = squares.unflatten(0, numbers.shape)[self._shown].permute(0, 2, 3, 1)
+        shown = crops.unflatten(0, numbers.shape)[self._shown].permute(0, 2, 3, 1)
         return Prediction(
             video=path,
             labels=names,
@@ -284,10 +284,10 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         )
 
     def _encode(
-        self, squares: UInt8[Tensor, "VT 3 size size"]
+        self, crops: UInt8[Tensor, "VT 3 size size"]
     ) -> tuple[Float[Tensor, "V T D"], Float[Tensor, "V P U"] | None]:
         """Embeddings of all views, rounded to float16 as in a store."""
-        encoded = self._tower.encode(squares)
+        encoded = self._tower.encode(crops)
         frames = encoded.embeddings.half().float().unflatten(0, (-1, self.num_frames))
         if encoded.patches is None:
             return frames, None

@@ -1,4 +1,4 @@
-"""How far long work is: a bar for people, a line a minute for log files."""
+"""Progress of long work: a bar for people, a line a minute for log files."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ from bieff.apps.terminal import Console, TextColumn, clean
 from bieff.extract.tasks import PartProgress
 
 LINE_SECONDS = 60.0
-"""Between two lines where standard error is no terminal."""
+"""Seconds between two lines where standard error is no terminal."""
 
 
 class RunProgress:
-    """How far an extraction is: the watcher of `extract`; use as a context manager."""
+    """Progress of an extraction: the watcher of `extract`; use as a context manager."""
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -100,7 +100,7 @@ def steps_bar(what: str, *, is_shown: bool = True) -> Iterator[StepsBar]:
 
 
 class VideoLines:
-    """What a log file gets in place of a bar: a line a minute, with the time that is left."""
+    """A log file's lines in place of a bar: one a minute, with the time that is left."""
 
     def __init__(self, what: str, console: Console) -> None:
         self._what, self._console = what, console

@@ -57,7 +57,7 @@ SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What an upload may take."""
+    """Limits of an upload."""
 
     num_bytes: int = 200 * 10**6
     seconds: float = 120.0
@@ -65,7 +65,7 @@ class Limits:
     """Uploads at a time, the one that is being looked at included."""
 
     each: int = 6
-    """Of one address."""
+    """Uploads of one address."""
 
 
 def serve(
@@ -112,7 +112,7 @@ def serve(
 
 
 def _end_in_order() -> None:
-    """From now on this process ends as an exception does, so that no upload stays."""
+    """Let this process end as an exception does from now on, so that no upload stays."""
 
     def end(*_: object) -> None:
         sys.exit(128 + signal.SIGTERM)
@@ -123,7 +123,7 @@ def _end_in_order() -> None:
 
 
 def make_server(app: Starlette, connection: type[Connection] = Connection) -> uvicorn.Server:
-    """What answers at a socket."""
+    """The server that answers at a socket."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -360,7 +360,7 @@ def typed_labels(text: str) -> list[str] | None:
 
 
 def described(found: Prediction, name: str) -> dict[str, Any]:
-    """What the page shows of a prediction, ready for JSON."""
+    """A prediction as the page shows it, ready for JSON."""
     message = found.message.replace(repr(str(found.video)), repr(name))
     caption, frames = shown(found)
     return {

@@ -1,4 +1,4 @@
-"""What people read in a terminal or a log file; names of classes and files may hold anything.
+"""Text for a terminal or a log file; names of classes and files in it may hold anything.
 
 Whoever names a file or a class must not move the cursor, recolour, retitle or reorder what the
 terminal of somebody else shows: `clean` is the door that everything printed goes through.
@@ -39,7 +39,7 @@ def echo(text: object = "", *, err: bool = False) -> None:
 
 
 def any_encoding() -> None:
-    """What standard output cannot write, in an ASCII locale say, is escaped, not an error."""
+    """Escape what standard output cannot write, in an ASCII locale say, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(io.UnsupportedOperation):

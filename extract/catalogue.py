@@ -1,4 +1,4 @@
-"""Which data sets there are: what `bieff datasets` lists, and `load` for each name."""
+"""The data sets there are: what `bieff datasets` lists, and `load` for each name."""
 
 import difflib
 from collections.abc import Callable, Mapping

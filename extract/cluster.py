@@ -197,7 +197,7 @@ def what_is_wrong(probe: Path, token: str, videos: Path) -> str:
 CONNECT_SECONDS = 20
 WORKERS_SECONDS = 60
 POLL_SECONDS = 1.0
-"""Between two looks at what has become of the run and of the cluster."""
+"""Seconds between two looks at what has become of the run and of the cluster."""
 
 
 class OnCluster:
@@ -316,7 +316,7 @@ class OnCluster:
             ) from None
 
     def _require_shared(self, store: FeatureStore) -> None:
-        """Write a file beside the store, and have every worker look for it."""
+        """Write a file into the store's folder, and have every worker look for it."""
         token = uuid.uuid4().hex
         probe = store.path.resolve() / f".seen-{token}"
         with disk_errors(store.path):

@@ -21,7 +21,7 @@ PACKAGES = ("bieff", "torch", "torchvision", "open_clip_torch", "av", "decord", 
 
 
 DECODERS = ("av", "decord", "libavcodec")
-"""Of the versions of a shard, those that decide its pixels."""
+"""Those of a shard's versions that decide its pixels."""
 
 
 @cache

@@ -22,7 +22,7 @@ from bieff.features.store import FeatureStore
 
 @runtime_checkable
 class Runner(Protocol):
-    """Who writes the shards: this process (`InProcess`), or Dask workers (`cluster`)."""
+    """Writer of the shards: this process (`InProcess`), or Dask workers (`cluster`)."""
 
     def run(
         self,

@@ -165,7 +165,7 @@ class _Run:
         yield from self._write(wait=True)
 
     def _write(self, *, wait: bool) -> Iterator[Done]:
-        """Have the finished shards written, one at a time beside the encoding of the next."""
+        """Have the finished shards written, one at a time while the next is encoded."""
         while self._done:
             yield self._done.popleft()
         while True:
@@ -281,7 +281,7 @@ class ShardWork:
         )
 
     def path(self, i: int) -> str:
-        """Where a video of the shard lies."""
+        """Path of a video of the shard."""
         return os.fspath(Path(self.root, self.videos[i].path).absolute())
 
     def take(self, i: int, outcome: Outcome) -> None:
@@ -312,7 +312,7 @@ class ShardWork:
 
     @property
     def update(self) -> Update:
-        """How far it is."""
+        """Progress until now."""
         return Update(
             partition=self.task.partition,
             shard=self.task.shard,

@@ -26,7 +26,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """How far a shard is; each update replaces the one before."""
+    """Progress of a shard; each update replaces the one before."""
 
     partition: str
     shard: int
@@ -53,7 +53,7 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartProgress:
-    """How far a run is with one partition."""
+    """Progress of a run with one partition."""
 
     data_set: str
     partition: str
@@ -68,7 +68,7 @@ class PartProgress:
 
 
 Watch = Callable[[PartProgress | str], None]
-"""Who is told how far a run is, after every video, or a line of its own."""
+"""Called with the progress of a run, after every video, or with a line of its own."""
 
 
 class RunCount:
@@ -209,11 +209,11 @@ class Summary:
     """Videos by status, over the whole store, the failed ones last."""
 
     shards_written: int
-    """By this run; the others were there."""
+    """Shards that this run wrote; the others were there."""
 
     seconds: float
     bad: Sequence[VideoError] = ()
-    """Why a video is not ok, by partition and row; the first `SHOWN`."""
+    """Reasons why videos are not ok, by partition and row; the first `SHOWN`."""
 
     max_bad: float | None = None
     """Share of unusable videos up to which the extraction counts as whole."""
@@ -296,7 +296,7 @@ def _reasons(shown: Sequence[VideoError], num_bad: int, store: Path) -> list[str
 
 
 def _errors(store: FeatureStore) -> Iterator[VideoError]:
-    """Why a video is not ok, by partition and row; one error file in memory at a time."""
+    """Reasons why videos are not ok, by partition and row; one file in memory at a time."""
     for partition in store.partitions.values():
         for shard in range(partition.num_shards):
             _, file = partition.shard_files(shard)

@@ -66,7 +66,7 @@ def normalise(
     mean: Sequence[float] | Tensor,
     std: Sequence[float] | Tensor,
 ) -> Float[Tensor, "n 3 size size"]:
-    """From 0..255 to zero mean and unit deviation, channel by channel; float32."""
+    """Pixels from 0..255 to zero mean and unit deviation, channel by channel; float32."""
     scale = 255 * torch.as_tensor(std, device=pixels.device)
     shift = 255 * torch.as_tensor(mean, device=pixels.device)
     return (pixels.float() - shift[:, None, None]) / scale[:, None, None]

@@ -1,4 +1,4 @@
-"""Which frames of a video, and which part of each: sampling grids, crops, training views.
+"""Frames that views show, and which part of each: sampling grids, crops, training views.
 
 T frames a view, n frames in the video, V views.  A view says *what* is wanted; the frame
 numbers follow from n and the crop from the frame's height and width, both by integer
@@ -162,7 +162,7 @@ def frame_numbers(
 
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
-    """Which frames of one video its views show, once its length is known.
+    """The frames of one video that its views show, once its length is known.
 
     Lies here, and not beside the tower, because it travels to decoding processes, which do
     without torch.
@@ -196,7 +196,7 @@ def clip_start(clip: int, clips: int, num_frames: int, T: int) -> int:
 
 
 def crop_of(view: View, height: int, width: int, size: int, *, video_id: str = "") -> Crop:
-    """Where the view cuts a frame of height x width pixels for an input of size x size.
+    """Square that the view cuts of a frame of height x width pixels, for size x size inputs.
 
     Grid views follow torchvision's Resize(size) and CenterCrop(size): the shorter side becomes
     `size`, the longer `int(size * longer / shorter)`, and the square starts at
@@ -251,7 +251,7 @@ def _random_box(
 
 
 def _corner(crop: str, margin: int) -> int:
-    """Where a square starts along a side that is `margin` longer; halves round to even."""
+    """Start of a square along a side that is `margin` longer; halves round to even."""
     if crop == "centre":
         return round(margin / 2)
     return 0 if crop == "left" else margin

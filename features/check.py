@@ -239,7 +239,7 @@ def row_statistics(
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Over the last dimension; 0 where one is zero."""
+    """Cosine over the last dimension; 0 where one is zero."""
     product = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosine: np.ndarray = np.sum(a * b, axis=-1) / np.maximum(product, 1e-12)
     return cosine

@@ -1,4 +1,4 @@
-"""Class names: readable before CLIP sees them, and comparable however they are spelled.
+"""Class names: readable before CLIP sees them, comparable, and read from files of any form.
 
 CLIP's tokenizer takes `ApplyEyeMakeup` apart as app|l|ye|ye|makeup, so a name is spaced out
 first.  Folders, lists and label files spell one class in many ways (`riding_a_bike`,
@@ -106,7 +106,7 @@ class ClassNames:
     """The classes in the order of their labels."""
 
     names: tuple[str, ...]
-    """As written, which is how folders and lists spell them."""
+    """Names as written, which is how folders and lists spell them."""
 
     readable: tuple[str, ...]
 
@@ -318,7 +318,6 @@ def _parse_json(text: str, path: Path, **options: Any) -> Any:
 
 
 def _json_pair(one: Any, other: Any, path: Path) -> _Pair:
-    """A name and its number."""
     number = int(other) if isinstance(other, str) and other.isdecimal() else other
     if isinstance(one, str) and type(number) is int:
         return number, _clean(one), None
@@ -344,7 +343,7 @@ def _in_order(
 
 
 def _clean(name: str) -> str:
-    """Without the quotes that some files put around a name."""
+    """The name without the quotes that some files put around it."""
     name = name.strip()
     if len(name) > 1 and name[0] == name[-1] == '"':
         name = name[1:-1].replace('""', '"').strip()

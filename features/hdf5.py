@@ -36,7 +36,7 @@ from bieff.features.videos import VideoTable, identity, is_up_to_date, table_fil
 
 _FORMAT = "bieff feature store"
 _FILTERS = {1, 2, 3}
-"""Of HDF5 itself: deflate, shuffle, checksums."""
+"""Filters of HDF5 itself: deflate, shuffle, checksums."""
 
 LOOK_SECONDS = 120.0
 """Least time for another process to read what a file says of itself."""
@@ -163,7 +163,7 @@ def _export_partition(file: h5py.File, partition: Partition) -> int:
 
 @contextmanager
 def _reading(source: Path) -> Iterator[None]:
-    """What the HDF5 library, or JSON, cannot read in a file is one sentence."""
+    """Turn what the HDF5 library, or JSON, cannot read in a file into one sentence."""
     try:
         yield
     except BieffError:
@@ -304,7 +304,6 @@ def _put_file(file: h5py.File, store: Path, path: Path) -> None:
 
 
 def _get_file(file: h5py.File, name: str) -> bytes | None:
-    """Bytes of one of the store's other files; None if there is none."""
     item = file.get(f"files/{name}")
     if item is None:
         return None

@@ -281,7 +281,7 @@ def parse_attributes(file: Path, content: bytes) -> dict[str, Any]:
 
 
 def _faults(attributes: Mapping[str, Any]) -> Iterator[str]:
-    """What is expected of attributes that are something else, the first of all."""
+    """Sentences of what is expected of attributes that are something else."""
     recipe, partitions, subsets = (
         attributes.get(key, {}) for key in ("recipe", "partitions", "class_subsets")
     )

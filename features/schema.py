@@ -120,7 +120,7 @@ class ShardData:
     """
 
     embeddings: Float16[np.ndarray, "n V T D"]
-    """As the visual tower projects them, not normalised."""
+    """Embeddings as the visual tower projects them, not normalised."""
 
     frames: Int32[np.ndarray, "n V T"]
     """Numbers of the frames really decoded."""

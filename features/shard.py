@@ -1,4 +1,4 @@
-"""Writing one shard: check, remove the old, one assignment, sync, read back."""
+"""Writing one shard and its marker: check, remove the old, one assignment, sync, read back."""
 
 import hashlib
 import json

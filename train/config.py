@@ -43,7 +43,7 @@ class TrainConfig:
     """Add the stored frames to the temporal transformer's output."""
 
     prompt: Literal["none", "hand-crafted", "learnable", "pre-prompt"] = "pre-prompt"
-    """What stands before the class name (Tables 4 and 5)."""
+    """Words or rows before the class name (Tables 4 and 5)."""
 
     design: Literal["paper", "a1", "a2", "a3"] = "paper"
     """Design of the Pre-Prompt (Table 6); needs prompt = "pre-prompt"."""
@@ -96,7 +96,7 @@ class TrainConfig:
     """Let alpha and beta be D-vectors (authors' release) instead of numbers."""
 
     normalise: Literal["video", "frames"] = "video"
-    """What is scaled to length 1: the video, as the cosine of Eq. 10 says, or each frame
+    """Vectors scaled to length 1: the video, as the cosine of Eq. 10 says, or each frame
     before pooling and the video not again (authors' release)."""
 
     temperature: float = 0.01
@@ -131,8 +131,8 @@ class TrainConfig:
     `loss.frozen_distance`; 0 is off."""
 
     average_epochs: int = 0
-    """What is evaluated and kept is the mean of the weights after each of the last so many
-    epochs; 0 is off, and 1 is the same as off."""
+    """Last epochs whose weights, taken after each, are averaged; the mean is evaluated and
+    kept.  0 is off, and 1 is the same as off."""
 
     clip_grad: float = 0.0
     """Largest norm of the gradient; 0 is off."""
@@ -148,7 +148,7 @@ class TrainConfig:
     """Epochs between evaluations on the `val` partition, one at the end included; 0: never."""
 
     save_seconds: float = 60.0
-    """Between checkpoints, which `--resume` goes on from."""
+    """Seconds between checkpoints, which `--resume` goes on from."""
 
     feature_memory: float | None = None
     """Gigabytes that features may take, on the device or in memory; those of a larger store

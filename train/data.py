@@ -183,7 +183,7 @@ class OnDisk:
     """Rows left on disk, copied out of the store's map as they are asked for."""
 
     read: Callable[..., np.ndarray]
-    """Of the partition: whole rows, or a slice of their views."""
+    """Reader of the partition: whole rows, or a slice of their views."""
 
     rows: Int[np.ndarray, " n"]
     shape: tuple[int, ...]

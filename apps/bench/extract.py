@@ -36,15 +36,15 @@ BIT_RATE = 500_000
 FEW, MANY = 8, 32
 """Frames a view that decoding is measured at."""
 
-SQUARES = {"cuda": BATCH["cuda"], "cpu": 8}
-"""Squares that the tower is measured on: a batch, or a part of one where a batch takes long."""
+CROPS = {"cuda": BATCH["cuda"], "cpu": 8}
+"""Crops that the tower is measured on: a batch, or a part of one where a batch takes long."""
 
 _DECODE_SECONDS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class ClipKind:
-    """How the clips of a data set are encoded."""
+    """Encoding of the clips of a data set."""
 
     name: str
     codec: str
@@ -72,7 +72,7 @@ KINDS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeCost:
-    """What one clip costs all decoders together, in seconds of this machine."""
+    """Seconds of this machine that one clip costs all decoders together."""
 
     kind: str
     clip: str
@@ -87,7 +87,7 @@ class DecodeCost:
     """The same, if one process without a pool is taken times the cores."""
 
     def seconds(self, images: int) -> float:
-        """Of a clip that shows so many images: the file, and what every image adds."""
+        """Seconds of a clip that shows so many images: the file, and what every image adds."""
         low, high = (self.views * frames for frames in (FEW, MANY))
         an_image = max(0.0, (self.many - self.few) / (high - low))
         return self.few + an_image * (images - low)
@@ -98,11 +98,11 @@ class TowerRate:
     """Images a second, each with all of the device."""
 
     cut: float
-    """From decoded frames to the tower's squares."""
+    """Crops a second, cut out of decoded frames."""
 
     tower: float
     flops: float
-    """Of one image."""
+    """FLOP of one image."""
 
     precision: str
 
@@ -151,20 +151,20 @@ def _pooled(pool: DecodePool, path: Path, choose: ViewPlan) -> float:
 
 
 def measure_tower(clip: Clip, device: torch.device) -> TowerRate:
-    """Cut squares out of decoded frames, and embed squares."""
-    count, kind = SQUARES.get(device.type, 8), KINDS[0]
+    """Cut crops out of decoded frames, and embed crops."""
+    count, kind = CROPS.get(device.type, 8), KINDS[0]
     tower = VisualTower(clip, device=device, batch_size=count)
     looks = tower.preprocessing
     frames = torch.randint(0, 256, (MANY, kind.height, kind.width, 3), dtype=torch.uint8)
     crop = crop_of(View(), kind.height, kind.width, looks.size)
     shape = (count, 3, looks.size, looks.size)
-    squares = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    crops = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
     # with a graph: without one torch takes a fused attention that the counter does not know
-    pixels = normalise(squares[:1], mean=looks.mean, std=looks.std).requires_grad_()
+    pixels = normalise(crops[:1], mean=looks.mean, std=looks.std).requires_grad_()
     model: Any = clip.model
     return TowerRate(
         cut=MANY / seconds(lambda: cut(tower.upload(frames), crop)),
-        tower=count / seconds(lambda: tower.encode(squares)),
+        tower=count / seconds(lambda: tower.encode(crops)),
         flops=flops_of(lambda: model.visual(pixels)),
         precision=tower.precision,
     )

@@ -1,4 +1,4 @@
-"""From rates to hours: what the data sets would take on the machine that was measured."""
+"""Hours that the data sets would take on the machine that was measured, from its rates."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ TRAINING_VIEWS = 1 + ExtractConfig().train_views
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hours:
-    """Of one data set at one number of frames."""
+    """Hours of one data set at one number of frames."""
 
     data_set: str
     frames: int
@@ -40,7 +40,7 @@ class Hours:
 
     @property
     def total(self) -> float:
-        """Of all stages."""
+        """Hours of all stages."""
         return self.extract + (self.train or 0.0) + self.evaluate
 
 
@@ -52,7 +52,7 @@ def hours(
     evaluation: Sequence[EvalCost],
     overlaps: bool,
 ) -> list[Hours]:
-    """Of every data set at every number of frames; decoders and tower may overlap in time."""
+    """Hours of every data set at every number of frames; decoders and tower may overlap."""
     config = TrainConfig()
     clips = {cost.kind: cost for cost in decode}
     views = {cost.data_set: cost.seconds for cost in evaluation}
@@ -82,7 +82,7 @@ def hours(
 
 
 def bottleneck(estimates: Sequence[Hours], shares: Mapping[str, float]) -> str:
-    """What takes most of Kinetics-400 at 32 frames, and the share of its ceiling."""
+    """The stage that takes most of Kinetics-400 at 32 frames, and the share of its ceiling."""
     largest = next(e for e in estimates if (e.data_set, e.frames) == ("k400", 32))
     parts = {
         "decoding": largest.decode,

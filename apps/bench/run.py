@@ -37,7 +37,7 @@ from bieff.train.fit.step import prepare
 from bieff.train.runs.run import commit, versions
 
 PAPER_GPU_HOURS = 152
-"""Of RTX 3090, Kinetics-400, 16 frames, the whole training (Table 3)."""
+"""Hours of RTX 3090, Kinetics-400, 16 frames, the whole training (Table 3)."""
 
 ASSUMPTIONS = (
     "videos: k400 240,000 to train on and 19,906 to evaluate; ucf101 13,320; hmdb51 6,766",
@@ -56,7 +56,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench:
-    """What was measured, and what follows from it."""
+    """Measurements, and the hours that follow from them."""
 
     clip: str
     device: str
@@ -74,14 +74,14 @@ class Bench:
     hours: list[Hours]
     bottleneck: str
     seconds: float
-    """That the measuring took."""
+    """Seconds that the measuring took."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {"bench": "machine", **asdict(self)}
 
     def heading(self) -> str:
-        """What was measured, where."""
+        """One line: the CLIP, the machine, and how long the measuring took."""
         revision = f"{self.commit} " if self.commit else ""
         return (
             f"{revision}bench {self.clip} on {self.device}, {self.cores} cores, "

@@ -11,22 +11,22 @@ from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
 SECONDS = 1.0
-"""What is quick is repeated for so long."""
+"""Seconds for which quick calls are repeated."""
 
 _COPIED = 256 << 20
 _SIDE = {"cuda": 8192, "cpu": 2048}
-"""Of the square matrices that are multiplied."""
+"""Side of the square matrices that are multiplied."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ceilings:
-    """What this machine reaches in the simplest programs."""
+    """Rates that this machine reaches in the simplest programs."""
 
     precision: str
-    """Of the towers here: float32, or bfloat16 on CUDA."""
+    """Type of the towers here: float32, or bfloat16 on CUDA."""
 
     flops: float
-    """In the product of two large square matrices; a multiplication and an addition are 2."""
+    """Rate of the product of two large square matrices; a multiplication and addition are 2."""
 
     copy_bytes: float
     """Bytes a second from memory to memory."""
@@ -66,7 +66,7 @@ def flops_of(action: Callable[[], object]) -> float:
 
 
 def precision_of(device: torch.device) -> torch.dtype:
-    """What towers and prompts run in by default."""
+    """Type that towers and prompts run in by default."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 

@@ -51,18 +51,18 @@ class StoreRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCost:
-    """Of a training step."""
+    """Cost of a training step."""
 
     frames: int
     videos: int
     seconds: float
     flops: float
-    """Of its matrix products, forward and backward."""
+    """FLOP of its matrix products, forward and backward."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalCost:
-    """Of one view of one video, compared with all classes of a data set."""
+    """Cost of one view of one video, compared with all classes of a data set."""
 
     data_set: str
     names: int
@@ -72,7 +72,7 @@ class EvalCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextCost:
-    """Of the prompts of one batch, forward and backward."""
+    """Cost of the prompts of one batch, forward and backward."""
 
     videos: int
     names: int
@@ -83,7 +83,7 @@ class TextCost:
     """Seconds with every prompt encoded whole, from fewer prompts, multiplied."""
 
     flops: float
-    """Of the tree's matrix products."""
+    """FLOP of the tree's matrix products."""
 
 
 def make_store(folder: Path, clip: Clip) -> FeatureStore:

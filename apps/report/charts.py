@@ -31,10 +31,10 @@ class Line:
 
     name: str
     points: str
-    """As `polyline` takes them."""
+    """Points as `polyline` takes them."""
 
     last: tuple[float, float]
-    """Where it ends."""
+    """Last of the points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Chart:
 
     title: str
     summary: str
-    """What a reader who cannot see it is told."""
+    """Words for a reader who cannot see it."""
 
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]

@@ -1,4 +1,4 @@
-"""What a run's folder tells a report: curves, results, and the commands that made it.
+"""A run's folder as a report reads it: curves, results, and the commands that made it.
 
 Read tolerantly: fields that a record lacks are left out, fields that it has beyond are kept.
 """
@@ -63,7 +63,7 @@ def read_results(run: Run) -> list[dict[str, Any]]:
 
 
 def damage(run: Run) -> str:
-    """Why results.json cannot be read; empty where it can, or is not there."""
+    """Reason why results.json cannot be read; empty where it can, or is not there."""
     try:
         json.loads((run.path / RESULTS).read_text())
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
 def commands(
     run: Run, store: FeatureStore | None, results: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """What to type to get the same again, line by line, each with where it is known from."""
+    """Commands that give the same again, line by line, each with where it is known from."""
     lines: list[tuple[str, str]] = []
     if commit := run.record.get("commit"):
         changed = ", with changes that were not committed" if commit.endswith("+") else ""
@@ -101,9 +101,9 @@ def commands(
     if store is not None:
         lines.append((_extract_line(store), "from the store's recipe"))
     if typed := run.record.get("command"):
-        later = [sitting.get("command") for sitting in run.record.get("resumed") or []]
-        sittings = [["bieff", *words[1:]] for words in (typed, *later) if words]
-        lines += [(shlex.join(words), "as it was typed") for words in sittings]
+        later = [one.get("command") for one in run.record.get("resumed") or []]
+        typed_lines = [["bieff", *words[1:]] for words in (typed, *later) if words]
+        lines += [(shlex.join(words), "as it was typed") for words in typed_lines]
     else:
         lines.append((_train_line(run), "from the run's settings"))
     lines += [(line, "results") for line in _evaluations(run, results)]

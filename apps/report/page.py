@@ -49,7 +49,7 @@ MODELS = {"bieff": "BiEfficient", "frozen": "frozen CLIP", "mix": "mix of both"}
 
 @dataclass(frozen=True, slots=True)
 class Videos:
-    """What only the model and its store can tell."""
+    """Figures and pictures that only the model and its store can give."""
 
     classes: Sequence[dict[str, Any]] = ()
     names: Sequence[str] = ()
@@ -58,7 +58,7 @@ class Videos:
     surest: Sequence[dict[str, Any]] = ()
     furthest_off: Sequence[dict[str, Any]] = ()
     missing: str = ""
-    """Why there is none of it."""
+    """Reason why there is none of it."""
 
 
 def report(
@@ -206,15 +206,15 @@ def render(run: Run, store: FeatureStore | None, videos: Videos) -> str:
 
 
 def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    beside: dict[tuple[str, str], float] = {}  # the best of several templates
+    frozen: dict[tuple[str, str], float] = {}  # the best of several templates
     for record in results:
         if record["model"] == "frozen":
             asked = str(record.get("dataset")), str(record["protocol"])
-            beside[asked] = max(float(record["top1"]), beside.get(asked, 0.0))
+            frozen[asked] = max(float(record["top1"]), frozen.get(asked, 0.0))
     rows = []
     for record in results:
         top1, kind = float(record["top1"]), str(record["model"])
-        base = beside.get((str(record.get("dataset")), str(record["protocol"])))
+        base = frozen.get((str(record.get("dataset")), str(record["protocol"])))
         model = MODELS.get(kind, kind)
         if record.get("mix") is not None:
             model += f", {record['mix']:g} ours"

@@ -1,4 +1,4 @@
-"""What a report counts: the closed set by class and by video, and what the run cost."""
+"""Figures of a report: the closed set by class and by video, and what the run cost."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class Cell:
     said: int
     count: int
     share: float
-    """Of the true class's videos."""
+    """Share of the true class's videos."""
 
 
 def class_rows(ours: Result, frozen: Result) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def class_rows(ours: Result, frozen: Result) -> list[dict[str, Any]]:
 
 
 def cells(ours: Result) -> list[Cell]:
-    """What of the confusion matrix is not zero, row by row."""
+    """Cells of the confusion matrix that are not zero, row by row."""
     right = [(i, i, one.n_right) for i, one in enumerate(ours.classes) if one.n_right]
     return [
         Cell(true, said, count, count / ours.classes[true].n_evaluated)
@@ -78,7 +78,7 @@ def examples(found: ScoreTable, count: int, *, are_right: bool) -> Int[np.ndarra
 
 
 def cost(run: Run, store: FeatureStore | None) -> list[tuple[str, str]]:
-    """What both stages took, and what the model weighs, line by line."""
+    """Time of both stages, and the size of the model, line by line."""
     record = run.record
     lines = []
     if store is not None:

@@ -216,7 +216,7 @@ def roles_of(folders: Iterable[str], *, hold_classes: bool) -> dict[str, str]:
 
 
 def partition_of(folders: Iterable[str]) -> str | None:
-    """Which of "train", "val", "test" a folder is called (`train`, `val_256`, `k400-test`)."""
+    """The partition that a folder is named after (`train`, `val_256`, `k400-test`), if any."""
     for folder in folders:
         if match := _PARTITION.fullmatch(folder):
             role = match[1].lower()
@@ -231,7 +231,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _agreement(one: list[str], other: list[str]) -> int:
-    """How many parts agree from the file name upwards; 0 unless two do, or all there are."""
+    """Number of parts that agree from the file name up; 0 unless two do, or all there are."""
     agreement = 0
     for a, b in zip(one, other, strict=False):
         if a != b:
@@ -266,7 +266,7 @@ class FileIndex:
         self._has_both = {True, False} <= {self._is_train(path) for path in folder.videos}
 
     def locate(self, path: str, where: str) -> tuple[str | None, int]:
-        """Where the video lies (relative to the folder, or absolute) and its bytes.
+        """Path of the video (relative to the folder, or absolute) and its bytes.
 
         A list of validation videos never means one below train/ where that is not all there
         is, nor the other way round: the two may hold files of the same names.

@@ -68,7 +68,7 @@ class _Part:
 
     name: str
     source: str
-    """Who lists them."""
+    """Name of who lists them."""
 
     clips: Sequence[tuple[KineticsClip, _File | None]]
 
@@ -176,7 +176,7 @@ def _describe(paths: Iterable[str], labels: LabelIndex) -> list[_File]:
 def _read_tables(
     folder: Folder, labels: LabelIndex
 ) -> dict[str, tuple[str, list[KineticsClip]]]:
-    """For "train" and "val": the first csv in the folder that lists it, and its clips.
+    """Partition -> the first csv in the folder that lists it, and its clips.
 
     Raises:
         InputError: If a Kinetics csv names an unknown class or has a broken line.

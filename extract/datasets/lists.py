@@ -64,7 +64,7 @@ class Listed:
     """A line of a list."""
 
     line: int
-    """From 1, for messages."""
+    """Number from 1, for messages."""
 
     path: str
     label: int | str | None
@@ -113,11 +113,11 @@ class _Row:
 
     @property
     def numbers(self) -> int:
-        """How many fields there are, if all are numbers; otherwise 0."""
+        """Number of fields, if all are numbers; otherwise 0."""
         return len(self.fields) if all(map(_NUMBER.fullmatch, self.fields)) else 0
 
     def edges(self) -> tuple[int, int]:
-        """How many numbers stand before and behind the words."""
+        """Counts of the numbers before and behind the words."""
         is_number = [_NUMBER.fullmatch(field) is not None for field in self.fields]
         return is_number.index(False), is_number[::-1].index(False)
 

@@ -15,7 +15,7 @@ from bieff.features.schema import Video
 DATA = Path(__file__).parent / "data"
 
 ROLES = {"1": "train", "2": "test"}
-"""How the split files code a role; 0 is a video the split does not use."""
+"""Codes of the roles in the split files; 0 is a video the split does not use."""
 
 
 @cache

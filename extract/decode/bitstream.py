@@ -8,7 +8,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 MOST_PIXELS = 2**25
-"""Of a picture that is decoded; 8K passes."""
+"""Pixels of the largest picture that is decoded; 8K passes."""
 
 _OPTIONS = {"err_detect": "crccheck", "max_pixels": str(MOST_PIXELS)}
 """Look at checksums."""
@@ -48,7 +48,7 @@ def codec_of(stream: VideoStream) -> str:
 
 
 def can_begin_at(packet: Any, codec: str, header: bytes | None) -> bool | None:
-    """Whether nothing from this packet on refers to what is before it; None: not known here.
+    """True if nothing from this packet on refers to what is before it; None: not known here.
 
     Containers mark recovery points of H.264 as keyframes too, from which on the picture heals.
 

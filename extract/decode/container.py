@@ -1,4 +1,4 @@
-"""What a video file says of itself, before more than its first picture is decoded.
+"""A video file by what it says of itself, before more than its first picture is decoded.
 
 Reading all packets costs 1 to 3 ms for a clip of ten seconds, and tells how many frames to
 expect, and whether the file ends early or fails its own checksums.
@@ -101,7 +101,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _is_moving(stream: Any) -> bool:
-    """Whether a stream can be decoded and is no cover picture."""
+    """True of a stream that can be decoded and is no cover picture."""
     still = Disposition.attached_pic | Disposition.timed_thumbnails
     has_decoder = isinstance(stream, VideoStream) and stream.codec_context is not None
     return has_decoder and not stream.disposition & still
@@ -116,7 +116,7 @@ def reason(error: Exception | str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """What a video file holds, by its packets and its first frame."""
+    """Contents of a video file, by its packets and its first frame."""
 
     num_packets: int
     """Packets that should each present one frame; not those an edit list hides."""
@@ -128,7 +128,7 @@ class Contents:
     """True where the file ends before its header says it should."""
 
     matrix: tuple[int, int, int, int]
-    """How players turn the first frame, see `display_matrix`."""
+    """Turn that players give the first frame, see `display_matrix`."""
 
     height: int
     """Height of the first frame as players show it, pixels."""
@@ -221,7 +221,7 @@ def _refuse_slender(path: Path, width: int, height: int) -> None:
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """How players turn a frame: (a, b, c, d) of x' = a x + c y, y' = b x + d y.
+    """Turn that players give a frame: (a, b, c, d) of x' = a x + c y, y' = b x + d y.
 
     One of the eight turns and mirrorings by right angles; the identity for any other angle,
     which players show unturned too.
@@ -249,7 +249,7 @@ SideDataType._missing_ = classmethod(_name_unknown)  # type: ignore[assignment]
 
 
 def _riff_is_cut_off(path: Path) -> bool:
-    """Whether an AVI is shorter than its chunks say; one of size 0 was never finished."""
+    """True if an AVI is shorter than its chunks say; one of size 0 was never finished."""
     end = path.stat().st_size
     place = 0
     with path.open("rb") as file:
@@ -264,7 +264,7 @@ def _riff_is_cut_off(path: Path) -> bool:
 
 
 def _transport_is_cut_off(path: Path) -> bool:
-    """Whether a transport stream ends within one of its packets, all of one size."""
+    """True if a transport stream ends within one of its packets, all of one size."""
     with path.open("rb") as file:
         head = file.read(4 * 204)
     for size in (188, 204):
@@ -278,7 +278,7 @@ _CHECKSUM = b"\xbf\x84"  # of four bytes; the first element of what it is over
 
 
 class _Matroska:
-    """Whether a file is shorter than its one segment, and its parts with wrong checksums."""
+    """Damage of a file: shorter than its one segment, or parts with wrong checksums."""
 
     def __init__(self, path: Path) -> None:
         self.is_cut_off = False
@@ -303,7 +303,7 @@ class _Matroska:
 
 
 def _holds(data: mmap.mmap, place: int, end: int) -> bool:
-    """Whether the checksum at a place is that of what follows it."""
+    """True if the checksum at a place is that of what follows it."""
     with memoryview(data) as view, view[place + 4 : end] as content:
         return zlib.crc32(content) == int.from_bytes(view[place : place + 4], "little")
 

@@ -35,7 +35,7 @@ __all__ = ["DecodePool", "Job", "Outcome"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Outcome:
-    """What became of a video, after one or two attempts."""
+    """Outcome of a video, after one or two attempts."""
 
     row: int
     path: str
@@ -56,14 +56,14 @@ class Outcome:
     """Empty where the process died or hung before it could say."""
 
     message: str = ""
-    """What went wrong, in every attempt; empty where nothing did."""
+    """Faults of all attempts, in words; empty where there were none."""
 
     attempt: int = 1
     seconds: float = 0.0
-    """Of the last attempt: the decoding, or the time until it was given up."""
+    """Time of the last attempt: the decoding, or until it was given up."""
 
     def places(self, frame_numbers: ArrayLike) -> Int64[np.ndarray, "..."]:
-        """Where in `frames` the frames of these numbers lie; the numbers must be among ours."""
+        """Places in `frames` of the frames of these numbers, which must be among ours."""
         if self.frame_numbers is None:
             raise LookupError(f"row {self.row} has no frames: {self.message}")
         return np.searchsorted(self.frame_numbers, np.asarray(frame_numbers))
@@ -78,11 +78,11 @@ class _Attempt:
     """The pickled job, made where the caller sees what cannot be pickled."""
 
     call: int
-    """Which call of the pool it belongs to; results of a call that was given up are dropped."""
+    """Call of the pool that it belongs to; results of a call that was given up are dropped."""
 
     number: int = 1
     history: str = ""
-    """What went wrong before."""
+    """Faults of earlier attempts, in words."""
 
     def second(self, message: str) -> "_Attempt":
         """The try after a failure: with the other decoder, if that is right for the file."""
@@ -109,10 +109,10 @@ START_SECONDS = 120.0
 """Longest that a process may take to start."""
 
 SECONDS_A_FRAME = 0.05
-"""What the deadline grows by: an hour at 30 frames/s may take an hour and a half."""
+"""Seconds that a frame adds to the deadline: an hour at 30 frames/s may take 90 minutes."""
 
 _BYTES_A_WORKER = 3 * 2**27
-"""Of frames that wait for the caller or are expected, before another video is begun."""
+"""Bytes of frames that wait or are expected, before another video is begun."""
 
 _MAX_FAILED_STARTS = 3
 _LAST_WORDS_SECONDS = 2.0
@@ -312,7 +312,7 @@ class DecodePool:
                 self._give_up(process, Status.CRASHED)
 
     def _has_room(self) -> bool:
-        """Whether another video may be begun: one always, more by the largest until now."""
+        """True if another video may be begun: one always, more by the largest until now."""
         num_busy = sum(process.attempt is not None for process in self._processes)
         waiting = sum(_num_bytes(outcome) for outcome in self._ready)
         expected = (num_busy + 1) * self._largest
@@ -436,7 +436,7 @@ class _DecodeProcess:
 
     @property
     def seconds(self) -> float:
-        """How long it has been at its attempt, or at starting."""
+        """Time since its attempt, or its start, began."""
         return time.monotonic() - self.began
 
     def give(self, attempt: _Attempt) -> None:

@@ -42,7 +42,7 @@ Preference = Literal["decord", "pyav", "other"]
 """decord where it is right; PyAV always, as without a preference; "other" is decord again."""
 
 Choose = Callable[[int], ArrayLike]
-"""From the number of frames of a video to the numbers wanted, in any order, repeats allowed."""
+"""Number of frames of a video -> the numbers wanted, in any order, repeats allowed."""
 
 
 class ChoiceError(IndexError, ValueError):
@@ -67,13 +67,13 @@ class Decoded:
 
     decoder: Decoder
     damage: str | None = None
-    """What is damaged; None where nothing is."""
+    """Damage in words; None where there is none."""
 
     times: Float64[np.ndarray, " n"] | None = None
     """Seconds from the first frame of the video to each of `frames`; None: nobody can say."""
 
     def places(self, frame_numbers: ArrayLike) -> Int64[np.ndarray, "..."]:
-        """Where in `frames` the frames of these numbers lie; the numbers must be among ours."""
+        """Places in `frames` of the frames of these numbers, which must be among ours."""
         return np.searchsorted(self.frame_numbers, np.asarray(frame_numbers))
 
 
@@ -188,14 +188,14 @@ _WRONG_CHECKSUM = "a checksum of the file is wrong"
 
 @dataclass(frozen=True, slots=True)
 class _Packet:
-    """What is remembered of a packet, and named by the frames that come from it.
+    """A packet as it is remembered, and named by the frames that come from it.
 
     PyAV tells what is hung on a packet by its identity, so it must not be a small number.
     """
 
     number: int
     place: int
-    """Where in the file it begins, bytes; -1: unknown."""
+    """Byte of the file at which it begins; -1: unknown."""
 
     size: int
     stamp: int | None
@@ -207,13 +207,13 @@ class _Packet:
 
 @dataclass(slots=True)
 class Pass:
-    """What one run through a file gave."""
+    """Frames and findings of one run through a file."""
 
     kept: dict[int, UInt8[np.ndarray, "H W 3"]] = field(default_factory=dict)
     """The frames asked for, RGB as players show them, by position in the order of showing."""
 
     origins: list[int] = field(default_factory=list)
-    """Of each frame in the order of showing, damaged ones too: the packet it came from."""
+    """Packet that each frame came from, in the order of showing, damaged ones too."""
 
     packets: list[_Packet] = field(default_factory=list)
     keyframes: set[int] = field(default_factory=set)
@@ -396,11 +396,11 @@ def _packets(container: InputContainer, stream: VideoStream, result: Pass) -> It
 
 
 _HARMLESS = ("SEI", "mmco", "VUI", "SAR", "ICC", "Exif")
-"""What FFmpeg logs as errors and pictures do not suffer from."""
+"""Words of FFmpeg's errors that pictures do not suffer from."""
 
 _GAP = "Frame num gap"  # of H.264: a reference picture is missing
 _TELLING = ("concealing", _GAP)
-"""What it logs as less, and they do."""
+"""Beginnings of lesser messages whose pictures do suffer."""
 
 
 @contextmanager
@@ -458,7 +458,7 @@ def _judge_missing(result: Pass, codec: str) -> None:
 
 
 _MOST_PIXELS = 2**21
-"""Of a frame that is handed on as it is: 1920 x 1088 and a little more."""
+"""Pixels of the largest frame that is handed on as it is: 1920 x 1088 and a little more."""
 
 
 def _bounded(height: int, width: int) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def read_with_decord(
 
 
 def examine(path: Path) -> tuple[str | None, UInt8[np.ndarray, "H W 3"] | None]:
-    """Why decord may return a wrong frame of a file, if it may; and the first frame.
+    """Reason why decord may return a wrong frame of a file, if any; and the first frame.
 
     Raises:
         DecodeError: If the file cannot be opened.

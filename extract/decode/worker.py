@@ -44,12 +44,12 @@ class Job:
     """Called in the worker, so it must be importable there: best a dataclass of a module."""
 
     decoder: Preference | None = None
-    """As for `decode_video`."""
+    """Preference, as for `decode_video`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Report:
-    """What became of a job; a shape says that frames come with it."""
+    """Outcome of a job; a shape says that frames come with it."""
 
     status: Status
     message: str = ""
@@ -162,7 +162,7 @@ def _guarded(choose: Choose, channel: socket.socket) -> Choose:
 
 
 _LIBRARY_ERRORS = (av.FFmpegError, OSError, MemoryError, OverflowError)
-"""What libraries raise at files; PyAV the last at numbers that do not fit."""
+"""Errors that libraries raise at files; PyAV the last at numbers that do not fit."""
 
 
 def _report_of(error: Exception) -> Report:

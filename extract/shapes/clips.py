@@ -49,7 +49,7 @@ VERSION = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Edition:
-    """Which clips to make: everything that the pixels depend on."""
+    """Choice of the clips to make: everything that the pixels depend on."""
 
     seed: int = 0
     train_clips: int = 36
@@ -79,7 +79,7 @@ class Clip:
 
     @property
     def path(self) -> Path:
-        """Where it lies in the folder of its data set."""
+        """Its place in the folder of its data set."""
         folder = Path() if self.partition == "all" else Path(self.partition)
         return folder / self.name / f"{self.number:03d}.mp4"
 

@@ -81,10 +81,10 @@ class Scenes:
     """The colour really used, 0 to 255."""
 
     centre: Float[np.ndarray, "N 2"]
-    """Where the shape is in the middle of the clip (x, y)."""
+    """Place of the shape in the middle of the clip (x, y)."""
 
     travel: Float[np.ndarray, "N 2"]
-    """How far it goes during the clip (x, y); zero unless it moves."""
+    """Way that it goes during the clip (x, y); zero unless it moves."""
 
     radius: Float[np.ndarray, " N"]
     """Radius in the middle of the clip."""

@@ -1,4 +1,4 @@
-"""Models that say how well each class fits a video: a trained one, and frozen CLIP beside it.
+"""Models that say how well each class fits a video: a trained one, and frozen CLIP.
 
 B videos, t frames of each, K classes that the model knows, k of them asked about, V views of
 one video, D joint width.
@@ -31,7 +31,7 @@ LARGEST_BATCH = 32
 """Videos scored at a time, where the text tower's rows allow it."""
 
 TOWER_BYTES = 1 << 30
-"""What the text tower's rows may take while scoring, where so much is free twice over.  A
+"""Memory for the text tower's rows while scoring, where so much is free twice over.  A
 fixed figure, so that the same videos share a batch on every machine that has the room: which
 ones do decides the last bits of a score."""
 
@@ -43,7 +43,7 @@ Weights = Literal["last", "best"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Highlights:
-    """Which frames speak for a class."""
+    """Frames that speak for a class."""
 
     kind: Literal["weights", "cosine"]
     """S of Eq. 8, which sums to 1; or, of frozen CLIP, each frame's cosine with the class."""
@@ -60,8 +60,8 @@ class Trained:
     Args:
         run: A run that has been trained.
         clip: The CLIP that it was trained on.
-        names: Of the classes, or descriptions of them: every description is a prompt of its
-            own, see `class_logits`.
+        names: Names of the classes, or descriptions of them: every description is a prompt of
+            its own, see `class_logits`.
         weights: After the last step, or at the best evaluation on `val`.
         model: The run's model, where it is loaded already.
 
@@ -145,7 +145,7 @@ class Frozen:
 
     Args:
         clip: The CLIP that the features come from.
-        names: Of the classes, or descriptions of them.
+        names: Names of the classes, or descriptions of them.
         num_frames: Frames of a video, as of the model it stands beside.
         template: By name, as a text with `{}` in it, or several; embeddings are averaged.
     """
@@ -203,7 +203,7 @@ class Frozen:
 
 
 Classifier = Trained | Frozen
-"""What is evaluated: `about` says what it is, `logits` how well each class fits."""
+"""A model to evaluate: `about` says which, `logits` how well each class fits."""
 
 
 def mean_softmax(views: Iterable[Float[Tensor, "B k"]]) -> Float64[Tensor, "B k"]:

@@ -1,4 +1,4 @@
-"""What each protocol asks: which videos of a partition, among which classes.
+"""The question of each protocol: which videos of a partition, among which classes.
 
 closed    the `val` list, all classes
 splits3   the official test lists, all classes
@@ -45,7 +45,7 @@ class EvalList:
 
     name: str
     rows: Int[np.ndarray, " n"]
-    """Of the partition, ascending."""
+    """Rows of the partition, ascending."""
 
     classes: Int[np.ndarray, " k"]
     """Labels, ascending."""
@@ -95,7 +95,7 @@ def lists_of(
 
 
 def default_protocol(store: FeatureStore) -> str:
-    """How a set that a run was not trained on is usually evaluated."""
+    """The usual protocol of a set that a run was not trained on."""
     if store.class_subsets:
         return "k600"
     if "all" not in store.partitions:

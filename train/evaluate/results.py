@@ -91,7 +91,7 @@ class Result:
     clips: int
     crops: int
     template: str
-    """How frozen CLIP was asked, or the trained prompt's name."""
+    """Template that frozen CLIP was asked in, or the trained prompt's name."""
 
     store: str
     """Recipe hash of the feature store."""
@@ -104,7 +104,7 @@ class Result:
 
     top1_all_std: float | None = None
     weights: str | None = None
-    """Of the run: "last", or "best" on `val`."""
+    """Weights of the run: "last", or "best" on `val`."""
 
     mix: float | None = None
     """Weight of ours in a mix with frozen CLIP."""
@@ -113,11 +113,11 @@ class Result:
     """File of the descriptions of the classes; None for the store's class names."""
 
     names_hash: str | None = None
-    """Of what the classes were called."""
+    """Hash of what the classes were called."""
 
     lists: tuple[ListFigures, ...] = ()
     classes: tuple[ClassFigures, ...] = ()
-    """By label."""
+    """Figures by label."""
 
     confusions: tuple[tuple[int, int, int], ...] = ()
     """(label, predicted, videos) of the mistakes, the most frequent first."""
@@ -128,7 +128,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Result":
-        """What `to_dict` gave."""
+        """The result that gave a record by `to_dict`."""
         nested = {
             "lists": tuple(ListFigures(**part) for part in record.get("lists", ())),
             "classes": tuple(ClassFigures(**part) for part in record.get("classes", ())),
@@ -138,7 +138,7 @@ class Result:
 
     @property
     def question(self) -> tuple[Any, ...]:
-        """What was asked; two results of one question are the same, measured again."""
+        """The question asked; two results of one question are the same, measured again."""
         return tuple(getattr(self, name) for name in QUESTION)
 
 

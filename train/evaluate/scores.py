@@ -30,12 +30,12 @@ from bieff.features.hdf5 import require_own
 from bieff.train.evaluate.lists import EvalList
 
 Scores = Sequence[Float64[np.ndarray, "_ _"]]
-"""Of one model, for each question; a row sums to 1."""
+"""Scores of one model, for each question; a row sums to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """What was evaluated on, for all models."""
+    """Data, views and protocol of an evaluation, the same for all models."""
 
     protocol: str
     dataset: str
@@ -48,24 +48,24 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class About:
-    """Which model was asked, and how."""
+    """The model that was asked, and how."""
 
     model: Literal["bieff", "frozen", "mix"]
     frames: int
     template: str
-    """How frozen CLIP is asked, or the trained prompt's name."""
+    """Template that frozen CLIP is asked in, or the trained prompt's name."""
 
     names: str | None
     """File of the descriptions of the classes; None for the store's class names."""
 
     names_hash: str | None
-    """Of what the classes are called."""
+    """Hash of what the classes are called."""
 
     run: str | None
     """Id of the trained run; None for frozen CLIP."""
 
     weights: str | None
-    """Of the run: after the last step, or at the best evaluation."""
+    """Weights of the run: after the last step, or at the best evaluation."""
 
     mix: float | None = None
     """Weight of ours in the mix of both."""
@@ -79,7 +79,7 @@ class ScoreTable:
     class_names: tuple[str, ...]
     lists: tuple[EvalList, ...]
     rows: Int[np.ndarray, " m"]
-    """Of the partition: the videos on any list, ascending."""
+    """Rows of the partition: the videos on any list, ascending."""
 
     ids: tuple[str, ...]
     labels: Int[np.ndarray, " m"]
@@ -88,11 +88,11 @@ class ScoreTable:
 
     models: tuple[About, ...]
     scores: tuple[Scores, ...]
-    """Of each model."""
+    """Scores of each model."""
 
     @property
     def questions(self) -> list[EvalList]:
-        """What was asked, in the order of scores."""
+        """Questions in the order of scores."""
         return questions_of(self.lists, self.rows[self.usable])
 
     def with_mix(self, weight: float) -> "ScoreTable":
@@ -152,7 +152,7 @@ _FORMAT, _VERSION = "bieff scores", 1
 
 
 def scores_file(folder: Path, head: Head) -> Path:
-    """Where a run's scores of a protocol and a data set lie."""
+    """Path of a run's scores of a protocol and a data set."""
     return folder / "scores" / f"{head.protocol}-{head.dataset}.h5"
 
 
@@ -294,7 +294,7 @@ Batch = tuple[int, int, int]
 """Model, question, and place of its first video: the key of a batch's scores."""
 
 SECONDS = 5.0
-"""Between two writings; what a kill can cost."""
+"""Seconds between two writings; what a kill can cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ class PartialScores:
     folder: Path
 
     def read(self) -> dict[Batch, Float64[np.ndarray, "_ _"]]:
-        """What earlier processes left."""
+        """Scores that earlier processes left."""
         found: dict[Batch, np.ndarray] = {}
         for file in sorted(self.folder.glob("*.npz")):
             try:

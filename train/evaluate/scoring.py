@@ -144,8 +144,8 @@ def evaluate_run(
 ) -> ScoreTable:
     """Scores of a run's last weights and of frozen CLIP beside them, kept with the run."""
     ours = Trained(run, clip, store.class_names)
-    beside = Frozen(clip, store.class_names, num_frames=ours.about.frames)
-    return evaluate(store, [ours, beside], protocol, watch=watch, split=split, keep_in=run.path)
+    frozen = Frozen(clip, store.class_names, num_frames=ours.about.frames)
+    return evaluate(store, [ours, frozen], protocol, watch=watch, split=split, keep_in=run.path)
 
 
 def probabilities(
@@ -189,7 +189,7 @@ def _views_of(
 
 
 def strided(num_stored: int, num_frames: int, *, clip: int, clips: int) -> Int[Tensor, " t"]:
-    """Which stored frames an evaluation view of t frames takes: one from each group of T / t.
+    """Stored frames that an evaluation view of t frames takes: one from each group of T / t.
 
     The first clip takes the first of each group, which is the grid of t frames exactly; the
     last clip the last, which is where a store of t frames has it, within two frames.
@@ -202,7 +202,7 @@ def strided(num_stored: int, num_frames: int, *, clip: int, clips: int) -> Int[T
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scoring:
-    """Who is asked what, about which videos."""
+    """An evaluation under way: classifiers, questions, and the videos they are about."""
 
     features: Features
     classifiers: Sequence[Classifier]
@@ -214,7 +214,7 @@ class Scoring:
     """Temporal clips among the views."""
 
     num_classes: int
-    """Of the store."""
+    """Classes of the store."""
 
     def run(self, watch: Watch, *, partial: PartialScores | None = None) -> list[Scores]:
         """Softmax scores of each model for each question, averaged over views, in float64.

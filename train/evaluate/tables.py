@@ -25,7 +25,7 @@ WHAT = {
     BASE: "test list of the base classes",
     NOVEL: "test list of the novel classes",
 }
-"""What a protocol's lists are, for a paper."""
+"""Words for a protocol's lists, for a paper."""
 
 
 def result_table(results: Sequence[Result]) -> Table:

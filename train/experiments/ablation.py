@@ -44,7 +44,7 @@ STATE = "ablation.json"
 REPORT = "ablation.md"
 
 _SECONDS = 0.2
-"""Between two looks at the runs."""
+"""Seconds between two looks at the runs."""
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ablation:
-    """What was asked for."""
+    """An ablation as it was asked for."""
 
     store: FeatureStore
     zero_shot: Sequence[FeatureStore]
@@ -79,11 +79,11 @@ class Ablation:
 
     @property
     def stores(self) -> dict[str, FeatureStore]:
-        """By name of their folders, the closed set's first."""
+        """Stores by the names of their folders, the closed set's first."""
         return {store.path.resolve().name: store for store in (self.store, *self.zero_shot)}
 
     def cannot(self, row: Row) -> str | None:
-        """Why the store does not serve a row, if it does not."""
+        """Reason why the store does not serve a row, if it does not."""
         wanted = row.config(self.base).frames or int(self.store.recipe["frames"])
         for name, store in self.stores.items():
             frames = int(store.recipe["frames"])
@@ -116,11 +116,11 @@ class Ablation:
         }
 
     def is_done(self, name: str) -> bool:
-        """Whether a run is finished and evaluated on every store."""
+        """True of a run that is finished and evaluated on every store."""
         return self._is_trained(name) and not self._left(name)
 
     def commands(self, run: Experiment) -> Iterator[tuple[str, list[str]]]:
-        """What is to be typed for a run, each as soon as the one before is done, and why."""
+        """Commands of a run, each as soon as the one before is done, and what it is for."""
         folder = self.out / run.name
         where = [] if self.device is None else ["--device", self.device]
         where += [] if self.named is None else self.named.words
@@ -351,7 +351,7 @@ def ablate(
 
 
 def _with_earlier(asked: Ablation) -> Ablation:
-    """What was asked for, and the tables, seeds and stores of an ablation that goes on.
+    """The ablation with the tables, seeds and stores of the one that it goes on with.
 
     Raises:
         ConfigError: If it has other settings.
@@ -435,7 +435,7 @@ def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
     runs = (run.name for row in rows_of(asked.tables) for run in asked.experiments(row))
     done = next((name for name in runs if asked.is_done(name)), None)
     # frozen CLIP's figures stand beside those of every run
-    beside = {} if done is None else asked.figures(done)
+    frozen = {} if done is None else asked.figures(done)
     record = None if done is None else open_run(asked.out / done).record
     state = {
         "store": str(asked.store.path.resolve()),
@@ -448,7 +448,7 @@ def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
         "paper_column": f"{PAPER}: another data set and another CLIP",
         "paper_cost": PAPER_HOURS,
         "deviation": "sample standard deviation over seeds",
-        "frozen": {name: of["frozen"].to_dict() for name, of in beside.items()},
+        "frozen": {name: of["frozen"].to_dict() for name, of in frozen.items()},
         "tables": tables,
     }
     page = as_markdown(state, list(asked.stores), record)

@@ -34,12 +34,12 @@ HALVES = {"base": BASE, "novel": NOVEL}
 """Half of the classes -> the protocol that asks about it."""
 
 Bar = Callable[[str], AbstractContextManager[Any]]
-"""What is done -> who watches it: with (steps, steps in all, loss), or (videos, in all)."""
+"""Name of work -> who watches it: with (steps, steps in all, loss), or (videos, in all)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """Of one model: means over draws in percent, population standard deviations, their mean."""
+    """One model's means over draws in percent, population standard deviations, their mean."""
 
     model: str
     base: float
@@ -51,7 +51,7 @@ class Figures:
 
     @classmethod
     def of(cls, model: str, base: Sequence[float], novel: Sequence[float]) -> "Figures":
-        """Of the accuracies of each draw."""
+        """Figures from the accuracies of each draw."""
         of_base, of_novel = statistics.fmean(base), statistics.fmean(novel)
         return cls(
             model=model,

@@ -52,7 +52,7 @@ class Row:
     paper_top5: float | None = None
 
     def config(self, base: TrainConfig) -> TrainConfig:
-        """What the row trains with.
+        """Settings that the row trains with.
 
         Raises:
             ConfigError: If the base does not go together with it.
@@ -119,7 +119,7 @@ class Experiment:
     """A run that one or several rows ask for."""
 
     name: str
-    """Of its folder: the first row that asks for it, and the seed."""
+    """Name of its folder: the first row that asks for it, and the seed."""
 
     config: TrainConfig
 

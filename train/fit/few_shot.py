@@ -32,13 +32,13 @@ class FewShotDraw:
     """Videos asked for a class."""
 
     seed: int
-    """Of the draw."""
+    """Seed of the draw."""
 
     videos: Mapping[str, Sequence[str]]
     """Class -> ids of its videos; the classes in the order of their labels."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For run.json."""
+        """The draw as run.json keeps it."""
         return asdict(self)
 
     @classmethod
@@ -51,12 +51,12 @@ class FewShotDraw:
             raise InputError(f"the draw of run {run.path} cannot be read: {error}") from None
 
     def protocol(self, store: FeatureStore) -> str:
-        """What a run on it is evaluated by."""
+        """The protocol that a run on it is evaluated by."""
         has_all = len(self.videos) == len(store.class_names)
         return FEW_SHOT if has_all else BASE  # of half of them in a run of `bieff base2novel`
 
     def listed(self, store: FeatureStore) -> Listed:
-        """Where the videos are in the store, and the classes they are told apart among.
+        """Rows of the videos in the store, and the classes they are told apart among.
 
         Raises:
             StoreMismatchError: If the draw is of another store.
@@ -77,7 +77,7 @@ class FewShotDraw:
         return partition, EvalList("train", rows, classes)
 
     def text(self) -> str:
-        """In words."""
+        """The draw in words."""
         count = sum(map(len, self.videos.values()))
         fewer = sum(len(ids) < self.shots for ids in self.videos.values())
         note = f", {fewer} classes have fewer" if fewer else ""
@@ -97,7 +97,7 @@ class FewShotOptions:
 
     split: str | None
     seed: int | None
-    """Of the draw; None: 0."""
+    """Seed of the draw; None: 0."""
 
     same_as: Path | None
     """A run whose videos to take."""

@@ -96,7 +96,7 @@ class TrainingLoop:
     """Steps whose losses are on their way to the host."""
 
     loss: float = math.nan
-    """Of the step that was read last."""
+    """Loss of the step that was read last."""
 
     saved_step: int | None = None
     saved_at: float = field(default_factory=time.monotonic)

@@ -83,9 +83,9 @@ def _circumstances(trainer: Trainer) -> dict[str, Any]:
 def resumed(
     record: Mapping[str, Any], trainer: Trainer, command: Sequence[str], step: int
 ) -> dict[str, Any]:
-    """The record of a run that goes on: its first sitting's, and a line for this one."""
-    sitting = {**_circumstances(trainer), "step": step, "command": list(command)}
-    return {**record, "resumed": [*record["resumed"], sitting]}
+    """The record of a run that goes on: as it was begun, and a line for this process."""
+    process = {**_circumstances(trainer), "step": step, "command": list(command)}
+    return {**record, "resumed": [*record["resumed"], process]}
 
 
 def require_same(

@@ -67,7 +67,7 @@ class Trainer:
     text: TextTower
     class_names: Sequence[str]
     videos: Sequence[Video]
-    """Of the partition that is trained on."""
+    """Videos of the partition that is trained on."""
 
     features: Features
     """Those of them that are drawn from."""

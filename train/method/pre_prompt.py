@@ -1,4 +1,4 @@
-"""What stands before the class name: learned context and the Pre-Prompt (paper Sec. 3.2).
+"""The prompt before the class name: learned context and the Pre-Prompt (paper Sec. 3.2).
 
 B videos, C rows of visual context (T frames, or patches), M context tokens, Q rows that are
 the video's own, D joint width, W text width.
@@ -120,7 +120,7 @@ PROMPTS: Mapping[str, Callable[[TrainConfig, int, int], nn.Module]] = {
     "a2": QueryingPrompt,
     "a3": PrePrompt,
 }
-"""By the setting `prompt`, and the Pre-Prompt's by `design`."""
+"""Prompts by the setting `prompt`, and the Pre-Prompt's by `design`."""
 
 
 def make_prompt(config: TrainConfig, dim: int, text_width: int) -> nn.Module:

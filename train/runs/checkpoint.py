@@ -44,7 +44,7 @@ class Progress:
     """Steps done."""
 
     seconds: float = 0.0
-    """Spent so far, over all sittings."""
+    """Seconds spent so far, over all processes that went on with the run."""
 
     best_top1: float | None = None
     best_step: int | None = None

@@ -1,4 +1,4 @@
-"""What is measured while training: metrics.jsonl for programs, events for TensorBoard."""
+"""Figures measured while training: metrics.jsonl for programs, events for TensorBoard."""
 
 import json
 import os

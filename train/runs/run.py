@@ -49,7 +49,7 @@ _KINDS = {
     **{"store": str, "store_recipe_hash": str, "data_set": str, "started": str},
     **{"frames": int, "videos": int, "steps": int},
 }
-"""What every record holds, from the first step on."""
+"""Fields that every record holds, from the first step on, with their types."""
 
 PACKAGES = ("bieff", "torch", "open_clip_torch", "numpy", "zarr", "safetensors")
 

@@ -1,4 +1,4 @@
-"""Which row of the text tower is which token: the tree that prompts with a common start form.
+"""Rows of the text tower by token: the tree that prompts with a common start form.
 
     [SOT] c_1..c_M              once                     the prefix, P = 1 + M rows
         video_b                 once per video           Q rows

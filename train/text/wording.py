@@ -1,4 +1,4 @@
-"""How frozen CLIP is asked: prompt templates by name.
+"""Words that frozen CLIP is asked in: prompt templates by name, and descriptions.
 
 bare      the class name alone
 one       "This is a video about {}", the paper's hand-crafted prompt
