@@ -161,9 +161,10 @@ def test_a_scheduler_that_is_not_there(monkeypatch):
 @pytest.mark.slow
 def test_local_workers_write_the_same_store(whole, clips, tmp_path):
     store = extracting.plan_small(clips, tmp_path / "store")
+    before = set(psutil.Process().children(recursive=True))
     with connected("local", device=extracting.CPU) as runner:
         assert on(runner, store).shards_written == 6
-        workers = psutil.Process().children(recursive=True)
+        workers = set(psutil.Process().children(recursive=True)) - before
         assert workers
         # another store on the same workers, which have to start anew
         second = extracting.plan_small(clips, tmp_path / "second", rows=8)

@@ -3,7 +3,6 @@
 Prints what became of them; two minutes on two cores at most.
 """
 
-import os
 import threading
 import time
 from collections import Counter
@@ -57,6 +56,7 @@ def test_four_hundred_damaged_files(tmp_path, capsys):
     files, shared, threads = count("/proc/self/fd"), count("/dev/shm"), threading.active_count()
     most, seen = 0, Counter()
     begin = time.monotonic()
+    before = set(me.children(recursive=True))
     with DecodePool(2, deadline=30.0) as pool:
         for outcome in pool.decode(jobs):
             name = families[outcome.row]
@@ -79,4 +79,4 @@ def test_four_hundred_damaged_files(tmp_path, capsys):
     assert most < 2 * 2**30
     assert (count("/proc/self/fd"), count("/dev/shm")) == (files, shared)
     assert threading.active_count() == threads
-    assert not [child for child in me.children() if child.pid != os.getpid()]
+    assert not set(me.children(recursive=True)) - before
