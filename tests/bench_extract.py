@@ -32,8 +32,7 @@ from bieff.apps.bench.timing import ceilings, device_name, once, seconds
 from bieff.clip import TINYCLIP, Clip, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.decode.pool import DecodePool
-from bieff.extract.decode.worker import Job, Outcome
+from bieff.extract.decode.pool import DecodePool, Job, Outcome
 from bieff.extract.plan import plan
 from bieff.extract.run import InProcess, extract
 from bieff.extract.shard import BATCH, ShardWork
