@@ -82,6 +82,7 @@ def main(channel_number: int, parent: int) -> None:
     """
     _die_with(parent)
     _die_first()
+    os.nice(15)  # the tower's threads wait for each other: decoders take what it leaves
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     channel = socket.socket(fileno=channel_number)
     with channel, contextlib.suppress(EOFError, ConnectionError):
