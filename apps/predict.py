@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bieff.apps import keyframes as strips
-from bieff.apps.predictor import Prediction, Predictor
+from bieff.apps.predictor import Prediction, Predictor  # docs/api.md names them here
 from bieff.apps.terminal import clean
 from bieff.clip import ClipName
 from bieff.extract.datasets.files import scan

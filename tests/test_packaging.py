@@ -41,6 +41,10 @@ FLOORS = (
 """Folders, from below; a file imports of its own folder and of the floors beneath it."""
 
 
+DOOR = "train.run"
+"""Names again what docs/api.md promises, on the floor where it was promised."""
+
+
 def modules():
     """Names below `bieff`, with their files."""
     files = [
@@ -69,6 +73,8 @@ def test_imports_go_down():
     known = modules()
     level = {name: floor for floor, names in enumerate(FLOORS) for name in names}
     assert {folder(name) for name in known} == set(level)
+    door = known.pop(DOOR)
+    assert not any(DOOR in ours(path, {**known, DOOR: door}) for path in known.values())
     wrong = [
         f"{name} imports {other}"
         for name, path in known.items()
@@ -116,6 +122,16 @@ def test_no_folder_is_crowded_and_no_two_files_import_each_other():
 def test_clip_imports_nothing_of_ours_but_errors():
     found = {name for name in imported(ROOT / "clip.py") if name.startswith("bieff")}
     assert all(name.startswith("bieff.features.errors") for name in found)
+
+
+def test_the_doors_of_the_api_are_where_they_were():
+    from bieff.apps.predict import Predictor
+    from bieff.extract.decode import decode_video, read_frames
+    from bieff.features.store import FeatureStore
+    from bieff.train.run import clip_of, load_model, open_run
+
+    doors = (FeatureStore.open, Predictor.load, open_run, load_model, clip_of)
+    assert all(map(callable, (*doors, decode_video, read_frames)))
 
 
 def test_nothing_but_cli_and_clip_lies_at_the_root():
