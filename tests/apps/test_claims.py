@@ -16,6 +16,8 @@ from bieff.features.plan import recipe_hash
 from bieff.train.config import load
 from bieff.train.fit.loop import train
 
+pytestmark = pytest.mark.slow  # every command is a process of its own
+
 SHORT = ["epochs=2", "warmup_epochs=1", "batch_size=11", "eval_every=0"]
 
 HUB = {"model": "hf-hub:bieff-nobody/bieff-nothing", "pretrained": None}
@@ -155,7 +157,6 @@ def test_a_folder_that_the_user_names_is_compared(world):
         assert "was made with CLIP" in done["said"]
 
 
-@pytest.mark.slow
 def test_the_activation_is_part_of_the_clip(tmp_path, monkeypatch):
     """Its weights are the same, and so is their fingerprint."""
     monkeypatch.chdir(tmp_path)
