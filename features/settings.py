@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from bieff.features.errors import ConfigError
 
 Config = TypeVar("Config", bound=Any)
-"""A frozen dataclass whose fields are bool, int, float or one of some words, or None."""
+"""A frozen dataclass whose fields are bool, int, float, str or one of some words, or None."""
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Header and rows."""
@@ -91,14 +91,19 @@ def _checked(name: str, value: Any, types: Mapping[str, Any]) -> Any:
     if float in kinds and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if type(value) not in kinds or not _is_ordinary(value):
-        words = {bool: "true or false", int: "a whole number", float: "a number"}
+        words = {
+            **{bool: "true or false", int: "a whole number", float: "a number"},
+            str: "words on one line",
+        }
         or_none = " or none" if NoneType in kinds else ""
         raise ConfigError(f"{name} must be {words[kinds[0]]}{or_none}, got {_short(value)}")
     return value
 
 
-def _is_ordinary(number: float) -> bool:
-    return abs(number) <= _LARGEST if isinstance(number, int) else math.isfinite(number)
+def _is_ordinary(value: float | str) -> bool:
+    if isinstance(value, str):
+        return value.isprintable()
+    return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)
 
 
 def _short(value: object) -> str:

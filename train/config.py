@@ -49,7 +49,11 @@ class TrainConfig:
     """Design of the Pre-Prompt (Table 6); needs prompt = "pre-prompt"."""
 
     num_context: int = 16
-    """M, learned context tokens before the class name."""
+    """M, learned context tokens before the class name; with words to start from, M is theirs."""
+
+    context_start: str = "random"
+    """What the learned tokens start as, c_v being the last of them: random, or words that the
+    CLIP knows.  The paper is silent."""
 
     prompts_see: Literal["frames", "temporal", "patches"] = "frames"
     """v of Eq. 2 and 3: the frames as stored, the temporal transformer's output, or the
@@ -164,6 +168,8 @@ class TrainConfig:
                 raise ConfigError(f"{field.name} must be positive, got {value}")
             if field.name in _NOT_NEGATIVE and not value >= 0:
                 raise ConfigError(f"{field.name} must not be negative, got {value}")
+        if not self.context_start.strip():
+            raise ConfigError("context_start must be words or random, got nothing")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 f"warmup_epochs must be in [0, epochs), got {self.warmup_epochs} "

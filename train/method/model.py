@@ -105,7 +105,8 @@ class BiEfficient(nn.Module):
     which other parts there are; the caller's random state is kept.
 
     Untrained, a video is its frames' mean and a class its text embedding, up to the frame
-    positions, the learned context tokens and the (small) weight of Eq. 9: close to frozen CLIP.
+    positions in the (small) weight of Eq. 9 and random context tokens: close to frozen CLIP.
+    Started from words, it gives frozen CLIP's answers with these as the template.
 
     Args:
         config: Which parts, of which design.
@@ -113,11 +114,11 @@ class BiEfficient(nn.Module):
         text_width: W, width of the text transformer.
         num_frames: T.
         patches: Number and width of the store's patch tokens, if it has them.
-        hand_crafted: Embedded tokens of the template, for `prompt = "hand-crafted"` alone; see
-            `hand_crafted_context`.
+        words: What the prompt starts from; see `pre_prompt.embedded_words`.
 
     Raises:
-        ConfigError: If the config wants patches and there are none.
+        ConfigError: If the config wants patches and there are none, or words where the design
+            cannot start from them.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class BiEfficient(nn.Module):
         text_width: int,
         num_frames: int,
         patches: Sequence[int] | None = None,
-        hand_crafted: Float[Tensor, "M W"] | None = None,
+        words: Float[Tensor, "M W"] | None = None,
     ) -> None:
         super().__init__()
         if config.prompts_see == "patches" and patches is None:
@@ -136,8 +137,6 @@ class BiEfficient(nn.Module):
                 "prompts_see='patches' needs a store with patch tokens; extract with "
                 "`--context patches`, or set prompts_see=frames"
             )
-        if (config.prompt == "hand-crafted") != (hand_crafted is not None):
-            raise ValueError(f"prompt={config.prompt!r} and hand_crafted do not go together")
         self.config = config
         sees_patches = config.prompts_see == "patches"
         self.visual_shape = (patches[0] if patches and sees_patches else num_frames, dim)
@@ -157,9 +156,7 @@ class BiEfficient(nn.Module):
             with _seeded(config, "patches"):
                 self.patch_context = PatchContext(patches[1], dim)
         with _seeded(config, "prompt"):
-            self.prompt = make_prompt(config, dim, text_width)
-        if hand_crafted is not None:
-            self.prompt.context = hand_crafted
+            self.prompt = make_prompt(config, dim, text_width, words)
         if config.post_prompt:
             with _seeded(config, "post_prompt"):
                 self.post_prompt = PostPrompt(

@@ -3,8 +3,12 @@
 B videos, C rows of visual context (T frames, or patches), M context tokens, Q rows that are
 the video's own, D joint width, W text width.
 
-A design is a class here and a line of `PROMPTS`: it is made from the settings, D and W, and
-makes the rows before the name from the visual context.
+A design is a class here and a line of `PROMPTS`: it is made from the settings, D, W and the
+embedded words that it starts from, and makes the rows before the name from the visual context.
+
+The paper does not say how its tokens start.  With `context_start = "random"` they are spread
+like CLIP's own; with words, the first prompt of every video is those words and the name, which
+frozen CLIP knows how to read.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bieff.clip import Clip
+from bieff.features.errors import ConfigError
 from bieff.train.config import TrainConfig
 from bieff.train.method.attention import TOKEN_STD, AttentionBlock, linear, quick_gelu
 from bieff.train.text.wording import HAND_CRAFTED
@@ -39,13 +44,14 @@ class SharedPrompt(nn.Module):
 
     context: Tensor | None
 
-    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
+    def __init__(
+        self, config: TrainConfig, dim: int, text_width: int, words: Tensor | None = None
+    ) -> None:
         super().__init__()
         if config.prompt == "learnable":
-            self.context = learned_tokens(config.num_context, text_width)
+            self.context = learned_tokens(config.num_context, text_width, words)
         else:
-            self.register_buffer("context", None, persistent=False)
-            """Set to `hand_crafted_context` where the prompt is that."""
+            self.register_buffer("context", words, persistent=False)
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return the same context whatever the video."""
@@ -60,11 +66,18 @@ class PrePrompt(nn.Module):
     release's (`adapter = "residual"`) keeps width D, adds its input, uses QuickGELU and starts
     as the identity; design A3 of Table 6 has none.  Where that ends in width D and W differs,
     a bias-free layer follows, which the paper's CLIP does not need.
+
+    Started from words, c_v starts as the last of them whatever the video: the Adapter's last
+    layer is zero but for its offset.  Without that layer the meta-token is the word, which
+    takes D = W; what the release's `meta_attention = "bare"` finds is small then, not zero.
     """
 
-    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
+    def __init__(
+        self, config: TrainConfig, dim: int, text_width: int, words: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.context = learned_tokens(config.num_context, text_width)
+        shared, last = (None, None) if words is None else (words[:-1], words[-1])
+        self.context = learned_tokens(config.num_context, text_width, shared)
         self.meta_token = nn.Parameter(torch.randn(dim) * TOKEN_STD)
         self.attention = AttentionBlock(dim, cross=True, bare=config.meta_attention == "bare")
         self.adapter: nn.Module
@@ -73,7 +86,10 @@ class PrePrompt(nn.Module):
         elif config.adapter == "residual":
             self.adapter = nn.Sequential(ResidualAdapter(dim), to_text(dim, text_width))
         else:
-            self.adapter = Adapter(dim, text_width)
+            self.adapter = Adapter(dim, text_width, last)
+        if last is not None and not isinstance(self.adapter, Adapter):
+            require_one_width(dim, text_width)
+            self.meta_token = nn.Parameter(last.clone())
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
         """Return context and c_v, one row a video."""
@@ -82,11 +98,17 @@ class PrePrompt(nn.Module):
 
 
 class ConcatenatedPrompt(nn.Module):
-    """Design A1 of Table 6: the context tokens and the visual rows as they are, Q = C."""
+    """Design A1 of Table 6: the context tokens and the visual rows as they are, Q = C.
 
-    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
+    Started from words, the visual rows still stand between them and the name: this design does
+    not start at frozen CLIP.
+    """
+
+    def __init__(
+        self, config: TrainConfig, dim: int, text_width: int, words: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.context = learned_tokens(config.num_context, text_width)
+        self.context = learned_tokens(config.num_context, text_width, words)
         self.to_text = to_text(dim, text_width)
 
     def forward(self, visual: Float[Tensor, "B C D"]) -> Prompt:
@@ -97,12 +119,17 @@ class ConcatenatedPrompt(nn.Module):
 class QueryingPrompt(nn.Module):
     """Design A2 of Table 6: the context tokens query the video; what they find is the prompt.
 
-    All M rows are the video's own.  They start as the context tokens, a learnable prompt.
+    All M rows are the video's own.  They start as the context tokens, a learnable prompt; from
+    words that takes D = W.
     """
 
-    def __init__(self, config: TrainConfig, dim: int, text_width: int) -> None:
+    def __init__(
+        self, config: TrainConfig, dim: int, text_width: int, words: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.context = learned_tokens(config.num_context, dim)
+        if words is not None:
+            require_one_width(dim, text_width)
+        self.context = learned_tokens(config.num_context, dim, words)
         self.attention = AttentionBlock(dim, cross=True)
         self.to_text = to_text(dim, text_width)
 
@@ -111,7 +138,7 @@ class QueryingPrompt(nn.Module):
         return Prompt(video=self.to_text(self.attention(self.context[None], visual)))
 
 
-PROMPTS: Mapping[str, Callable[[TrainConfig, int, int], nn.Module]] = {
+PROMPTS: Mapping[str, Callable[[TrainConfig, int, int, Tensor | None], nn.Module]] = {
     "none": SharedPrompt,
     "hand-crafted": SharedPrompt,
     "learnable": SharedPrompt,
@@ -123,19 +150,48 @@ PROMPTS: Mapping[str, Callable[[TrainConfig, int, int], nn.Module]] = {
 """Prompts by the setting `prompt`, and the Pre-Prompt's by `design`."""
 
 
-def make_prompt(config: TrainConfig, dim: int, text_width: int) -> nn.Module:
-    """The module that makes what stands before the name."""
+def make_prompt(
+    config: TrainConfig,
+    dim: int,
+    text_width: int,
+    words: Float[Tensor, "M W"] | None = None,
+) -> nn.Module:
+    """The module that makes what stands before the name.
+
+    Args:
+        config: Which design.
+        dim: D.
+        text_width: W.
+        words: What it starts from; see `first_words`.
+
+    Raises:
+        ConfigError: If the design cannot start from words.
+    """
+    if (first_words(config) is None) != (words is None):
+        raise ValueError(
+            f"prompt={config.prompt!r}, context_start={config.context_start!r} and embedded "
+            "words do not go together"
+        )
     name = config.design if config.prompt == "pre-prompt" else config.prompt
-    return PROMPTS[name](config, dim, text_width)
+    return PROMPTS[name](config, dim, text_width, words)
 
 
 class Adapter(nn.Module):
-    """Linear D -> D/4, GELU, Linear D/4 -> W: from the visual to the textual (Eq. 6)."""
+    """Linear D -> D/4, GELU, Linear D/4 -> W: from the visual to the textual (Eq. 6).
 
-    def __init__(self, dim: int, text_width: int) -> None:
+    With `start`, all its output is that row at first.
+    """
+
+    def __init__(
+        self, dim: int, text_width: int, start: Float[Tensor, " W"] | None = None
+    ) -> None:
         super().__init__()
         self.narrow = linear(dim, max(1, dim // 4))
-        self.widen = linear(max(1, dim // 4), text_width)
+        self.widen = linear(
+            max(1, dim // 4), text_width, gain=1.0 if start is None else 0.0
+        )
+        if start is not None:
+            self.widen.bias = nn.Parameter(start.clone())
 
     def forward(self, rows: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q W"]:
         """Return the rows in the text tower's width."""
@@ -157,23 +213,61 @@ class ResidualAdapter(nn.Module):
         return rows + widened
 
 
-def hand_crafted_context(clip: Clip) -> Float[Tensor, "M W"]:
-    """Embedded words of "This is a video about", a context that is not learned (Table 5).
+def first_words(config: TrainConfig) -> str | None:
+    """The words before the name at the first step; None if there are none, or they are drawn.
 
-    CLIP's tokenizer never joins two words, so this context and a bare name are the tokens of
-    the template filled in, and the words of the name stay apart from the template's.
+    "This is a video about" where they are not learned (Table 5), else `context_start`.
     """
-    tokens = clip.tokenize([HAND_CRAFTED.format("").strip()])[0]
-    tokens = tokens[tokens != 0][1:-1]  # no padding, SOT and EOT
+    if config.prompt == "hand-crafted":
+        return HAND_CRAFTED.format("").strip()
+    is_learned = config.prompt != "none" and config.context_start != "random"
+    return config.context_start if is_learned else None
+
+
+def embedded_words(config: TrainConfig, clip: Clip) -> Float[Tensor, "M W"] | None:
+    """`first_words` as rows of CLIP's token table.
+
+    CLIP's tokenizer never joins two words, so these rows and a bare name are the tokens of
+    the sentence, and the words of the name stay apart from those before it.
+
+    Raises:
+        ConfigError: If there are no words, they do not fit CLIP's context, or CLIP has never
+            learned one of them: its row is zero.
+    """
+    words = first_words(config)
+    if words is None:
+        return None
     tower: Any = getattr(clip.model, "text", clip.model)
-    embedding = tower.token_embedding
-    embedded: Tensor = embedding(tokens.to(embedding.weight.device)).detach()
-    return embedded
+    table = tower.token_embedding.weight
+
+    def rows(text: str) -> Tensor:
+        tokens = clip.tokenize([text])[0]
+        found: Tensor = table[tokens[tokens != 0][1:-1].to(table.device)]  # no SOT, EOT, padding
+        return found.detach()
+
+    for word in words.split():
+        if not rows(word).any(dim=1).all():
+            raise ConfigError(
+                f"context_start: {str(clip.name)} never learned the word {word!r}, its row in "
+                "the token table is zero; use other words, or context_start=random"
+            )
+    return rows(words)
 
 
-def learned_tokens(count: int, width: int) -> nn.Parameter:
-    """Tokens spread like CLIP's own."""
-    return nn.Parameter(torch.randn(count, width) * TOKEN_STD)
+def learned_tokens(
+    count: int, width: int, start: Float[Tensor, "M width"] | None = None
+) -> nn.Parameter:
+    """Tokens spread like CLIP's own; or those to start from, however many they are."""
+    return nn.Parameter(torch.randn(count, width) * TOKEN_STD if start is None else start.clone())
+
+
+def require_one_width(dim: int, text_width: int) -> None:
+    """Refuse words where the row that starts as one of them has the visual width."""
+    if dim != text_width:
+        raise ConfigError(
+            f"context_start: this design starts from words only where joint and text width are "
+            f"the same, got {dim} and {text_width}; set context_start=random"
+        )
 
 
 def to_text(dim: int, text_width: int) -> nn.Module:

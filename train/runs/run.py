@@ -35,7 +35,7 @@ from bieff.features.files import read_json, write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.method.model import BiEfficient
-from bieff.train.method.pre_prompt import hand_crafted_context
+from bieff.train.method.pre_prompt import embedded_words
 from bieff.train.runs.checkpoint import BEST, LAST
 from bieff.train.text.tower import TextTower
 
@@ -124,7 +124,7 @@ def build_model(
         text_width=TextTower(clip.model, clip.tokenize(["video"])).width,
         num_frames=num_frames,
         patches=patches,
-        hand_crafted=hand_crafted_context(clip) if config.prompt == "hand-crafted" else None,
+        words=embedded_words(config, clip),
     )
 
 

@@ -9,7 +9,7 @@ from bieff.features.errors import ConfigError
 from bieff.train.config import TrainConfig, load, preset
 from bieff.train.method.loss import positive_pairs, symmetric_loss
 from bieff.train.method.model import BiEfficient
-from bieff.train.method.pre_prompt import hand_crafted_context
+from bieff.train.method.pre_prompt import embedded_words
 from bieff.train.method.word_guided import pick
 from bieff.train.text.tower import TextTower
 
@@ -103,9 +103,7 @@ def build(clip):
             text_width=W,
             num_frames=T,
             patches=(P, PATCH_WIDTH),
-            hand_crafted=hand_crafted_context(clip)
-            if config.prompt == "hand-crafted"
-            else None,
+            words=embedded_words(config, clip),
         )
         if shaken:  # zeros at the start would hide mistakes
             draw = torch.Generator().manual_seed(1)
@@ -482,7 +480,7 @@ def test_patches_that_are_not_there_are_asked_for(text, build):
 
 
 def test_a_template_and_its_setting_go_together():
-    with pytest.raises(ValueError, match="prompt='hand-crafted' and hand_crafted do not go"):
+    with pytest.raises(ValueError, match="prompt='hand-crafted', .* do not go together"):
         BiEfficient(TrainConfig(prompt="hand-crafted"), dim=D, text_width=W, num_frames=T)
 
 
