@@ -49,7 +49,7 @@ class TrainConfig:
     """Design of the Pre-Prompt (Table 6); needs prompt = "pre-prompt"."""
 
     num_context: int = 16
-    """M, learned context tokens before the class name; with words to start from, M is theirs."""
+    """M, learned context tokens before the class name; started from words, as many as these."""
 
     context_start: str = "random"
     """What the learned tokens start as, c_v being the last of them: random, or words that the
@@ -168,8 +168,10 @@ class TrainConfig:
                 raise ConfigError(f"{field.name} must be positive, got {value}")
             if field.name in _NOT_NEGATIVE and not value >= 0:
                 raise ConfigError(f"{field.name} must not be negative, got {value}")
-        if not self.context_start.strip():
-            raise ConfigError("context_start must be words or random, got nothing")
+        if self.context_start.strip() in ("", "none"):
+            raise ConfigError(
+                f"context_start must be words or random, got {self.context_start!r}"
+            )
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 f"warmup_epochs must be in [0, epochs), got {self.warmup_epochs} "
@@ -209,6 +211,7 @@ class TrainConfig:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "words": {"context_start": "This is a video about"},
     "paper": {},
     "baseline": {"prompt": "none", "post_prompt": False, "word_guided": False},
     "released": {
@@ -234,10 +237,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 def preset(name: str) -> TrainConfig:
     """One of the named starting points.
 
-    `paper` is the default.  `baseline` is Table 4's first row: temporal transformer and
-    nothing else.  `released` is what the authors' code does where it differs from the paper,
-    on the stored frames; the release itself takes the patch tokens, which is
-    `prompts_see = "patches"` on a store that has them.  Not in it:
+    `words` is what `bieff train` takes: the paper's method and settings, its tokens started
+    from the hand-crafted template.  `paper` starts them random; the paper itself is silent.
+    `baseline` is Table 4's first row: temporal transformer and nothing else.  `released` is
+    what the authors' code does where it differs from the paper, on the stored frames; the
+    release itself takes the patch tokens, which is `prompts_see = "patches"` on a store that
+    has them.  Not in it:
 
     - The release applies its LayerNorm to each patch token after CLIP's; here CLIP's
       normalisation is done before the mean over time, and one learned affine follows it.

@@ -5,6 +5,7 @@ import pytest
 
 from bieff.features.errors import ConfigError
 from bieff.train.config import TrainConfig, load, preset
+from bieff.train.text.wording import HAND_CRAFTED
 
 # Sec. 4.1 and the default ("marked in gray") rows of Tables 4 to 10
 PAPER = {
@@ -118,11 +119,11 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path):
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ConfigError, match="no preset 'tiny'; expected one of 'paper', 'b"):
+    with pytest.raises(ConfigError, match="no preset 'tiny'; expected one of 'words', 'p"):
         load(base="tiny")
 
 
-@pytest.mark.parametrize("name", ["paper", "baseline", "released"])
+@pytest.mark.parametrize("name", ["words", "paper", "baseline", "released"])
 def test_a_config_survives_json(name):
     config = dataclasses.replace(preset(name), frames=13)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -153,6 +154,38 @@ def test_released_differs_where_the_method_page_says():
 def test_a_whole_number_longer_than_any_float_is_refused():
     with pytest.raises(ConfigError, match=r"lr must be a number, got 10{59}\.\.\. \(401 ch"):
         load(overrides=["lr=1" + 400 * "0"])
+
+
+def test_words_start_from_the_hand_crafted_template_and_change_nothing_else():
+    words = preset("words")
+    assert words == TrainConfig(context_start="This is a video about")
+    assert words.context_start + " {}" == HAND_CRAFTED
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("context_start=a clip of", "a clip of"),
+        ('context_start="a clip of"', "a clip of"),
+        ("context_start=random", "random"),
+    ],
+)
+def test_words_are_given_as_they_are(text, expected):
+    assert load(overrides=[text]).context_start == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("context_start=", "context_start must be words or random, got ''"),
+        ("context_start=a\nb", r"context_start must be words on one line, got 'a\\nb'"),
+        ("context_start=3", "context_start must be words on one line, got 3"),
+        ("context_start=none", "context_start must be words or random, got 'none'"),
+    ],
+)
+def test_words_that_are_none_are_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(overrides=[text])
 
 
 def test_a_config_does_not_change():

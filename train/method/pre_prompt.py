@@ -187,9 +187,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         self.narrow = linear(dim, max(1, dim // 4))
-        self.widen = linear(
-            max(1, dim // 4), text_width, gain=1.0 if start is None else 0.0
-        )
+        self.widen = linear(max(1, dim // 4), text_width, gain=1.0 if start is None else 0.0)
         if start is not None:
             self.widen.bias = nn.Parameter(start.clone())
 
@@ -242,13 +240,15 @@ def embedded_words(config: TrainConfig, clip: Clip) -> Float[Tensor, "M W"] | No
 
     def rows(text: str) -> Tensor:
         tokens = clip.tokenize([text])[0]
-        found: Tensor = table[tokens[tokens != 0][1:-1].to(table.device)]  # no SOT, EOT, padding
+        found: Tensor = table[
+            tokens[tokens != 0][1:-1].to(table.device)
+        ]  # no SOT, EOT, padding
         return found.detach()
 
     for word in words.split():
         if not rows(word).any(dim=1).all():
             raise ConfigError(
-                f"context_start: {str(clip.name)} never learned the word {word!r}, its row in "
+                f"context_start: {clip.name!s} never learned the word {word!r}, its row in "
                 "the token table is zero; use other words, or context_start=random"
             )
     return rows(words)
@@ -258,7 +258,9 @@ def learned_tokens(
     count: int, width: int, start: Float[Tensor, "M width"] | None = None
 ) -> nn.Parameter:
     """Tokens spread like CLIP's own; or those to start from, however many they are."""
-    return nn.Parameter(torch.randn(count, width) * TOKEN_STD if start is None else start.clone())
+    return nn.Parameter(
+        torch.randn(count, width) * TOKEN_STD if start is None else start.clone()
+    )
 
 
 def require_one_width(dim: int, text_width: int) -> None:

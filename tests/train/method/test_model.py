@@ -4,13 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bieff.clip import Clip, ClipName, Preprocessing, import_open_clip
+from bieff import clip as clips
+from bieff.clip import TINYCLIP, Clip, ClipName, Preprocessing, import_open_clip
 from bieff.features.errors import ConfigError
 from bieff.train.config import TrainConfig, load, preset
 from bieff.train.method.loss import positive_pairs, symmetric_loss
 from bieff.train.method.model import BiEfficient
 from bieff.train.method.pre_prompt import embedded_words
 from bieff.train.method.word_guided import pick
+from bieff.train.runs.run import build_model
 from bieff.train.text.tower import TextTower
 
 B, T, P, D, W = 5, 3, 7, 13, 11
@@ -364,6 +366,67 @@ def test_untrained_it_is_close_to_frozen_clip(clip, text, build):
     assert torch.equal(both.argmax(1), frozen.argmax(1))
 
 
+@pytest.fixture(scope="module")
+def started():
+    """Makes the answers of a model started from words on tinyclip, and frozen CLIP's."""
+    tinyclip = clips.load(ClipName(model=TINYCLIP, pretrained=None))
+    names = ["ring moving left", "star growing", "disk standing still", "square shrinking"]
+    text = TextTower(tinyclip.model, tinyclip.tokenize(names))
+    draw = torch.Generator().manual_seed(5)
+    videos = torch.randn(40, 1, 128, generator=draw)
+    frames = videos + 0.3 * torch.randn(40, T, 128, generator=draw)
+
+    def started(*settings, words="This is a video about"):
+        config = load(overrides=[f"context_start={words}", *settings])
+        model = build_model(config, tinyclip, num_frames=T, patches=None)
+        classes = tinyclip.model.encode_text(
+            tinyclip.tokenize([f"{words} {name}" for name in names])
+        )
+        frozen = F.normalize(frames.mean(1), dim=-1) @ F.normalize(classes, dim=-1).T
+        return model(frames, text), frozen
+
+    return started
+
+
+@pytest.mark.parametrize("prompt", ["pre-prompt", "learnable"])
+@pytest.mark.parametrize("words", ["This is a video about", "a video of", "about"])
+def test_started_from_words_it_is_frozen_clip(started, prompt, words):
+    """Without frame positions and Eq. 9; the temporal residual doubles the mean, no more."""
+    scores, frozen = started(f"prompt={prompt}", "word_guided=false", words=words)
+    # the positions have mean zero over time, so the mean of the frames does not see them
+    torch.testing.assert_close(scores.cosine, frozen, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [["design=a2"], ["design=a3"], ["adapter=residual"]])
+def test_other_designs_start_at_frozen_clip_too(started, settings):
+    scores, frozen = started(*settings, "word_guided=false")
+    torch.testing.assert_close(scores.cosine, frozen, rtol=0, atol=1e-4)
+
+
+def test_the_preset_starts_within_what_positions_and_eq_9_add(started):
+    """v_hat = 2 m + beta * sum_t S_t (2 f_t + p_t), m the mean: an angle of at most that sum
+    against 2 m; beta is 0.1."""
+    scores, frozen = started()
+    torch.testing.assert_close(scores.cosine, frozen, rtol=0, atol=0.02)
+    assert torch.equal(scores.cosine.argmax(1), frozen.argmax(1))
+    alone, _ = started("temporal_layers=0")
+    torch.testing.assert_close(alone.cosine, frozen, rtol=0, atol=0.02)
+
+
+def test_a1_does_not_start_at_frozen_clip(started):
+    scores, frozen = started("design=a1", "word_guided=false")
+    assert (scores.cosine - frozen).abs().max() > 0.02
+
+
+def test_a_word_that_clip_never_learned_is_refused(started):
+    with pytest.raises(ConfigError) as refused:
+        started(words="a photo of a zebra")
+    assert str(refused.value) == (
+        "context_start: tinyclip never learned the word 'zebra', its row in the token table is "
+        "zero; use other words, or context_start=random"
+    )
+
+
 def test_hand_crafted_is_the_template_filled_in(clip, text, build):
     model = build(load(overrides=["prompt=hand-crafted"], base="baseline"))
     got = model(make()[0], text).classes
@@ -480,7 +543,7 @@ def test_patches_that_are_not_there_are_asked_for(text, build):
 
 
 def test_a_template_and_its_setting_go_together():
-    with pytest.raises(ValueError, match="prompt='hand-crafted', .* do not go together"):
+    with pytest.raises(ValueError, match=r"prompt='hand-crafted', .* do not go together"):
         BiEfficient(TrainConfig(prompt="hand-crafted"), dim=D, text_width=W, num_frames=T)
 
 

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from bieff.features.errors import ConfigError
 from bieff.train.config import load
 from bieff.train.method.pre_prompt import make_prompt
 
@@ -181,3 +182,57 @@ def test_rows_start_no_longer_than_clips_tokens(design):
     module = build(design, 512, 512, num_context=16)
     video = module(torch.randn(2, 8, 512) * 0.44).video  # CLIP's frames have length 10
     assert 0.001 < video.std() < 0.04
+
+
+WORDS = 5
+STARTS = {
+    "learnable": (WORDS, 0),
+    "paper": (WORDS - 1, 1),
+    "a1": (WORDS, C),
+    "a2": (0, WORDS),
+    "a3": (WORDS - 1, 1),
+    "residual": (WORDS - 1, 1),
+}
+
+
+def started(design, dim=W):
+    """A prompt started from words, and the words."""
+    words = torch.randn(WORDS, W, generator=torch.Generator().manual_seed(2))
+    settings = [*DESIGNS.get(design, [f"prompt={design}"]), "context_start=a b c d e"]
+    return make_prompt(load(overrides=settings), dim, W, words), words
+
+
+@pytest.mark.parametrize("design", STARTS)
+def test_started_from_words_the_rows_before_the_name_are_these_words(design):
+    """But for A1, whose visual rows stand between the words and the name."""
+    module, words = started(design)
+    visual = torch.randn(B, C, W, generator=torch.Generator().manual_seed(3))
+    context, video = module(visual)
+    num_shared, num_own = STARTS[design]
+    shared = torch.empty(0, W) if context is None else context
+    assert torch.equal(shared, words[:num_shared])
+    if design != "a1" and num_own:
+        torch.testing.assert_close(video, words[num_shared:].expand(B, -1, -1))
+    assert num_own == (0 if video is None else video.shape[1])
+    assert not any(p.data_ptr() == words.data_ptr() for p in module.parameters())
+
+
+@pytest.mark.parametrize("design", ["paper", "a2", "a3", "residual"])
+def test_started_from_words_the_video_enters_at_the_first_step(design):
+    """A zero layer has a gradient where its input is none."""
+    module, _ = started(design)
+    step = torch.optim.SGD(module.parameters(), lr=0.1)
+    visual = torch.randn(B, C, W, generator=torch.Generator().manual_seed(3))
+    aim = torch.randn(B, 1, W, generator=torch.Generator().manual_seed(4))
+    for _ in range(2):  # where two zero layers follow each other, one wakes after the other
+        step.zero_grad()
+        (module(visual).video - aim).square().sum().backward()
+        step.step()
+    rows = module(visual).video
+    assert (rows[0] - rows[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("design", ["a2", "a3", "residual"])
+def test_words_of_another_width_than_the_row_that_starts_as_one_are_refused(design):
+    with pytest.raises(ConfigError, match="joint and text width are the same, got 11 and 13; "):
+        started(design, dim=D)
