@@ -400,7 +400,7 @@ def import_(file: Path, to: Path | None) -> None:
 @_features("A store with a training partition.  [required, or --resume]")
 @_out("Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]")
 @_shorter("Frames of a video; a divisor of the store's.  [default: all]")
-@_option("--preset", "paper, baseline or released.  [default: paper]")
+@_option("--preset", "words, paper, baseline or released.  [default: words]")
 @_option("--config", "A TOML file of settings.", _FILE)
 @_set("One setting; may be repeated.")
 @_settings("bieff.train.config:TrainConfig")

@@ -1,6 +1,6 @@
 """`bieff demo`: both stages and the zero-shot evaluation on clips made here, no download."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from bieff.extract.run import extract
 from bieff.extract.shapes.clips import COMPANIONS, Edition, load_shapes
 from bieff.features.errors import InputError
 from bieff.features.store import FeatureStore
-from bieff.train.config import TrainConfig
+from bieff.train.config import TrainConfig, preset
 from bieff.train.evaluate.results import Result, merge_results, results_of, save_results
 from bieff.train.evaluate.scoring import evaluate_run
 from bieff.train.fit.loop import train_or_go_on
@@ -22,6 +22,8 @@ from bieff.train.runs.checkpoint import StoppedError
 from bieff.train.runs.run import RESULTS, Run
 
 FRAMES = 8
+RECIPE = replace(preset("words"), epochs=20, warmup_epochs=2)
+"""More epochs gain nothing here that is worth the minutes: docs/ablation.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def demo(
         out: Folder to write: data, features, runs and results.json.
         seed: Of the clips and of training.
         edition: Which clips; None is all of them, with that seed.
-        config: How to train; None is the paper's recipe, with that seed.
+        config: How to train; None is `RECIPE`, with that seed.
 
     Raises:
         InputError: If `out` holds what is not the demo's.
@@ -61,7 +63,7 @@ def demo(
         name: _extract(name, out, clip, edition or Edition(seed=seed), device)
         for name in ("shapes", *COMPANIONS)
     }
-    run = _train(stores["shapes"], clip, config or TrainConfig(seed=seed), out)
+    run = _train(stores["shapes"], clip, config or replace(RECIPE, seed=seed), out)
     results = []
     for name, store in stores.items():
         protocol = "closed" if name == "shapes" else "splits3"

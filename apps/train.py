@@ -52,8 +52,9 @@ def train_run(
     if resume:
         earlier = newest_run(RUNS, finished=False) if out is None else open_run(out)
         features = features or Path(earlier.record["store"])
-    is_own = earlier is not None and preset is None and config is None
-    base = earlier.config if earlier is not None and is_own else preset or "paper"
+    base: str | settings.TrainConfig = preset or settings.DEFAULT_PRESET
+    if earlier is not None and preset is None and config is None:
+        base = earlier.config
     chosen = settings.load(config, overrides, base=base)
     if features is None:
         raise ConfigError("no store is named; add --features, such as features/k400")

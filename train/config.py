@@ -233,11 +233,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+DEFAULT_PRESET = "words"
+"""What the commands train with where the user names no preset; docs/LOG.md says why."""
+
 
 def preset(name: str) -> TrainConfig:
     """One of the named starting points.
 
-    `words` is what `bieff train` takes: the paper's method and settings, its tokens started
+    `words` is what the commands take: the paper's method and settings, its tokens started
     from the hand-crafted template.  `paper` starts them random; the paper itself is silent.
     `baseline` is Table 4's first row: temporal transformer and nothing else.  `released` is
     what the authors' code does where it differs from the paper, on the stored frames; the

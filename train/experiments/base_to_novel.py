@@ -103,7 +103,7 @@ def base2novel(
     """
     if draws < 1:
         raise ConfigError(f"draws must be positive, got {draws}")
-    config = settings.load(overrides=overrides)
+    config = settings.load(overrides=overrides, base=settings.DEFAULT_PRESET)
     store = FeatureStore.open(features)
     out = out or Path("runs") / f"{features.resolve().name}-{PROTOCOL}"
     classes = {half: labels.tolist() for half, labels in halves(store, split).items()}
