@@ -22,7 +22,7 @@ RESUMED = {"demo", "extract", "eval", "zeroshot", "base2novel", "ablate"}
 """Commands that go on where they were; `train` says itself how."""
 
 
-class _Group(click.Group):
+class _Commands(click.Group):
     """Turns a BieffError into `Error: ...` and exit code 1; a bug keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -112,7 +112,7 @@ def _settings(config: str) -> _Decorator:
 _features = partial(_option, "--features", kind=_FOLDER)
 _out = partial(_option, "--out", kind=_FOLDER)
 _set = partial(_many, "--set overrides", metavar="NAME=VALUE")
-_shorter = partial(_option, "--frames", kind=int)
+_frames = partial(_option, "--frames", kind=int)
 _protocol = partial(
     _option, "--protocol", kind=click.Choice(["closed", "splits3", "full", "half10", "k600"])
 )
@@ -133,7 +133,7 @@ _device = _option("--device", "cpu, cuda, cuda:1.  [default: cuda if there is on
 
 _asking = _group(
     _option("--run", "A trained run.  [default: none, CLIP as it is]", _FOLDER),
-    _shorter("Frames of a video.  [default: the run's, or 8]"),
+    _frames("Frames of a video.  [default: the run's, or 8]"),
     _model("As for `bieff extract`.  [default: the run's, or ViT-B-16-quickgelu]"),
     _pretrained("As for `bieff extract`.  [default: the run's, or openai]"),
     _device,
@@ -182,7 +182,7 @@ _evaluating = _group(
 )
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bieff")
 def main() -> None:
     """BiEfficient on cached CLIP features: extract once, train many times."""
@@ -231,7 +231,7 @@ def datasets() -> None:
     "Of --dataset list: the labels are right where class folders say otherwise.",
 )
 @_out("Folder of the store.  [default: features/DATASET]")
-@_shorter("Frames of a view.  [default: 32]")
+@_frames("Frames of a view.  [default: 32]")
 @_option(
     "--train-views",
     "Random views of a training video, beside the centre grid.  [default: 1]",
@@ -399,7 +399,7 @@ def import_(file: Path, to: Path | None) -> None:
 @main.command()
 @_features("A store with a training partition.  [required, or --resume]")
 @_out("Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]")
-@_shorter("Frames of a video; a divisor of the store's.  [default: all]")
+@_frames("Frames of a video; a divisor of the store's.  [default: all]")
 @_option("--preset", "paper, baseline or released.  [default: paper]")
 @_option("--config", "A TOML file of settings.", _FILE)
 @_set("One setting; may be repeated.")
@@ -449,10 +449,9 @@ def evaluate(run: Path | None, features: Path | None, protocol: str, **options: 
 
     Example: bieff eval runs/k400 --per-class
     """
-    from bieff.apps.evaluate import Evaluation, evaluate_closed
+    from bieff.apps.evaluate import Evaluation, evaluate_on
 
-    evaluation = Evaluation(**options)
-    return evaluate_closed(evaluation, run=run, features=features, protocol=protocol)
+    return evaluate_on(Evaluation(**options), run=run, features=features, protocol=protocol)
 
 
 @main.command()
@@ -471,12 +470,10 @@ def zeroshot(
 
     Example: bieff zeroshot hmdb51 --run runs/k400 --protocol half10
     """
-    from bieff.apps.evaluate import Evaluation, evaluate_zero_shot
+    from bieff.apps.evaluate import Evaluation, evaluate_on
 
-    evaluation = Evaluation(**options)
-    return evaluate_zero_shot(
-        evaluation, name=name, run=run, features=features, protocol=protocol
-    )
+    asked = Evaluation(**options)
+    return evaluate_on(asked, name=name, run=run, features=features, protocol=protocol)
 
 
 @main.command()

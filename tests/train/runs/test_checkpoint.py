@@ -1,16 +1,14 @@
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from click.testing import CliRunner
 from helpers import fake_store as fake
+from helpers.processes import bieff, wait_for
+from helpers.training import interrupt_at, quiet
 from safetensors.torch import load_file
 
 from bieff.cli import main
@@ -31,30 +29,6 @@ from bieff.train.runs.metrics import METRICS
 from bieff.train.runs.run import RECORD, open_run
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=2", "temporal_layers=1"]
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return fake.load_clip(tmp_path_factory.mktemp("clip") / "clip")
-
-
-@pytest.fixture(scope="module")
-def store(clip, tmp_path_factory):
-    return fake.write_store(tmp_path_factory.mktemp("store") / "store", clip)
-
-
-def quiet(done, total, loss):
-    pass
-
-
-def interrupt_at(step):
-    """Send this process a real Ctrl-C once so many steps are done."""
-
-    def watch(done, total, loss):
-        if done == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return watch
 
 
 def assert_same_run(first, second):
@@ -270,21 +244,6 @@ def test_weights_that_are_no_numbers_never_replace_good_ones(clip, store, tmp_pa
     with pytest.raises(BieffError, match=r"weight 'temporal.positions' is not finite"):
         save_checkpoint(tmp_path, trainer.model, trainer.optimizer, Progress(step=4))
     assert (tmp_path / RESUME).read_bytes() == before
-
-
-def bieff(*arguments, **options):
-    command = [sys.executable, "-P", "-m", "bieff.cli", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
