@@ -22,7 +22,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
+class PartitionSummary:
     """State of one partition, read from the markers alone, so in an instant."""
 
     name: str
@@ -55,7 +55,7 @@ class Summary:
         )
 
 
-def summarize(partition: Partition) -> Summary:
+def summarise(partition: Partition) -> PartitionSummary:
     """Count what the markers say."""
     markers = [partition.marker(shard) for shard in range(partition.num_shards)]
     done = [marker for marker in markers if marker is not None]
@@ -70,7 +70,7 @@ def summarize(partition: Partition) -> Summary:
         array.file_bytes(partition.rows_per_shard)
         for array in partition.geometry.arrays.values()
     )
-    return Summary(
+    return PartitionSummary(
         name=partition.name,
         num_videos=partition.num_videos,
         num_views=partition.num_views,
@@ -93,7 +93,7 @@ def describe(store: FeatureStore) -> list[str]:
         *recipe,
         f"  written with {versions or 'versions unknown'}",
         f"  videos below {store.root or '.'}",
-        *(str(summarize(partition)) for partition in store.partitions.values()),
+        *(str(summarise(partition)) for partition in store.partitions.values()),
     ]
 
 
