@@ -42,10 +42,40 @@ def assert_same_run(first, second):
         assert records[0][key] == records[1][key]
 
 
+@pytest.fixture(scope="module")
+def straight(clip, store, tmp_path_factory):
+    """The run of `SHORT` that nobody stops."""
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    return train(store, clip, load(overrides=SHORT), out, watch=quiet).path
+
+
+def test_steps_after_the_checkpoint_are_taken_again(clip, store, straight, tmp_path):
+    """As after a SIGKILL: metrics run ahead of the last checkpoint."""
+    config = load(overrides=SHORT)
+    out = tmp_path / "killed"
+    with pytest.raises(StoppedError):
+        train(store, clip, config, out, watch=interrupt_at(6))
+    shutil.copy(out / RESUME, tmp_path / "kept")
+    with pytest.raises(StoppedError):
+        train(store, clip, config, out, watch=interrupt_at(12), resume=open_run(out))
+    shutil.copy(tmp_path / "kept", out / RESUME)
+    train(store, clip, config, out, watch=quiet, resume=open_run(out))
+    assert_same_run(straight, out)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(clip, store, straight, tmp_path):
+    config = load(overrides=SHORT)
+    out = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(store, clip, config, out, watch=interrupt_at(3))
+    (out / RESUME).unlink()
+    train(store, clip, config, out, watch=quiet, resume=open_run(out))
+    assert_same_run(straight, out)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        [],
         ["accumulate=3", "learn_temperature=true", "clip_grad=1.0"],
         ["feature_memory=1e-9", "precision=bfloat16"],
     ],
@@ -72,7 +102,7 @@ def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path, options):
     said = []
     run = train(store, clip, config, out, watch=quiet, resume=open_run(out), say=said.append)
     assert said[1] == "going on after 13 of 16 steps"
-    assert [sitting["step"] for sitting in run.record["resumed"]] == [5, 8, 13]
+    assert [process["step"] for process in run.record["resumed"]] == [5, 8, 13]
     assert_same_run(tmp_path / "straight", out)
     assert not (out / RESUME).exists()
 
@@ -112,7 +142,7 @@ def test_a_change_that_may_round_otherwise_is_said(clip, store, tmp_path):
         watch=quiet,
         resume=open_run(out),
         say=said.append,
-    )  # the sitting before was on this machine
+    )  # the process before was on this machine
     assert len(said) == 2
 
 
@@ -131,32 +161,6 @@ def test_a_run_goes_on_with_its_settings_and_others_that_change_nothing(clip, st
     result = CliRunner().invoke(main, [*resume, "save_seconds=7"])
     assert result.exit_code == 0, result.output
     train(store, clip, config, tmp_path / "straight", watch=quiet)
-    assert_same_run(tmp_path / "straight", out)
-
-
-def test_steps_after_the_checkpoint_are_taken_again(clip, store, tmp_path):
-    """As after a SIGKILL: metrics run ahead of the last checkpoint."""
-    config = load(overrides=SHORT)
-    train(store, clip, config, tmp_path / "straight", watch=quiet)
-    out = tmp_path / "killed"
-    with pytest.raises(StoppedError):
-        train(store, clip, config, out, watch=interrupt_at(6))
-    shutil.copy(out / RESUME, tmp_path / "kept")
-    with pytest.raises(StoppedError):
-        train(store, clip, config, out, watch=interrupt_at(12), resume=open_run(out))
-    shutil.copy(tmp_path / "kept", out / RESUME)
-    train(store, clip, config, out, watch=quiet, resume=open_run(out))
-    assert_same_run(tmp_path / "straight", out)
-
-
-def test_a_run_killed_before_its_first_checkpoint_begins_again(clip, store, tmp_path):
-    config = load(overrides=SHORT)
-    out = tmp_path / "run"
-    train(store, clip, config, tmp_path / "straight", watch=quiet)
-    with pytest.raises(StoppedError):
-        train(store, clip, config, out, watch=interrupt_at(3))
-    (out / RESUME).unlink()
-    train(store, clip, config, out, watch=quiet, resume=open_run(out))
     assert_same_run(tmp_path / "straight", out)
 
 
