@@ -112,7 +112,7 @@ def _settings(config: str) -> _Decorator:
 _features = partial(_option, "--features", kind=_FOLDER)
 _out = partial(_option, "--out", kind=_FOLDER)
 _set = partial(_many, "--set overrides", metavar="NAME=VALUE")
-_frames = partial(_option, "--frames", kind=int)
+_shorter = partial(_option, "--frames", kind=int)
 _protocol = partial(
     _option, "--protocol", kind=click.Choice(["closed", "splits3", "full", "half10", "k600"])
 )
@@ -133,7 +133,7 @@ _device = _option("--device", "cpu, cuda, cuda:1.  [default: cuda if there is on
 
 _asking = _group(
     _option("--run", "A trained run.  [default: none, CLIP as it is]", _FOLDER),
-    _frames("Frames of a video.  [default: the run's, or 8]"),
+    _shorter("Frames of a video.  [default: the run's, or 8]"),
     _model("As for `bieff extract`.  [default: the run's, or ViT-B-16-quickgelu]"),
     _pretrained("As for `bieff extract`.  [default: the run's, or openai]"),
     _device,
@@ -231,7 +231,7 @@ def datasets() -> None:
     "Of --dataset list: the labels are right where class folders say otherwise.",
 )
 @_out("Folder of the store.  [default: features/DATASET]")
-@_frames("Frames of a view.  [default: 32]")
+@_shorter("Frames of a view.  [default: 32]")
 @_option(
     "--train-views",
     "Random views of a training video, beside the centre grid.  [default: 1]",
@@ -399,7 +399,7 @@ def import_(file: Path, to: Path | None) -> None:
 @main.command()
 @_features("A store with a training partition.  [required, or --resume]")
 @_out("Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]")
-@_frames("Frames of a video; a divisor of the store's.  [default: all]")
+@_shorter("Frames of a video; a divisor of the store's.  [default: all]")
 @_option("--preset", "paper, baseline or released.  [default: paper]")
 @_option("--config", "A TOML file of settings.", _FILE)
 @_set("One setting; may be repeated.")
