@@ -22,7 +22,7 @@ RESUMED = {"demo", "extract", "eval", "zeroshot", "base2novel", "ablate"}
 """Commands that go on where they were; `train` says itself how."""
 
 
-class _Group(click.Group):
+class _Commands(click.Group):
     """Turns a BieffError into `Error: ...` and exit code 1; a bug keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -182,7 +182,7 @@ _evaluating = _group(
 )
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bieff")
 def main() -> None:
     """BiEfficient on cached CLIP features: extract once, train many times."""
@@ -449,10 +449,9 @@ def evaluate(run: Path | None, features: Path | None, protocol: str, **options: 
 
     Example: bieff eval runs/k400 --per-class
     """
-    from bieff.apps.evaluate import Evaluation, evaluate_closed
+    from bieff.apps.evaluate import Evaluation, evaluate_on
 
-    evaluation = Evaluation(**options)
-    return evaluate_closed(evaluation, run=run, features=features, protocol=protocol)
+    return evaluate_on(Evaluation(**options), run=run, features=features, protocol=protocol)
 
 
 @main.command()
@@ -471,12 +470,10 @@ def zeroshot(
 
     Example: bieff zeroshot hmdb51 --run runs/k400 --protocol half10
     """
-    from bieff.apps.evaluate import Evaluation, evaluate_zero_shot
+    from bieff.apps.evaluate import Evaluation, evaluate_on
 
-    evaluation = Evaluation(**options)
-    return evaluate_zero_shot(
-        evaluation, name=name, run=run, features=features, protocol=protocol
-    )
+    asked = Evaluation(**options)
+    return evaluate_on(asked, name=name, run=run, features=features, protocol=protocol)
 
 
 @main.command()

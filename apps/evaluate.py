@@ -116,37 +116,34 @@ class Evaluation:
         return [ours, Frozen(clip, names, num_frames=ours.about.frames, template=template)]
 
 
-def evaluate_closed(
-    evaluation: Evaluation, *, run: Path | None, features: Path | None, protocol: str
+def evaluate_on(
+    evaluation: Evaluation,
+    *,
+    name: str | None = None,
+    run: Path | None = None,
+    features: Path | None = None,
+    protocol: str | None = None,
 ) -> list[Result]:
-    """Evaluate a run, by default the newest, on its own store or another one.
+    """Evaluate a run, by default the newest, on the data set it was trained on, or another one.
 
-    A run on few videos is evaluated on the whole test list of its split.
+    Args:
+        evaluation: How.
+        name: The other data set, whose store is the one in features/.
+        run: The run's folder.
+        features: The store, where it lies elsewhere; without a name it may be any.
+        protocol: None: the usual one of the store; "closed" without a name, and for a run on
+            few videos the whole test list of its split.
     """
     chosen = newest_run(RUNS) if run is None else open_run(run)
+    if name is not None:
+        store = _open(features or FEATURES / name, chosen, name)
+        return evaluation.of(chosen, store, protocol or default_protocol(store))
     path = features or Path(chosen.record["store"])
     store = _open(path, chosen, str(chosen.record["data_set"]))
     draw = FewShotDraw.of_run(chosen)
-    if draw is not None and protocol == "closed":
+    if draw is not None and protocol in (None, "closed"):
         protocol = draw.protocol(store)
-    return evaluation.of(chosen, store, protocol)
-
-
-def evaluate_zero_shot(
-    evaluation: Evaluation,
-    *,
-    name: str,
-    run: Path | None,
-    features: Path | None,
-    protocol: str | None,
-) -> list[Result]:
-    """Evaluate a run, by default the newest, on a set that it was not trained on.
-
-    The set's store is the one in features/, and the protocol the usual one of such a store.
-    """
-    chosen = newest_run(RUNS) if run is None else open_run(run)
-    store = _open(features or FEATURES / name, chosen, name)
-    return evaluation.of(chosen, store, protocol or default_protocol(store))
+    return evaluation.of(chosen, store, protocol or "closed")
 
 
 def read_scores(file: Path, *, mix: float | None = None) -> ScoreTable:

@@ -21,14 +21,14 @@ FEATURES = Path("features")
 
 def train_run(
     *,
-    features: Path | None,
-    out: Path | None,
-    frames: int | None,
-    preset: str | None,
-    config: Path | None,
-    overrides: Sequence[str],
-    device: str | None,
-    dry_run: bool,
+    features: Path | None = None,
+    out: Path | None = None,
+    frames: int | None = None,
+    preset: str | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    dry_run: bool = False,
     model: str | None = None,
     pretrained: str | None = None,
     resume: bool = False,
@@ -119,12 +119,12 @@ def _summary(run: Run, clip: Clip) -> str:
 def describe(counts: dict[str, int], clip: Clip) -> str:
     """Tunable parameters by part, beside the frozen ones."""
     parts = ", ".join(
-        f"{name} {_millions(n)}" for name, n in counts.items() if n and name != "total"
+        f"{name} {millions(n)}" for name, n in counts.items() if n and name != "total"
     )
     whole = sum(p.numel() for p in clip.model.parameters())
     return (
-        f"tunable parameters: {_millions(counts['total'])} ({parts or 'none'}); "
-        f"frozen CLIP: {_millions(whole)}, both towers and the token table"
+        f"tunable parameters: {millions(counts['total'])} ({parts or 'none'}); "
+        f"frozen CLIP: {millions(whole)}, both towers and the token table"
     )
 
 
@@ -137,5 +137,6 @@ def free(folder: Path) -> Path:
     return candidate
 
 
-def _millions(count: int) -> str:
+def millions(count: int) -> str:
+    """A count of parameters, in millions where it is large."""
     return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"

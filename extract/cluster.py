@@ -3,7 +3,7 @@
 The tower lives in a worker plugin and not in an actor: an actor is lost for ever when its
 worker dies.  Few tasks are sent ahead, and each is forgotten as soon as it is done: a future
 that is held is run again when the worker that ran it dies.  That a shard is never written by
-two tasks at once is kept by `shard_lock`, whatever Dask believes of its workers.
+two tasks at once is kept by `ShardLocks`, whatever Dask believes of its workers.
 """
 
 import contextlib
@@ -201,7 +201,7 @@ POLL_SECONDS = 1.0
 
 
 class OnCluster:
-    """Has shards written by the workers of a Dask cluster; use as a context manager.
+    """Has shards written by the workers of a Dask cluster.
 
     Args:
         client: A `distributed.Client`; closed by the caller.

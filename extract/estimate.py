@@ -14,6 +14,7 @@ from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.plan import StorePlan
 from bieff.extract.shard import ShardExtractor
 from bieff.extract.tasks import Task
+from bieff.features.check import size
 from bieff.features.schema import Geometry, PartitionPlan, counted
 from bieff.features.store import FeatureStore
 
@@ -61,16 +62,10 @@ def _part_line(plan: PartitionPlan, geometry: Geometry, num_done: int) -> str:
     shard_bytes = sum(array.file_bytes(geometry.rows_per_shard) for array in arrays)
     text = (
         f"{counted(len(plan.videos), 'video')} x {counted(plan.num_views, 'view')}, "
-        f"{counted(geometry.num_shards, 'shard')}, {_size(shard_bytes * geometry.num_shards)}, "
-        f"from {_size(sum(video.size for video in plan.videos))} of videos"
+        f"{counted(geometry.num_shards, 'shard')}, {size(shard_bytes * geometry.num_shards)}, "
+        f"from {size(sum(video.size for video in plan.videos))} of videos"
     )
     return f"{text}; {num_done:,} videos are done" if num_done else text
-
-
-def _size(num_bytes: int) -> str:
-    if num_bytes < 10**9:
-        return f"{num_bytes / 1e6:,.1f} MB"
-    return f"{num_bytes / 1e9:,.1f} GB"
 
 
 def _trial(planned: StorePlan, name: str, extractor: ShardExtractor) -> tuple[int, float]:

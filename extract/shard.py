@@ -91,13 +91,13 @@ class ShardExtractor:
         Raises:
             StoreError: If the disk is full, or did not keep what was written.
         """
-        with _Run(self.tower, store, self._writer, report) as run:
+        with _UnderWay(self.tower, store, self._writer, report) as run:
             outcomes: Any = self._pool.decode(run.jobs(tasks))
             with contextlib.closing(outcomes):
                 yield from run.take_all(in_order(outcomes, most_bytes=self._early_bytes))
 
 
-class _Run:
+class _UnderWay:
     """The shards under way in one call."""
 
     def __init__(
@@ -113,11 +113,14 @@ class _Run:
         self._report = report
         self._locks = ShardLocks(store.path, tuple(store.partitions))
         self._at: dict[int, tuple[ShardWork, int]] = {}
+        """The shard of each job by its number, and the video's place there."""
         self._finished: deque[ShardWork] = deque()
+        """Encoded, and to be written."""
         self._done: deque[Done] = deque()
+        """Found written already."""
         self._writing: Future[Done] | None = None
 
-    def __enter__(self) -> "_Run":
+    def __enter__(self) -> "_UnderWay":
         return self
 
     def __exit__(self, *error: object) -> None:

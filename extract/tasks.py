@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bieff.features.check import summarize
+from bieff.features.check import summarise
 from bieff.features.errors import InputError
 from bieff.features.schema import Status, VideoError, counted
 from bieff.features.shard import read_errors
@@ -269,7 +269,7 @@ def summary_of(
     """Summary of a store, from its markers and error files."""
     counts: Counter[Status] = Counter()
     for partition in store.partitions.values():
-        counts.update(summarize(partition).counts)
+        counts.update(summarise(partition).counts)
     return Summary(
         store=store.path,
         counts={status.name.lower(): count for status, count in sorted(counts.items())},
@@ -283,7 +283,7 @@ def summary_of(
 def status_lines(store: FeatureStore) -> list[str]:
     """The lines of `bieff extract --status`: what is done, bad and pending."""
     said = summary_of(store, shards_written=0, seconds=0.0, max_bad=None)
-    parts = [f"  {summarize(partition)}" for partition in store.partitions.values()]
+    parts = [f"  {summarise(partition)}" for partition in store.partitions.values()]
     return [f"{store.path}:", *parts, *_reasons(said.bad, said.num_bad, store.path)]
 
 

@@ -1,11 +1,13 @@
 """Checks of a store: a summary of it, statistics of its numbers, checksums of its files."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import dask
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Int32
 
@@ -22,7 +24,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
+class PartitionSummary:
     """State of one partition, read from the markers alone, so in an instant."""
 
     name: str
@@ -55,7 +57,7 @@ class Summary:
         )
 
 
-def summarize(partition: Partition) -> Summary:
+def summarise(partition: Partition) -> PartitionSummary:
     """Count what the markers say."""
     markers = [partition.marker(shard) for shard in range(partition.num_shards)]
     done = [marker for marker in markers if marker is not None]
@@ -70,7 +72,7 @@ def summarize(partition: Partition) -> Summary:
         array.file_bytes(partition.rows_per_shard)
         for array in partition.geometry.arrays.values()
     )
-    return Summary(
+    return PartitionSummary(
         name=partition.name,
         num_videos=partition.num_videos,
         num_views=partition.num_views,
@@ -93,7 +95,7 @@ def describe(store: FeatureStore) -> list[str]:
         *recipe,
         f"  written with {versions or 'versions unknown'}",
         f"  videos below {store.root or '.'}",
-        *(str(summarize(partition)) for partition in store.partitions.values()),
+        *(str(summarise(partition)) for partition in store.partitions.values()),
     ]
 
 
@@ -181,10 +183,9 @@ def statistics(partition: Partition) -> Statistics:
     """
     is_usable = usable(partition.status())
     with_rows = np.unique(np.flatnonzero(is_usable) // partition.rows_per_shard).tolist()
-    table = dask.delayed(_shard_statistics, pure=False)
-    found = dask.compute(
-        *(table(partition, shard, is_usable) for shard in with_rows), scheduler="threads"
-    )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        read = partial(_shard_statistics, partition, is_usable)
+        found = list(pool.map(read, with_rows))
     values = np.full((partition.num_videos, len(_COLUMNS)), np.nan, np.float32)
     for shard, rows in zip(with_rows, found, strict=True):
         values[partition.geometry.rows(shard)] = rows
@@ -201,7 +202,7 @@ def statistics(partition: Partition) -> Statistics:
 
 
 def _shard_statistics(
-    partition: Partition, shard: int, is_usable: Bool[np.ndarray, " N"]
+    partition: Partition, is_usable: Bool[np.ndarray, " N"], shard: int
 ) -> Float32[np.ndarray, "n 5"]:
     rows, found = partition.geometry.rows(shard), []
     for name in ("embeddings", "frames"):
@@ -292,8 +293,8 @@ def verify(store: FeatureStore) -> Verification:
         for shard in range(partition.num_shards)
         if partition.claim(shard) is not None
     ]
-    check = dask.delayed(check_shard, pure=False)
-    found = dask.compute(*(check(*which) for which in shards), scheduler="threads")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda claimed: check_shard(*claimed), shards))
     total = sum(partition.num_shards for partition in store.partitions.values())
     tables = [_check_tables(store, partition) for partition in store.partitions.values()]
     return Verification(

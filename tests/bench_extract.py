@@ -162,10 +162,10 @@ def estimated(clip: Clip, device: torch.device, folder: Path) -> float:
 def gpu_figures(tower: VisualTower, from_uint8: float) -> dict[str, float]:
     """Images a second of the tower alone, and what the device can do at best."""
     size = tower.preprocessing.size
-    squares = torch.randint(0, 256, (tower.batch_size, 3, size, size), device=tower.device)
-    squares = squares.byte()
+    crops = torch.randint(0, 256, (tower.batch_size, 3, size, size), device=tower.device)
+    crops = crops.byte()
     ceiling = ceilings(tower.device).flops
-    tower_rate = tower.batch_size / seconds(lambda: tower.encode(squares))
+    tower_rate = tower.batch_size / seconds(lambda: tower.encode(crops))
     flops = 2 * 17.6e9 / 2 * 2  # of ViT-B/16 an image: 17.6 G multiplications and additions
     return {
         "images_per_s_tower": round(tower_rate),

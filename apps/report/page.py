@@ -23,6 +23,7 @@ from bieff.apps.progress import videos_bar
 from bieff.apps.report import files, tables
 from bieff.apps.report.charts import HEIGHT, WIDTH, charts
 from bieff.apps.report.tables import Cell
+from bieff.apps.train import RUNS
 from bieff.clip import ClipName, pick_device
 from bieff.features.errors import BieffError, StoreMismatchError
 from bieff.features.files import write_atomically
@@ -33,7 +34,6 @@ from bieff.train.evaluate.scoring import evaluate_run
 from bieff.train.runs.run import Run, clip_of, newest_run, open_run
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-RUNS = Path("runs")
 
 SHOWN = 3
 """Videos of each kind, and the confusions named are four times as many."""

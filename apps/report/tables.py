@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from bieff.apps.train import millions
 from bieff.features.store import FeatureStore
 from bieff.train.evaluate.results import Result
 from bieff.train.evaluate.scores import ScoreTable
@@ -98,10 +99,10 @@ def cost(run: Run, store: FeatureStore | None) -> list[tuple[str, str]]:
         lines.append(("Arithmetic of a training video", f"{flops / 1e9:,.2f} GFLOPs"))
     counts = dict(record["parameters"])
     total = counts.pop("total")
-    parts = ", ".join(f"{name} {_count(n)}" for name, n in counts.items() if n)
-    lines.append(("Tunable parameters", f"{_count(total)} ({parts or 'none'})"))
+    parts = ", ".join(f"{name} {millions(n)}" for name, n in counts.items() if n)
+    lines.append(("Tunable parameters", f"{millions(total)} ({parts or 'none'})"))
     whole = int(record["parameters_with_clip"])
-    lines.append(("With frozen CLIP, both towers", _count(whole)))
+    lines.append(("With frozen CLIP, both towers", millions(whole)))
     lines.append(("Features", f"{record['features']['bytes'] / 1e6:,.1f} MB in training"))
     return lines
 
@@ -125,7 +126,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600
     return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"

@@ -402,10 +402,10 @@ class _DecodeProcess:
 
     def __init__(self, setup: bytes) -> None:
         self.attempt: _Attempt | None = None
-        """What it works on."""
+        """The attempt that it works on; None while it waits."""
 
         self.num_frames = 0
-        """Of the video, as far as it has told."""
+        """Frames of the video, as far as it has told."""
 
         self.is_ready = False
         self.began = time.monotonic()

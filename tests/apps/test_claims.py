@@ -9,6 +9,7 @@ import pytest
 from helpers import fake_store as fake
 from helpers import guarded
 from helpers.places import TESTS
+from helpers.training import quiet
 
 from bieff import clip as clips
 from bieff.clip import ClipName
@@ -31,7 +32,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("claims")
     clip = fake.load_clip(folder / "clip")
     store = fake.write_store(folder / "features" / "fake", clip)
-    train(store, clip, load(overrides=SHORT), folder / "runs" / "a", watch=lambda *_: None)
+    train(store, clip, load(overrides=SHORT), folder / "runs" / "a", watch=quiet)
     return folder
 
 
@@ -164,7 +165,7 @@ def test_the_activation_is_part_of_the_clip(tmp_path, monkeypatch):
     name = ClipName(model="ViT-B-32-quickgelu", pretrained="random:1")
     store = fake.write_store(tmp_path / "ours", ours, counts={"train": 20, "val": 4}, frames=2)
     fake.write_store(tmp_path / "other", replace(ours, name=name), counts={"val": 4}, frames=2)
-    train(store, ours, load(overrides=SHORT), tmp_path / "run", watch=lambda *_: None)
+    train(store, ours, load(overrides=SHORT), tmp_path / "run", watch=quiet)
     other, own = guarded.run_all(("eval", "run", "--features", "other"), ("eval", "run"))
     assert other["code"] == 1
     assert "was made with CLIP 'ViT-B-32/random:1'" in other["said"]

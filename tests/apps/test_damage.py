@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import fake_store as fake
 from helpers import guarded
+from helpers.training import quiet
 
 from bieff.cli import main
 from bieff.train.config import load
@@ -23,7 +24,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damage")
     clip = fake.load_clip(folder / "clip")
     store = fake.write_store(folder / "store", clip)
-    train(store, clip, load(overrides=SHORT), folder / "run", watch=lambda *_: None)
+    train(store, clip, load(overrides=SHORT), folder / "run", watch=quiet)
     words = ["eval", str(folder / "run"), "--save-scores", str(folder / "scores.h5")]
     done = CliRunner().invoke(main, [*words, *clip.name.words])
     assert done.exit_code == 0, done.output

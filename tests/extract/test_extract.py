@@ -34,11 +34,6 @@ CONFIG = extracting.CONFIG
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return extracting.write_clips(tmp_path_factory.mktemp("data") / "clips")
-
-
-@pytest.fixture(scope="module")
 def whole(clips, tmp_path_factory):
     """The store as one uninterrupted run writes it."""
     store = extracting.plan_small(clips, tmp_path_factory.mktemp("whole") / "store")
@@ -51,15 +46,15 @@ def whole(clips, tmp_path_factory):
 
 
 def by_hand(path, views, video_id, *, frames=CONFIG.frames):
-    """Squares and frame numbers of a video, without pools, streams or batches."""
+    """Crops and frame numbers of a video, without pools, streams or batches."""
     numbers = ViewPlan(tuple(views), frames, video_id)(stamped.count_frames(path))
     size = extracting.tinyclip().preprocessing.size
-    squares = []
+    crops = []
     for view, shown in zip(views, numbers, strict=True):
         pictures = torch.from_numpy(read_frames(path, shown))
         crop = crop_of(view, *pictures.shape[1:3], size, video_id=video_id)
-        squares.append(cut(pictures, crop))
-    return torch.cat(squares), numbers
+        crops.append(cut(pictures, crop))
+    return torch.cat(crops), numbers
 
 
 def check_rows(store, name, rows):
@@ -71,8 +66,8 @@ def check_rows(store, name, rows):
     )
     for row in rows:
         video = part.videos[row]
-        squares, numbers = by_hand(Path(store.root) / video.path, views, video.id)
-        encoded = tower.encode(squares)
+        crops, numbers = by_hand(Path(store.root) / video.path, views, video.id)
+        encoded = tower.encode(crops)
         np.testing.assert_array_equal(part.frames([row])[0], numbers)
         want = encoded.embeddings.unflatten(0, numbers.shape)
         # float16 keeps 11 bits
@@ -230,9 +225,9 @@ def test_embeddings_beyond_float16_make_a_video_corrupt(clips, tmp_path, monkeyp
     store = extracting.plan_small(clips, tmp_path / "store", rows=32)
     before = VisualTower.forward_float32
 
-    def huge(self, squares):
-        embeddings, patches = before(self, squares)
-        embeddings[8] = 1e6  # in the first batch, the second video's third square
+    def huge(self, crops):
+        embeddings, patches = before(self, crops)
+        embeddings[8] = 1e6  # in the first batch, the second video's third crop
         return embeddings, patches
 
     monkeypatch.setattr(VisualTower, "forward_float32", huge)

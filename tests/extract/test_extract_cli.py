@@ -19,11 +19,6 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return extracting.write_clips(tmp_path_factory.mktemp("data") / "clips")
-
-
-@pytest.fixture(scope="module")
 def store(clips, tmp_path_factory):
     """A finished store."""
     out = tmp_path_factory.mktemp("features") / "store"
@@ -104,7 +99,9 @@ def test_dry_run_writes_nothing_and_estimates(clips, tmp_path):
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0] == f"{out}: nothing written"
-    assert re.match(r"  all: 24 videos x 1 view, 1 shard, 0\.\d MB, from 0\.\d MB of", lines[1])
+    assert re.match(
+        r"  all: 24 videos x 1 view, 1 shard, [\d.]+ kB, from [\d.]+ kB of", lines[1]
+    )
     assert re.match(
         r"  about \d+ minutes? on cpu of this machine, from 16 videos tried", lines[2]
     )

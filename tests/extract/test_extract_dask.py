@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 from dataclasses import replace
 
 import psutil
@@ -23,19 +23,6 @@ from bieff.features.files import ShardLocks
 
 CONFIG = extracting.CONFIG
 SLOW = "helpers.extracting_slow:slow"
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return extracting.write_clips(tmp_path_factory.mktemp("data") / "clips")
-
-
-@pytest.fixture(scope="module")
-def whole(clips, tmp_path_factory):
-    """The store as `--scheduler sync` writes it."""
-    store = extracting.plan_small(clips, tmp_path_factory.mktemp("whole") / "store")
-    assert extracting.extract_small(store).is_whole
-    return store
 
 
 def on(runner, store, *, config=CONFIG, **options):
@@ -54,11 +41,15 @@ def is_at_work(process):
         return False
 
 
+def read_to_the_end(stream):
+    with stream:
+        stream.read()
+
+
 class Cluster:
     """`dask scheduler` and some `dask worker`s, as a user starts them."""
 
-    def __init__(self, num_workers, folder):
-        self._folder = folder
+    def __init__(self, num_workers):
         self.workers = []
         self.scheduler, self.address = self._start(
             ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
@@ -69,24 +60,25 @@ class Cluster:
             self.workers.append(self._start(command, r"Registered to:\s+(tcp://\S+)")[0])
 
     def _start(self, command, ready):
-        path = self._folder / f"{command[0]}-{len(self.workers)}.log"
-        with path.open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *command],
-                stdout=log,
-                stderr=log,
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",
-                    "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{TESTS}",
-                },
-            )
-        for _ in range(1200):
-            if found := re.search(ready, path.read_text()):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{TESTS}",
+            },
+        )
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if found := re.search(ready, line):
+                # read on, or a full pipe would hold it up
+                threading.Thread(target=read_to_the_end, args=[process.stdout]).start()
                 return process, found.group(1)
-            time.sleep(0.1)
-        process.kill()
-        raise AssertionError(path.read_text())
+        raise AssertionError("".join(said))
 
     def kill_a_worker(self):
         """A worker dies with its nanny, as when its machine goes."""
@@ -107,8 +99,8 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    started = Cluster(2, tmp_path_factory.mktemp("cluster"))
+def cluster():
+    started = Cluster(2)
     yield started
     started.close()
 
@@ -176,7 +168,7 @@ def test_local_workers_write_the_same_store(whole, clips, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_killed_in_the_middle_changes_nothing(whole, clips, tmp_path):
-    cluster = Cluster(2, tmp_path)
+    cluster = Cluster(2)
     try:
         with connected(cluster.address, device=extracting.CPU, decode=SLOW) as runner:
             store = extracting.plan_small(clips, tmp_path / "store")

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import psutil
 import pytest
 from helpers import extracting
 from helpers.places import TESTS
+from helpers.processes import bieff, wait_for
 
 from bieff.apps.store import verify_store
 from bieff.extract.plan import plan
@@ -29,19 +29,6 @@ FAULTY = "helpers.faulty_decoders:faulty"
 @pytest.fixture(autouse=True)
 def _workers_find_the_faulty_decoders(monkeypatch):
     monkeypatch.syspath_prepend(str(TESTS))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return extracting.write_clips(tmp_path_factory.mktemp("data") / "clips")
-
-
-@pytest.fixture(scope="module")
-def whole(clips, tmp_path_factory):
-    """The store as one uninterrupted run writes it."""
-    store = extracting.plan_small(clips, tmp_path_factory.mktemp("whole") / "store")
-    assert extracting.extract_small(store).is_whole
-    return store
 
 
 def renamed(clips, folder, names):
@@ -69,14 +56,6 @@ def start(folder, out, decode=None, **options):
     )
     assert process.stdout.readline() == "ready\n"
     return process
-
-
-def wait_for(condition, *, seconds=60.0):
-    """Wait until something has come about."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it has not come about"
-        time.sleep(0.01)
 
 
 def count_files(folder):
@@ -206,7 +185,7 @@ def test_killed_at_ten_moments_it_becomes_the_same_store(whole, clips, tmp_path)
         process = start(clips, tmp_path / "store")
         moment = moments.randrange(num_files)
         come = lambda: count_files(tmp_path / "store") >= moment  # noqa: B023, E731
-        wait_for(lambda: come() or process.poll() is not None, seconds=300)  # noqa: B023
+        wait_for(lambda: come() or process.poll() is not None)  # noqa: B023
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
@@ -223,16 +202,11 @@ def test_killed_at_ten_moments_it_becomes_the_same_store(whole, clips, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["sync", "local"])
 def test_ctrl_c_ends_with_one_sentence_and_leaves_nobody(whole, clips, tmp_path, scheduler):
-    command = [
-        *(sys.executable, "-P", "-m", "bieff.cli", "extract", "--dataset", extracting.SET),
-        *("--videos", str(clips), "--out", str(tmp_path / "store"), "--frames", "64"),
-        *("--clips", "20", "--device", "cpu", "--scheduler", scheduler),
-    ]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
+    process = bieff(
+        *("extract", "--dataset", extracting.SET, "--videos", clips, "--frames", 64),
+        *("--out", tmp_path / "store", "--clips", 20, "--device", "cpu"),
+        *("--scheduler", scheduler),
         stderr=subprocess.PIPE,
-        text=True,
         start_new_session=True,  # a group of its own, as a terminal would interrupt it
     )
     try:
@@ -245,7 +219,7 @@ def test_ctrl_c_ends_with_one_sentence_and_leaves_nobody(whole, clips, tmp_path,
 
 def interrupt(process, store):
     me = psutil.Process(process.pid)
-    wait_for((store / ".shards").exists, seconds=300)
+    wait_for((store / ".shards").exists)
     wait_for(lambda: any("decode.worker" in " ".join(p.cmdline()) for p in family(me)))
     children = family(me)
     os.killpg(process.pid, signal.SIGINT)

@@ -25,8 +25,8 @@ def picture(height, width, seed=0):
 def ours(clip, image):
     height, width = image.shape[:2]
     crop = crop_of(View(), height, width, clip.preprocessing.size)
-    squares = cut(torch.from_numpy(image)[None], crop)
-    return normalise(squares, mean=clip.preprocessing.mean, std=clip.preprocessing.std)
+    crops = cut(torch.from_numpy(image)[None], crop)
+    return normalise(crops, mean=clip.preprocessing.mean, std=clip.preprocessing.std)
 
 
 def theirs(clip, image):

@@ -14,7 +14,7 @@ import zarr
 from helpers.places import TESTS
 from helpers.stores import through_zarr
 
-from bieff.features.check import describe, summarize
+from bieff.features.check import describe, summarise
 from bieff.features.errors import InputError, StoreError, StoreMismatchError, StoreMissingError
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video, VideoError
 from bieff.features.store import FeatureStore
@@ -293,7 +293,7 @@ def test_what_a_store_holds_fits_on_a_screen(store, train):
         f"{2 * shard / 1000:.3g} kB of {3 * shard / 1000:.3g} kB; decode 1 s",
         f"val: 3 videos x 3 views: 3 pending; 0 of 1 shards, 0 bytes of {shard / 1000:.3g} kB",
     ]
-    assert summarize(train).num_bytes == sum(
+    assert summarise(train).num_bytes == sum(
         array.file(train.path, 0).stat().st_size * 2 for array in train.geometry.arrays.values()
     )
 

@@ -3,12 +3,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from helpers import fake_store as fake
 from helpers.places import TESTS
+from helpers.processes import wait_for
 from safetensors.torch import load_file
 
 from bieff.features.errors import ConfigError
@@ -141,11 +141,7 @@ def test_several_processes_stop_together_and_go_on(store, tmp_path):
     for setting in settings:
         arguments += ["--set", setting]
     process = torchrun(2, *arguments, "--out", out)
-    end = time.monotonic() + 120
-    while not (out / RESUME).exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for((out / RESUME).exists, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     said = process.communicate(timeout=120)[0]
     assert process.returncode != 0

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, Int
 from bieff.features.errors import InputError
 from bieff.features.files import waiting_for, write_atomically
 from bieff.train.evaluate.lists import EvalList
-from bieff.train.evaluate.scores import About, Scores, ScoreTable
+from bieff.train.evaluate.scores import About, ModelScores, ScoreTable
 
 QUESTION = (
     *("protocol", "dataset", "model", "run", "weights", "mix"),
@@ -193,7 +193,7 @@ def results_of(table: ScoreTable) -> list[Result]:
     ]
 
 
-def _result(table: ScoreTable, about: About, scores: Scores) -> Result:
+def _result(table: ScoreTable, about: About, scores: ModelScores) -> Result:
     number = len(table.class_names)
     listed = np.zeros(number, np.int64)
     answers = np.zeros((number, number), np.int64)  # true class x predicted class
@@ -230,7 +230,7 @@ def _result(table: ScoreTable, about: About, scores: Scores) -> Result:
 
 
 def _count(
-    table: ScoreTable, chosen: EvalList, scores: Scores
+    table: ScoreTable, chosen: EvalList, scores: ModelScores
 ) -> tuple[ListFigures, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     at = np.searchsorted(table.rows, chosen.rows)
     labels, usable = table.labels[at], table.usable[at]

@@ -29,7 +29,7 @@ from bieff.features.files import PARTIAL, disk_errors, write_atomically
 from bieff.features.hdf5 import require_own
 from bieff.train.evaluate.lists import EvalList
 
-Scores = Sequence[Float64[np.ndarray, "_ _"]]
+ModelScores = Sequence[Float64[np.ndarray, "_ _"]]
 """Scores of one model, for each question; a row sums to 1."""
 
 
@@ -87,7 +87,7 @@ class ScoreTable:
     """False where a video has no embeddings."""
 
     models: tuple[About, ...]
-    scores: tuple[Scores, ...]
+    scores: tuple[ModelScores, ...]
     """Scores of each model."""
 
     @property
@@ -290,7 +290,7 @@ def _numbered(groups: h5py.Group) -> list[h5py.Group]:
 
 # --- parts of it, until all are there
 
-Batch = tuple[int, int, int]
+BatchKey = tuple[int, int, int]
 """Model, question, and place of its first video: the key of a batch's scores."""
 
 SECONDS = 5.0
@@ -303,9 +303,9 @@ class PartialScores:
 
     folder: Path
 
-    def read(self) -> dict[Batch, Float64[np.ndarray, "_ _"]]:
+    def read(self) -> dict[BatchKey, Float64[np.ndarray, "_ _"]]:
         """Scores that earlier processes left."""
-        found: dict[Batch, np.ndarray] = {}
+        found: dict[BatchKey, np.ndarray] = {}
         for file in sorted(self.folder.glob("*.npz")):
             try:
                 with file.open("rb") as opened, np.load(opened) as parts:
@@ -315,7 +315,7 @@ class PartialScores:
             found.update(read)
         return found
 
-    def write(self, scored: Mapping[Batch, Float64[np.ndarray, "_ _"]]) -> None:
+    def write(self, scored: Mapping[BatchKey, Float64[np.ndarray, "_ _"]]) -> None:
         """Keep some batches.
 
         Raises:
@@ -336,6 +336,6 @@ class PartialScores:
             self.folder.parent.rmdir()
 
 
-def _batch(name: str) -> Batch:
+def _batch(name: str) -> BatchKey:
     model, question, start = map(int, name.split("-"))
     return model, question, start

@@ -33,10 +33,10 @@ from bieff.train.evaluate.classifier import (
 from bieff.train.evaluate.lists import EvalList, lists_of
 from bieff.train.evaluate.scores import (
     SECONDS,
-    Batch,
+    BatchKey,
     Head,
+    ModelScores,
     PartialScores,
-    Scores,
     ScoreTable,
     load_scores,
     questions_of,
@@ -216,7 +216,7 @@ class Scoring:
     num_classes: int
     """Classes of the store."""
 
-    def run(self, watch: Watch, *, partial: PartialScores | None = None) -> list[Scores]:
+    def run(self, watch: Watch, *, partial: PartialScores | None = None) -> list[ModelScores]:
         """Softmax scores of each model for each question, averaged over views, in float64.
 
         Of several processes each scores its share of the batches, and all get all scores.
@@ -238,7 +238,7 @@ class Scoring:
                 whole[model][question][start : start + len(values)] = values
         return list(whole)
 
-    def batches(self) -> Iterator[tuple[Batch, Int[np.ndarray, " B"]]]:
+    def batches(self) -> Iterator[tuple[BatchKey, Int[np.ndarray, " B"]]]:
         """All batches and their rows; frozen CLIP's come first, as they take the least time."""
         models = range(len(self.classifiers))
         for model in sorted(models, key=lambda m: self.classifiers[m].about.run is not None):
@@ -260,14 +260,14 @@ class Scoring:
 
     def _score(
         self,
-        batches: Mapping[Batch, Int[np.ndarray, " B"]],
+        batches: Mapping[BatchKey, Int[np.ndarray, " B"]],
         watch: Watch,
         partial: PartialScores | None,
         *,
         before: int,
-    ) -> dict[Batch, Float64[np.ndarray, "_ _"]]:
-        scored: dict[Batch, np.ndarray] = {}
-        unkept: dict[Batch, np.ndarray] = {}
+    ) -> dict[BatchKey, Float64[np.ndarray, "_ _"]]:
+        scored: dict[BatchKey, np.ndarray] = {}
+        unkept: dict[BatchKey, np.ndarray] = {}
         written, num_done = time.monotonic(), before
         total = before + sum(map(len, batches.values()))
         watch(num_done, total)
@@ -284,7 +284,7 @@ class Scoring:
                 partial.write(unkept)
         return scored
 
-    def _scores(self, batch: Batch, rows: Int[np.ndarray, " B"]) -> np.ndarray:
+    def _scores(self, batch: BatchKey, rows: Int[np.ndarray, " B"]) -> np.ndarray:
         classifier, asked = self.classifiers[batch[0]], self.questions[batch[1]].classes
         classes = None if len(asked) == self.num_classes else torch.from_numpy(asked)
         (scores,) = probabilities(
@@ -327,7 +327,7 @@ def _contents(partition: Partition) -> str:
 
 
 def _require_numbers(
-    scores: Sequence[Scores], questions: Sequence[EvalList], partition: Partition
+    scores: Sequence[ModelScores], questions: Sequence[EvalList], partition: Partition
 ) -> None:
     for of_model in scores:
         for values, question in zip(of_model, questions, strict=True):

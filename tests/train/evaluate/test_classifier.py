@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import fake_store as fake
+from helpers.training import quiet
 from torch.nn import functional as F
 
 from bieff.train.config import load
@@ -31,22 +32,12 @@ DESIGNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return fake.load_clip(tmp_path_factory.mktemp("clip") / "clip")
-
-
-@pytest.fixture(scope="module")
-def store(clip, tmp_path_factory):
-    return fake.write_store(tmp_path_factory.mktemp("store") / "store", clip)
-
-
 @pytest.fixture(scope="module", params=DESIGNS)
 def run(request, clip, store, tmp_path_factory):
     settings = ["epochs=3", "warmup_epochs=1", "frames=3", "lr=0.003", "temporal_layers=1"]
     out = tmp_path_factory.mktemp("runs") / "run"
     config = load(overrides=[*settings, *DESIGNS[request.param]])
-    return train(store, clip, config, out, watch=lambda *_: None)
+    return train(store, clip, config, out, watch=quiet)
 
 
 @pytest.fixture
@@ -109,7 +100,7 @@ def test_names_are_one_description_each(run, clip, store, frames, categories):
 def test_some_classes_are_not_columns_of_all(clip, store, frames, tmp_path):
     """The words of a class that is not asked about must not weight the frames."""
     config = load(overrides=["epochs=3", "warmup_epochs=0", "frames=3", "beta=1.0", "lr=0.003"])
-    run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
+    run = train(store, clip, config, tmp_path / "run", watch=quiet)
     ours = Trained(run, clip, store.class_names)
     some = torch.tensor([0, 3])
     asked = ours.logits(frames, None, some)
@@ -129,7 +120,7 @@ def test_the_texts_of_some_classes():
 
 def test_a_classifier_says_what_it_is(clip, store, tmp_path):
     config = load(overrides=["epochs=2", "warmup_epochs=0", "frames=3", "eval_every=1"])
-    run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
+    run = train(store, clip, config, tmp_path / "run", watch=quiet)
     names = store.class_names
     ours = [Trained(run, clip, names, weights=name) for name in ("last", "best")]
     last, best = (classifier.about for classifier in ours)
@@ -167,7 +158,7 @@ def test_many_classes_take_fewer_videos_at_a_time(
     clip, store, tmp_path, monkeypatch, limit, value
 ):
     config = load(overrides=["epochs=2", "warmup_epochs=0", "frames=3", "eval_every=0"])
-    run = train(store, clip, config, tmp_path / "run", watch=lambda *_: None)
+    run = train(store, clip, config, tmp_path / "run", watch=quiet)
     ours = Trained(run, clip, store.class_names)
     assert ours.batch_size == LARGEST_BATCH
     monkeypatch.setattr(f"bieff.train.evaluate.classifier.{limit}", value)

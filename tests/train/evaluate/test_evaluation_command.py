@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import fake_store as fake
+from helpers.training import quiet
 
 from bieff.cli import main
 from bieff.features.errors import InputError
@@ -37,7 +38,7 @@ def made(tmp_path_factory):
     )
     fake.write_store(folder / "features" / "plain", clip, counts={"val": 9})
     settings = ["epochs=6", "warmup_epochs=1", "lr=0.003", "batch_size=11", "eval_every=2"]
-    train(store, clip, load(overrides=settings), folder / "runs" / "a", watch=lambda *_: None)
+    train(store, clip, load(overrides=settings), folder / "runs" / "a", watch=quiet)
     return folder
 
 

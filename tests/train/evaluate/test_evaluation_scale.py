@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 from helpers import fake_store as fake
+from helpers.processes import BIEFF, wait_for
+from helpers.training import quiet
 
 from bieff import clip as clips
 from bieff.clip import ClipName
@@ -107,7 +109,7 @@ def write_run(folder, clip):
     """A run of a few steps on a handful of videos."""
     store = fake.write_store(folder / "small", clip, counts={"train": 7}, frames=FRAMES)
     config = load(overrides=["epochs=2", "warmup_epochs=1", "batch_size=3"])
-    return train(store, clip, config, folder / "run", watch=lambda *_: None)
+    return train(store, clip, config, folder / "run", watch=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def tiny(folder):
 def command(folder, name, protocol):
     arguments = ["zeroshot", name, "--run", folder / "run", "--features", folder / name]
     arguments += ["--protocol", protocol, "--device", "cpu", *fake.named(folder / name).words]
-    return [sys.executable, "-P", "-m", "bieff.cli", *map(str, arguments)]
+    return [*BIEFF, *map(str, arguments)]
 
 
 def start(folder, name, protocol):
@@ -211,10 +213,7 @@ def test_a_killed_evaluation_goes_on(made):
     results.unlink()
     process = start(made, "hmdb51", "full")
     kept = made / "run" / "partial"
-    while len(list(kept.rglob("*.npz"))) < 3:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < begun + SECONDS
-        time.sleep(0.1)
+    wait_for(lambda: len(list(kept.rglob("*.npz"))) >= 3, process, seconds=SECONDS)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not results.exists()

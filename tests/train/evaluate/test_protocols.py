@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import fake_store as fake
+from helpers.training import quiet
 
 from bieff.cli import main
 from bieff.extract.datasets import official
@@ -56,9 +57,7 @@ def made(tmp_path_factory):
     )
     settings = ["epochs=15", "warmup_epochs=1", "lr=0.003", "batch_size=11", "eval_every=0"]
     settings += ["frames=3", "temporal_layers=1"]
-    run = train(
-        store, clip, load(overrides=settings), folder / "runs" / "a", watch=lambda *_: None
-    )
+    run = train(store, clip, load(overrides=settings), folder / "runs" / "a", watch=quiet)
     return store, run
 
 

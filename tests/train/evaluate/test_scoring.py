@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import fake_store as fake
+from helpers.training import quiet
 
 from bieff.features.errors import InputError
 from bieff.train.distributed import Group
@@ -156,7 +157,7 @@ def test_processes_agree_on_the_batches():
 @pytest.mark.parametrize("size", [1, 3, 35])
 def test_batches_are_of_the_size_that_is_asked_for(store, size):
     counting = Counting()
-    evaluate(store, [counting], "full", watch=lambda *_: None, batch_size=size)
+    evaluate(store, [counting], "full", watch=quiet, batch_size=size)
     assert set(counting.batches) == {size, 35 % size or size}
 
 

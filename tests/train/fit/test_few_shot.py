@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 import statistics
 
 import numpy as np
@@ -11,9 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import fake_store as fake
+from helpers.training import interrupt_at, quiet
 from safetensors.torch import load_file
 
-from bieff.apps.evaluate import Evaluation, evaluate_closed, evaluate_zero_shot
+from bieff.apps.evaluate import Evaluation, evaluate_on
 from bieff.apps.progress import steps_bar, videos_bar
 from bieff.apps.train import train_run
 from bieff.cli import main
@@ -37,11 +36,6 @@ HERE = {"device": "cpu", "steps_bar": steps_bar, "videos_bar": videos_bar}
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return fake.load_clip(tmp_path_factory.mktemp("clip") / "clip")
-
-
-@pytest.fixture(scope="module")
 def splits(clip, tmp_path_factory):
     """Like HMDB-51: one partition, official splits."""
     path = tmp_path_factory.mktemp("splits") / "store"
@@ -55,20 +49,10 @@ def parts(clip, tmp_path_factory):
     return fake.write_store(tmp_path_factory.mktemp("parts") / "store", clip)
 
 
-def options(**changes):
-    nothing = {
-        "features": None,
-        "out": None,
-        "frames": None,
-        "preset": None,
-        "config": None,
-        "overrides": SHORT,
-        "device": "cpu",
-        "dry_run": False,
-    }
-    if (features := changes.get("features")) is not None:
-        nothing["model"] = fake.named(features).model
-    return {**nothing, **changes}
+def train_here(features, **options):
+    """`bieff train` with the store's CLIP named."""
+    model = fake.named(features).model
+    return train_run(features=features, overrides=SHORT, device="cpu", model=model, **options)
 
 
 # --- the draw
@@ -160,19 +144,19 @@ def test_training_sees_the_drawn_videos_alone(clip, splits, parts, kind):
 def test_a_run_keeps_its_draw_and_another_takes_it_again(splits, tmp_path):
     few = FewShotOptions(shots=2, split="3", seed=1, same_as=None)
     first = tmp_path / "the first"
-    said = train_run(**options(features=splits.path, out=first, few=few))
+    said = train_here(splits.path, out=first, few=few)
     assert "2 videos a class of split 3, draw 1: 10 videos of 5 classes" in said
     record = open_run(first).record
     assert record["shots"] == draw_shots(splits, shots=2, split="3", seed=1).to_dict()
     assert (record["videos"], record["evaluation"]) == (10, None)
     again = FewShotOptions(shots=None, split=None, seed=None, same_as=first)
-    train_run(**options(features=splits.path, out=tmp_path / "second", few=again))
+    train_here(splits.path, out=tmp_path / "second", few=again)
     one, two = (load_file(tmp_path / name / LAST) for name in (first, "second"))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
     assert said.endswith(f"`bieff eval '{first}'` evaluates it on the whole test list")
     ask = {"run": first, "features": None, "protocol": "closed"}
-    results = evaluate_closed(Evaluation(device="cpu", model=fake.named(splits).model), **ask)
+    results = evaluate_on(Evaluation(device="cpu", model=fake.named(splits).model), **ask)
     assert results == load_results(first / "results.json")
     assert [(r.protocol, r.model) for r in results] == [
         ("fewshot", m) for m in ("bieff", "frozen")
@@ -187,17 +171,17 @@ def test_training_videos_are_never_asked_about(splits, tmp_path):
     """Other splits list them for testing, and `full` and `half10` every video."""
     run = tmp_path / "few"
     few = FewShotOptions(shots=2, split="1", seed=0, same_as=None)
-    train_run(**options(features=splits.path, out=run, few=few))
+    train_here(splits.path, out=run, few=few)
     for protocol in ("splits3", "full", "half10"):
         with pytest.raises(ConfigError, match=rf"10 of the videos that {protocol} asks about"):
-            evaluate_closed(
+            evaluate_on(
                 Evaluation(device="cpu", model=fake.named(splits).model),
                 run=run,
                 features=None,
                 protocol=protocol,
             )
         with pytest.raises(ConfigError, match=f"was trained on 10 .* that {protocol} asks"):
-            evaluate_zero_shot(
+            evaluate_on(
                 Evaluation(device="cpu", model=fake.named(splits).model),
                 name="fake",
                 run=run,
@@ -216,16 +200,12 @@ def test_the_draw_alone_is_not_ignored(parts, tmp_path):
 
 
 def test_a_run_on_few_videos_goes_on(splits, tmp_path):
-    def watch(done, total, loss):
-        if done == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
     clip = fake.load_clip(tmp_path / "clip")
     shots = draw_shots(splits, shots=2)
     config = load(overrides=SHORT)
     out = tmp_path / "run"
     with pytest.raises(StoppedError):
-        train(splits, clip, config, out, watch=watch, shots=shots)
+        train(splits, clip, config, out, watch=interrupt_at(3), shots=shots)
     other = draw_shots(splits, shots=2, seed=1)
     with pytest.raises(StoreMismatchError, match="began with another draw of few videos"):
         train(
@@ -233,17 +213,15 @@ def test_a_run_on_few_videos_goes_on(splits, tmp_path):
             clip,
             config,
             out,
-            watch=watch,
+            watch=quiet,
             resume=open_run(out),
             shots=other,
         )
-    said = train_run(
-        **options(out=out, overrides=(), resume=True, model=fake.named(splits).model)
-    )
+    said = train_run(out=out, resume=True, model=fake.named(splits).model, device="cpu")
     assert said.startswith("trained 4 steps on 10 videos")
     assert "2 videos a class of split 1, draw 0" in said
     straight = tmp_path / "straight"
-    train(splits, clip, config, straight, watch=lambda *_: None, shots=shots)
+    train(splits, clip, config, straight, watch=quiet, shots=shots)
     one, two = (load_file(path / LAST) for path in (out, straight))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -260,13 +238,13 @@ def test_options_that_do_not_fit_are_refused(splits, parts, tmp_path):
     for asked, message in cases:
         few = FewShotOptions(**{**nothing, **asked})
         with pytest.raises(ConfigError, match=message):
-            train_run(**options(features=splits.path, out=tmp_path / "out", few=few))
+            train_here(splits.path, out=tmp_path / "out", few=few)
     with pytest.raises(ConfigError, match="--resume goes on with the run's own videos"):
-        train_run(**options(resume=True, few=FewShotOptions(**nothing)))
-    train_run(**options(features=parts.path, out=tmp_path / "all"))
+        train_run(resume=True, few=FewShotOptions(**nothing))
+    train_here(parts.path, out=tmp_path / "all")
     few = FewShotOptions(**{**nothing, "same_as": tmp_path / "all"})
     with pytest.raises(ConfigError, match="was trained on all videos, not on few"):
-        train_run(**options(features=parts.path, out=tmp_path / "out", few=few))
+        train_here(parts.path, out=tmp_path / "out", few=few)
     shots = draw_shots(parts, shots=2)
     with pytest.raises(StoreMismatchError, match=r"the draw is not of .*: it lists no video"):
         shots.listed(splits)
@@ -343,7 +321,7 @@ def test_base_to_novel(splits, parts, tmp_path, kind):
     assert [file.stat().st_mtime_ns for file in files] == before
     half = Evaluation(device="cpu", model_only=True, model=fake.named(store).model)
     of_half = {"run": tmp_path / "out" / "draw-1", "features": None, "protocol": "closed"}
-    (alone,) = evaluate_closed(half, **of_half)
+    (alone,) = evaluate_on(half, **of_half)
     assert alone.protocol == "base2novel-base"
     of_base = kept["results"]["base"][1][0]
     assert [dataclasses.asdict(one) for one in alone.lists] == of_base["lists"]

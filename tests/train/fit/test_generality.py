@@ -1,12 +1,10 @@
 """Ways to keep what frozen CLIP knows while training: each by itself, off, and stopped."""
 
 import math
-import os
-import signal
 
 import pytest
 import torch
-from helpers import fake_store as fake
+from helpers.training import interrupt_at, quiet
 from safetensors.torch import load_file
 
 from bieff.clip import ClipName
@@ -26,20 +24,6 @@ from bieff.train.runs.run import open_run
 from bieff.train.text.wording import HAND_CRAFTED
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=0", "temporal_layers=1"]
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return fake.load_clip(tmp_path_factory.mktemp("clip") / "clip")
-
-
-@pytest.fixture(scope="module")
-def store(clip, tmp_path_factory):
-    return fake.write_store(tmp_path_factory.mktemp("store") / "store", clip)
-
-
-def quiet(done, total, loss):
-    pass
 
 
 @pytest.mark.parametrize(
@@ -168,7 +152,7 @@ def test_a_run_keeps_and_evaluates_the_average(clip, store, tmp_path):
         torch.testing.assert_close(kept[name], want)
     assert not torch.equal(kept["temporal.positions"], after[-1]["temporal.positions"])
     ours = Trained(run, clip, store.class_names)
-    [result] = results_of(evaluate(store, [ours], "closed", watch=lambda *_: None))
+    [result] = results_of(evaluate(store, [ours], "closed", watch=quiet))
     tops = [line["val_top1"] for line in read_metrics(run.path) if "val_top1" in line]
     assert result.top1 == pytest.approx(tops[-1])
 
@@ -192,14 +176,14 @@ def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path):
     train(store, clip, config, tmp_path / "straight", watch=quiet)
     out = tmp_path / "stopped"
     for resume, step in ((False, 7), (True, 9), (True, 12), (True, 14)):
-
-        def watch(done, total, loss, step=step):
-            if done == step:
-                os.kill(os.getpid(), signal.SIGINT)
-
         with pytest.raises(StoppedError):
             train(
-                store, clip, config, out, watch=watch, resume=open_run(out) if resume else None
+                store,
+                clip,
+                config,
+                out,
+                watch=interrupt_at(step),
+                resume=open_run(out) if resume else None,
             )
         if step == 9:  # one epoch is averaged: what lies there is the average so far
             assert not torch.equal(

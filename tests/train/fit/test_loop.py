@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from helpers import fake_store as fake
+from helpers.training import DESIGNS, quiet
 from safetensors.torch import load_file
 
 from bieff.clip import ClipName
@@ -22,42 +23,9 @@ from bieff.train.runs.run import load_model, open_run
 
 SHORT = ["epochs=2", "warmup_epochs=1", "batch_size=11", "eval_every=0"]
 
-# what makes each row of Tables 4 to 10 out of the default, and every other option once
-TABLES = {
-    "4 baseline": ["prompt=none", "post_prompt=false", "word_guided=false"],
-    "4 + pre-prompt": ["post_prompt=false", "word_guided=false"],
-    "4 + post-prompt": ["word_guided=false"],
-    "4 + word-guided": [],
-    "5 none": ["prompt=none", "post_prompt=false"],
-    "5 hand-crafted": ["prompt=hand-crafted", "post_prompt=false"],
-    "5 learnable": ["prompt=learnable", "post_prompt=false"],
-    "5 pre": ["post_prompt=false"],
-    "5 post": ["prompt=none"],
-    "6 a1": ["design=a1"],
-    "6 a2": ["design=a2"],
-    "6 a3": ["design=a3"],
-    "7 without mean pooling": ["mean_pool=false"],
-    "8 words": ["word_source=words"],
-    "9 alpha 1": ["alpha=1"],
-    "9 alpha 0.01": ["alpha=0.01"],
-    "10 beta 1": ["beta=1"],
-    "10 beta 0.01": ["beta=0.01"],
+ROWS = {
+    **DESIGNS,
     "1 frames 2": ["frames=2"],
-    "no temporal transformer": ["temporal_layers=0"],
-    "no temporal residual": ["temporal_residual=false"],
-    "prompts see temporal": ["prompts_see=temporal"],
-    "prompts see patches": ["prompts_see=patches"],
-    "word temperature": ["word_temperature=0.01"],
-    "context 5": ["num_context=5"],
-    "bare meta attention": ["meta_attention=bare"],
-    "residual adapter": ["adapter=residual"],
-    "post layers": ["post_layers=2"],
-    "word norms": ["word_norms=true"],
-    "word rows": ["word_rows=prompt"],
-    "vector gates": ["vector_gates=true"],
-    "normalise frames": ["normalise=frames"],
-    "learn temperature": ["learn_temperature=true"],
-    "multi-hot": ["targets=multi-hot"],
     "bfloat16": ["precision=bfloat16"],
     "clipped": ["clip_grad=0.5"],
     "in parts": ["accumulate=3"],
@@ -65,11 +33,6 @@ TABLES = {
     "averaged": ["average_epochs=2"],
     "from disk": ["feature_memory=1e-9"],
 }
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return fake.load_clip(tmp_path_factory.mktemp("clip") / "clip")
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +45,9 @@ def store(clip, tmp_path_factory):
     )
 
 
-def quiet(done, total, loss):
-    pass
-
-
-@pytest.mark.parametrize("row", TABLES)
+@pytest.mark.parametrize("row", ROWS)
 def test_every_row_of_the_tables_trains(clip, store, tmp_path, row):
-    config = load(overrides=[*SHORT, *TABLES[row]])
+    config = load(overrides=[*SHORT, *ROWS[row]])
     before = prepare(store, clip, config).model.state_dict()
     losses = []
     run = train(
@@ -235,7 +194,7 @@ def test_evaluation_while_training_is_that_of_the_protocol(clip, store, tmp_path
     lines = [line for line in read_metrics(run.path) if "val_top1" in line]
     assert [(line["step"], line["epoch"]) for line in lines] == [(7, 2), (11, 3)]
     ours = Trained(run, clip, store.class_names)
-    [result] = results_of(evaluate(store, [ours], "closed", watch=lambda *_: None))
+    [result] = results_of(evaluate(store, [ours], "closed", watch=quiet))
     assert result.top1 == pytest.approx(lines[-1]["val_top1"])
     assert result.top5 == pytest.approx(lines[-1]["val_top5"])
     assert result.n_evaluated == 15

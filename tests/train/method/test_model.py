@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.training import DESIGNS
 
 from bieff import clip as clips
 from bieff.clip import TINYCLIP, Clip, ClipName, Preprocessing, import_open_clip
@@ -18,43 +19,6 @@ from bieff.train.text.tower import TextTower
 B, T, P, D, W = 5, 3, 7, 13, 11
 PATCH_WIDTH = 17
 NAMES = ["playing guitar", "archery", "playing squash or racquetball", "tai chi"]
-
-# what makes each row of Tables 4 to 10 out of the default, and every other option once
-TABLES = {
-    "4 baseline": ["prompt=none", "post_prompt=false", "word_guided=false"],
-    "4 + pre-prompt": ["post_prompt=false", "word_guided=false"],
-    "4 + post-prompt": ["word_guided=false"],
-    "4 + word-guided": [],
-    "5 none": ["prompt=none", "post_prompt=false"],
-    "5 hand-crafted": ["prompt=hand-crafted", "post_prompt=false"],
-    "5 learnable": ["prompt=learnable", "post_prompt=false"],
-    "5 pre": ["post_prompt=false"],
-    "5 post": ["prompt=none"],
-    "6 a1": ["design=a1"],
-    "6 a2": ["design=a2"],
-    "6 a3": ["design=a3"],
-    "7 without mean pooling": ["mean_pool=false"],
-    "8 words": ["word_source=words"],
-    "9 alpha 1": ["alpha=1"],
-    "9 alpha 0.01": ["alpha=0.01"],
-    "10 beta 1": ["beta=1"],
-    "10 beta 0.01": ["beta=0.01"],
-    "no temporal transformer": ["temporal_layers=0"],
-    "no temporal residual": ["temporal_residual=false"],
-    "prompts see temporal": ["prompts_see=temporal"],
-    "prompts see patches": ["prompts_see=patches"],
-    "word temperature": ["word_temperature=0.01"],
-    "context 5": ["num_context=5"],
-    "bare meta attention": ["meta_attention=bare"],
-    "residual adapter": ["adapter=residual"],
-    "post layers": ["post_layers=2"],
-    "word norms": ["word_norms=true"],
-    "word rows": ["word_rows=prompt"],
-    "vector gates": ["vector_gates=true"],
-    "normalise frames": ["normalise=frames"],
-    "learn temperature": ["learn_temperature=true"],
-    "multi-hot": ["targets=multi-hot"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +136,9 @@ def test_the_pieces_are_wired_as_the_method_says(clip, text, build, see):
         torch.testing.assert_close(got.logits[b], cosine / 0.01, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("row", TABLES)
+@pytest.mark.parametrize("row", DESIGNS)
 def test_every_part_of_every_row_learns(text, build, row):
-    model = build(load(overrides=TABLES[row]))
+    model = build(load(overrides=DESIGNS[row]))
     frames, patches = make()
     scores = model(frames, text, categories=torch.tensor([0, 2, 3]), patches=patches)
     assert scores.cosine.shape == (B, 3)
@@ -184,9 +148,9 @@ def test_every_part_of_every_row_learns(text, build, row):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", TABLES)
+@pytest.mark.parametrize("row", DESIGNS)
 def test_every_row_of_the_tables_trains(text, build, row):
-    config = load(overrides=TABLES[row])
+    config = load(overrides=DESIGNS[row])
     model = build(config, shaken=False)
     frames, patches = make()
     labels, categories = torch.tensor([2, 0, 2, 3, 0]), torch.tensor([0, 2, 3])
@@ -213,10 +177,10 @@ def test_the_released_preset_trains_on_patches_too(text, build):
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("row", TABLES)
+@pytest.mark.parametrize("row", DESIGNS)
 def test_an_option_leaves_the_other_parts_weights_alone(build, row):
     paper = build(TrainConfig(), shaken=False).state_dict()
-    other = build(load(overrides=TABLES[row]), shaken=False).state_dict()
+    other = build(load(overrides=DESIGNS[row]), shaken=False).state_dict()
     changes = {
         "context 5": {"prompt.context"},
         "6 a2": {"prompt.context"},
@@ -280,7 +244,7 @@ MOVES = {
 
 @pytest.mark.parametrize("row", MOVES)
 def test_an_option_moves_what_it_should_and_nothing_else(text, build, row):
-    paper, other = build(TrainConfig()), build(load(overrides=TABLES[row]))
+    paper, other = build(TrainConfig()), build(load(overrides=DESIGNS[row]))
     shared, own = paper.state_dict(), other.state_dict()
     gates = {"post_prompt.alpha", "word_guided.beta"}
     fitting = {n: v for n, v in shared.items() if n in own and own[n].shape == v.shape}
@@ -506,7 +470,7 @@ def test_parameters_at_clips_size_are_table_4s():
     for (row, (part, total)), name in zip(COUNTS.items(), parts, strict=True):
         with torch.device("meta"):
             model = BiEfficient(
-                load(overrides=TABLES[row]), dim=512, text_width=512, num_frames=8
+                load(overrides=DESIGNS[row]), dim=512, text_width=512, num_frames=8
             )
         counts = model.parameter_counts()
         assert counts[name] == part

@@ -1,7 +1,6 @@
-import math
-
 import torch
 import torch.nn.functional as F
+from helpers.floats import attention_block
 
 from bieff.train.method.post_prompt import PostPrompt
 
@@ -20,43 +19,11 @@ def make(*, shaken=True, **settings):
     return module, classes, torch.randn(B, C, D, generator=draw)
 
 
-def affine(layer, row):
-    """A Linear layer on one row, in Python floats."""
-    return [
-        sum(w * x for w, x in zip(weights, row, strict=True)) + bias
-        for weights, bias in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
-    ]
-
-
-def norm(layer, row):
-    """A LayerNorm on one row, in Python floats."""
-    mean = sum(row) / len(row)
-    spread = math.sqrt(sum((x - mean) ** 2 for x in row) / len(row) + layer.eps)
-    triples = zip(row, layer.weight.tolist(), layer.bias.tolist(), strict=True)
-    return [(x - mean) / spread * w + b for x, w, b in triples]
-
-
 def reference_post_prompt(module, category, visual):
     """Eq. 7 for one category of one video, in Python floats."""
     seen = category
     for block in module.blocks:
-        attention = block.attention
-        source = [norm(block.source_norm, row) for row in visual]
-        query = affine(attention.query, norm(block.norm, seen))
-        values = [affine(attention.value, row) for row in source]
-        exps = []
-        for row in source:
-            key = affine(attention.key, row)
-            dot = sum(q * k for q, k in zip(query, key, strict=True))
-            exps.append(math.exp(dot / math.sqrt(D)))
-        mixed = [
-            sum(e * v[i] for e, v in zip(exps, values, strict=True)) / sum(exps)
-            for i in range(D)
-        ]
-        seen = [x + y for x, y in zip(seen, affine(attention.out, mixed), strict=True)]
-        hidden = affine(block.widen, norm(block.feed_norm, seen))
-        hidden = [x / (1 + math.exp(-1.702 * x)) for x in hidden]  # QuickGELU
-        seen = [x + y for x, y in zip(seen, affine(block.narrow, hidden), strict=True)]
+        seen = attention_block(block, seen, visual)
     alpha = module.alpha.expand(D).tolist()
     return [c + a * s for c, a, s in zip(category, alpha, seen, strict=True)]
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from helpers.floats import affine, attention_block
 
 from bieff.features.errors import ConfigError
 from bieff.train.config import load
@@ -34,41 +35,9 @@ def make(design, *, shaken=True):
     return module, torch.randn(B, C, D, generator=draw)
 
 
-def affine(layer, row):
-    """A Linear layer on one row, in Python floats."""
-    return [
-        sum(w * x for w, x in zip(weights, row, strict=True)) + bias
-        for weights, bias in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
-    ]
-
-
-def norm(layer, row):
-    """A LayerNorm on one row, in Python floats."""
-    mean = sum(row) / len(row)
-    spread = math.sqrt(sum((x - mean) ** 2 for x in row) / len(row) + layer.eps)
-    triples = zip(row, layer.weight.tolist(), layer.bias.tolist(), strict=True)
-    return [(x - mean) / spread * w + b for x, w, b in triples]
-
-
 def reference_meta_net(module, visual):
     """Eq. 6 for one video: meta-token, attention, feed-forward, Adapter, in Python floats."""
-    block, attention = module.attention, module.attention.attention
-    meta = module.meta_token.tolist()
-    source = [norm(block.source_norm, row) for row in visual]
-    query = affine(attention.query, norm(block.norm, meta))
-    keys = [affine(attention.key, row) for row in source]
-    values = [affine(attention.value, row) for row in source]
-    exps = [
-        math.exp(sum(q * k for q, k in zip(query, key, strict=True)) / math.sqrt(D))
-        for key in keys
-    ]
-    mixed = [
-        sum(e * v[i] for e, v in zip(exps, values, strict=True)) / sum(exps) for i in range(D)
-    ]
-    found = [x + y for x, y in zip(meta, affine(attention.out, mixed), strict=True)]
-    hidden = affine(block.widen, norm(block.feed_norm, found))
-    hidden = [x / (1 + math.exp(-1.702 * x)) for x in hidden]  # QuickGELU
-    found = [x + y for x, y in zip(found, affine(block.narrow, hidden), strict=True)]
+    found = attention_block(module.attention, module.meta_token.tolist(), visual)
     squeezed = affine(module.adapter.narrow, found)
     squeezed = [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in squeezed]  # GELU
     return affine(module.adapter.widen, squeezed)

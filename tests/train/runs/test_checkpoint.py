@@ -1,16 +1,14 @@
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from click.testing import CliRunner
 from helpers import fake_store as fake
+from helpers.processes import bieff, wait_for
+from helpers.training import interrupt_at, quiet
 from safetensors.torch import load_file
 
 from bieff.cli import main
@@ -33,30 +31,6 @@ from bieff.train.runs.run import RECORD, open_run
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=2", "temporal_layers=1"]
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return fake.load_clip(tmp_path_factory.mktemp("clip") / "clip")
-
-
-@pytest.fixture(scope="module")
-def store(clip, tmp_path_factory):
-    return fake.write_store(tmp_path_factory.mktemp("store") / "store", clip)
-
-
-def quiet(done, total, loss):
-    pass
-
-
-def interrupt_at(step):
-    """Send this process a real Ctrl-C once so many steps are done."""
-
-    def watch(done, total, loss):
-        if done == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return watch
-
-
 def assert_same_run(first, second):
     for name in (LAST, BEST):
         a, b = load_file(first / name), load_file(second / name)
@@ -68,10 +42,40 @@ def assert_same_run(first, second):
         assert records[0][key] == records[1][key]
 
 
+@pytest.fixture(scope="module")
+def straight(clip, store, tmp_path_factory):
+    """The run of `SHORT` that nobody stops."""
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    return train(store, clip, load(overrides=SHORT), out, watch=quiet).path
+
+
+def test_steps_after_the_checkpoint_are_taken_again(clip, store, straight, tmp_path):
+    """As after a SIGKILL: metrics run ahead of the last checkpoint."""
+    config = load(overrides=SHORT)
+    out = tmp_path / "killed"
+    with pytest.raises(StoppedError):
+        train(store, clip, config, out, watch=interrupt_at(6))
+    shutil.copy(out / RESUME, tmp_path / "kept")
+    with pytest.raises(StoppedError):
+        train(store, clip, config, out, watch=interrupt_at(12), resume=open_run(out))
+    shutil.copy(tmp_path / "kept", out / RESUME)
+    train(store, clip, config, out, watch=quiet, resume=open_run(out))
+    assert_same_run(straight, out)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(clip, store, straight, tmp_path):
+    config = load(overrides=SHORT)
+    out = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(store, clip, config, out, watch=interrupt_at(3))
+    (out / RESUME).unlink()
+    train(store, clip, config, out, watch=quiet, resume=open_run(out))
+    assert_same_run(straight, out)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        [],
         ["accumulate=3", "learn_temperature=true", "clip_grad=1.0"],
         ["feature_memory=1e-9", "precision=bfloat16"],
     ],
@@ -98,7 +102,7 @@ def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path, options):
     said = []
     run = train(store, clip, config, out, watch=quiet, resume=open_run(out), say=said.append)
     assert said[1] == "going on after 13 of 16 steps"
-    assert [sitting["step"] for sitting in run.record["resumed"]] == [5, 8, 13]
+    assert [process["step"] for process in run.record["resumed"]] == [5, 8, 13]
     assert_same_run(tmp_path / "straight", out)
     assert not (out / RESUME).exists()
 
@@ -138,7 +142,7 @@ def test_a_change_that_may_round_otherwise_is_said(clip, store, tmp_path):
         watch=quiet,
         resume=open_run(out),
         say=said.append,
-    )  # the sitting before was on this machine
+    )  # the process before was on this machine
     assert len(said) == 2
 
 
@@ -157,32 +161,6 @@ def test_a_run_goes_on_with_its_settings_and_others_that_change_nothing(clip, st
     result = CliRunner().invoke(main, [*resume, "save_seconds=7"])
     assert result.exit_code == 0, result.output
     train(store, clip, config, tmp_path / "straight", watch=quiet)
-    assert_same_run(tmp_path / "straight", out)
-
-
-def test_steps_after_the_checkpoint_are_taken_again(clip, store, tmp_path):
-    """As after a SIGKILL: metrics run ahead of the last checkpoint."""
-    config = load(overrides=SHORT)
-    train(store, clip, config, tmp_path / "straight", watch=quiet)
-    out = tmp_path / "killed"
-    with pytest.raises(StoppedError):
-        train(store, clip, config, out, watch=interrupt_at(6))
-    shutil.copy(out / RESUME, tmp_path / "kept")
-    with pytest.raises(StoppedError):
-        train(store, clip, config, out, watch=interrupt_at(12), resume=open_run(out))
-    shutil.copy(tmp_path / "kept", out / RESUME)
-    train(store, clip, config, out, watch=quiet, resume=open_run(out))
-    assert_same_run(tmp_path / "straight", out)
-
-
-def test_a_run_killed_before_its_first_checkpoint_begins_again(clip, store, tmp_path):
-    config = load(overrides=SHORT)
-    out = tmp_path / "run"
-    train(store, clip, config, tmp_path / "straight", watch=quiet)
-    with pytest.raises(StoppedError):
-        train(store, clip, config, out, watch=interrupt_at(3))
-    (out / RESUME).unlink()
-    train(store, clip, config, out, watch=quiet, resume=open_run(out))
     assert_same_run(tmp_path / "straight", out)
 
 
@@ -270,21 +248,6 @@ def test_weights_that_are_no_numbers_never_replace_good_ones(clip, store, tmp_pa
     with pytest.raises(BieffError, match=r"weight 'temporal.positions' is not finite"):
         save_checkpoint(tmp_path, trainer.model, trainer.optimizer, Progress(step=4))
     assert (tmp_path / RESUME).read_bytes() == before
-
-
-def bieff(*arguments, **options):
-    command = [sys.executable, "-P", "-m", "bieff.cli", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -1,16 +1,18 @@
 import json
+import signal
 import subprocess
 
 import pytest
 import torch
 from helpers import fake_store as fake
 from helpers.places import ROOT
+from helpers.training import interrupt_at, quiet
 
 from bieff.apps.train import free, train_run
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
 from bieff.train.config import TrainConfig, load
 from bieff.train.fit.loop import train
-from bieff.train.runs.checkpoint import LAST
+from bieff.train.runs.checkpoint import LAST, StoppedError
 from bieff.train.runs.run import (
     RECORD,
     Run,
@@ -26,36 +28,10 @@ SHORT = ["epochs=2", "warmup_epochs=1", "batch_size=11"]
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return fake.load_clip(tmp_path_factory.mktemp("clip") / "clip")
-
-
-@pytest.fixture(scope="module")
-def store(clip, tmp_path_factory):
-    return fake.write_store(tmp_path_factory.mktemp("store") / "store", clip)
-
-
-@pytest.fixture(scope="module")
 def run(clip, store, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "first"
     command = ["bieff", "train", "--features", "store"]
-    return train(
-        store, clip, load(overrides=SHORT), out, watch=lambda *_: None, command=command
-    )
-
-
-def options(**changes):
-    nothing = {
-        "features": None,
-        "out": None,
-        "frames": None,
-        "preset": None,
-        "config": None,
-        "overrides": (),
-        "device": "cpu",
-        "dry_run": False,
-    }
-    return {**nothing, **changes}
+    return train(store, clip, load(overrides=SHORT), out, watch=quiet, command=command)
 
 
 def test_the_record_says_where_the_numbers_come_from(clip, store, run):
@@ -71,7 +47,7 @@ def test_the_record_says_where_the_numbers_come_from(clip, store, run):
     assert set(record["versions"]) >= {"python", "bieff", "open_clip_torch", "numpy", "zarr"}
     assert record["device"].startswith("cpu, ")
     assert (record["precision"], record["processes"]) == ("float32", 1)
-    assert 0 < record["seconds"] < 100
+    assert record["seconds"] > 0
     assert 5e7 < record["peak_memory_bytes"] < 1e10
     model = load_model(run, clip)
     tunable = sum(p.numel() for p in model.parameters())
@@ -163,13 +139,12 @@ def test_a_folder_that_is_taken_gets_a_number(tmp_path):
 def test_the_command_trains_and_says_so(store, tmp_path):
     out = tmp_path / "run"
     said = train_run(
-        **options(
-            features=store.path,
-            out=out,
-            overrides=SHORT,
-            frames=3,
-            model=fake.named(store).model,
-        )
+        features=store.path,
+        out=out,
+        overrides=SHORT,
+        frames=3,
+        model=fake.named(store).model,
+        device="cpu",
     )
     assert said.startswith("trained 8 steps on 53 videos in ")
     assert "val top-1 " in said
@@ -180,13 +155,12 @@ def test_the_command_trains_and_says_so(store, tmp_path):
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(store, tmp_path):
     out = tmp_path / "run"
     said = train_run(
-        **options(
-            features=store.path,
-            out=out,
-            overrides=SHORT,
-            dry_run=True,
-            model=fake.named(store).model,
-        )
+        features=store.path,
+        out=out,
+        overrides=SHORT,
+        dry_run=True,
+        model=fake.named(store).model,
+        device="cpu",
     )
     assert said.startswith("53 videos, 5 classes, 6 frames, 8 steps\nfeatures: 53 videos, ")
     assert "tunable parameters: " in said
@@ -206,25 +180,15 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(store, tmp_path):
 )
 def test_options_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ConfigError) as caught:
-        train_run(**options(**changes))
+        train_run(**changes)
     assert str(caught.value).startswith(message)
 
 
 def test_resuming_takes_the_runs_own_settings_or_the_same(store, clip, tmp_path):
-    import os
-    import signal
-
-    from bieff.train.runs.checkpoint import StoppedError
-
     out = tmp_path / "run"
-
-    def watch(done, total, loss):
-        if done == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(StoppedError):
-        train(store, clip, load(overrides=SHORT), out, watch=watch)
-    own = options(out=out, resume=True, model=fake.named(store).model)
+        train(store, clip, load(overrides=SHORT), out, watch=interrupt_at(3, signal.SIGTERM))
+    own = {"out": out, "resume": True, "model": fake.named(store).model, "device": "cpu"}
     with pytest.raises(ConfigError) as caught:  # what is asked is laid over the run's own
         train_run(**{**own, "overrides": [*SHORT[:2], "seed=4"]})
     assert str(caught.value).endswith("folder:\n  seed: the run has 0, asked for 4")
@@ -232,8 +196,8 @@ def test_resuming_takes_the_runs_own_settings_or_the_same(store, clip, tmp_path)
         train_run(**{**own, "preset": "paper"})
     said = train_run(**{**own, "command": ["bieff", "train"]})
     assert said.startswith("trained 8 steps")
-    [sitting] = open_run(out).record["resumed"]
-    assert (sitting["step"], sitting["command"]) == (3, ["bieff", "train"])
+    [resumed] = open_run(out).record["resumed"]
+    assert (resumed["step"], resumed["command"]) == (3, ["bieff", "train"])
 
 
 def test_a_run_of_before_may_name_a_setting_that_is_gone(run):
