@@ -22,8 +22,8 @@ from bieff.train.runs.checkpoint import StoppedError
 from bieff.train.runs.run import RESULTS, Run
 
 FRAMES = 8
-RECIPE = replace(preset("words"), epochs=20, warmup_epochs=2)
-"""More epochs gain nothing here that is worth the minutes: docs/ablation.md."""
+RECIPE = replace(preset("words"), epochs=20)
+"""More epochs gain nothing here that is worth the minutes: docs/start/README.md."""
 
 
 @dataclass(frozen=True, slots=True)

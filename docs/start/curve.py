@@ -19,7 +19,7 @@ from bieff import clip as clips
 from bieff.apps.demo import RECIPE
 from bieff.clip import TINYCLIP, ClipName
 from bieff.features.store import FeatureStore
-from bieff.train.config import PRESETS, TrainConfig
+from bieff.train.config import TrainConfig, preset
 from bieff.train.evaluate.results import results_of
 from bieff.train.evaluate.scoring import evaluate_run
 from bieff.train.fit.record import make_record
@@ -29,8 +29,9 @@ from bieff.train.runs.run import Run, write_record
 
 SETS = {"shapes": "closed", "shapes-combinations": "splits3", "shapes-unseen": "splits3"}
 EPOCHS = (0, 1, 2, 3, 5, 8, 12, 16, 20)
-SEEDS = (0, 1, 2)
-STARTS = ("words", "paper")
+RUNS = (("words", 0), ("words", 1), ("words", 2), ("paper", 0))
+"""Preset of the start, and seed."""
+
 COLOURS = {"words": "#1b7f5f", "paper": "#b4532a"}
 
 
@@ -88,17 +89,14 @@ def main() -> None:
     demo, out = map(Path, sys.argv[1:])
     kept = out / "curve.json"
     curves = json.loads(kept.read_text()) if kept.exists() else {}
-    for start in STARTS:
-        for seed in SEEDS:
-            label = f"{start} seed {seed}"
-            if label in curves:
-                continue
-            is_random = "context_start" not in PRESETS[start]
-            words = "random" if is_random else PRESETS[start]["context_start"]
-            config = replace(RECIPE, context_start=words, seed=seed)
-            curves[label] = measure(demo, config)
-            kept.write_text(json.dumps(curves, indent=1) + "\n")
-            print(label, {name: curves[label][name] for name in SETS}, flush=True)
+    for start, seed in RUNS:
+        label = f"{start} seed {seed}"
+        if label in curves:
+            continue
+        config = replace(RECIPE, context_start=preset(start).context_start, seed=seed)
+        curves[label] = measure(demo, config)
+        kept.write_text(json.dumps(curves, indent=1) + "\n")
+        print(label, {name: curves[label][name] for name in SETS}, flush=True)
     draw(curves, out / "curve.svg")
 
 
