@@ -139,7 +139,6 @@ def require_new(ancestors: Sequence[Ancestor], store: FeatureStore) -> None:
     for one in ancestors:
         if store.recipe_hash == one.store or store.recipe["data_set"] == one.data_set:
             raise ConfigError(
-                f"{store.path} holds {one.data_set}, which run {one.run}, from which was "
-                "started, was trained on: its classes and videos are not new; take another "
-                "set, or a run that never saw it"
+                f"{store.path} is not new: run {one.run}, which is started from, was trained "
+                f"on {one.data_set}; take another set, or a run that never saw it"
             )

@@ -2,7 +2,8 @@
 
     runs/shapes/
       run.json              config, command, store and recipe hash, CLIP, the runs it started
-                            from, versions, commit, device, precision, parameters, seconds, peak memory, evaluation
+                            from, versions, commit, device, precision, parameters, seconds,
+                            peak memory, evaluation
       metrics.jsonl         a line every few steps and every evaluation
       events.out.tfevents.* the same for TensorBoard
       last.safetensors      the tunable weights
@@ -265,7 +266,7 @@ def load_model(
         clip: The CLIP it was trained on.
         weights: After the last step, or at the best evaluation.
         blend: b of (1 - b) x the weights it started with + b x these (WiSE-FT, Wortsman et
-            al. 2022, Eq. 1); None leaves them as they are.
+            al. 2022); None leaves them as they are.
 
     Raises:
         ConfigError: If the blend is not from 0 to 1.
