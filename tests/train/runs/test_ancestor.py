@@ -5,6 +5,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -261,6 +264,30 @@ def test_a_killed_run_goes_on_without_the_weights_it_started_from(
     shutil.move(tmp_path / "moved", tmp_path / "parent")
     begin(tmp_path / "early", quiet, open_run(tmp_path / "early"))
     assert_equal(load_file(whole.path / LAST), load_file(tmp_path / "early" / LAST))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on(clip, splits, parent, tmp_path):
+    named = [*fake.named(splits).words, "--device", "cpu"]
+    words = ["train", "--features", splits.path, "--shots", 2, "--from", parent.path, *named]
+    words += ["--set", "epochs=300", "--set", "save_seconds=0.02"]
+    bieff = [sys.executable, "-P", "-m", "bieff.cli"]
+    out = tmp_path / "killed"
+    process = subprocess.Popen([*bieff, *map(str, [*words, "--out", out])])
+    while not (out / RESUME).exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not open_run(out).record["finished"]
+    resume = ["train", "--resume", "--out", out, *named]
+    subprocess.run([*bieff, *map(str, resume)], check=True)
+    assert open_run(out).record["resumed"][0]["step"] > 0
+    config = dataclasses.replace(parent.base, epochs=300)
+    more = {"shots": draw_shots(splits, shots=2), "ancestors": lineage(parent, clip, config)}
+    whole = train(splits, clip, config, tmp_path / "whole", watch=quiet, **more)
+    assert_equal(load_file(whole.path / LAST), load_file(out / LAST))
+    assert (out / METRICS).read_text() == (whole.path / METRICS).read_text()
 
 
 # --- what it had seen
