@@ -33,7 +33,7 @@ from bieff.train.experiments.base_to_novel import base2novel
 from bieff.train.fit.few_shot import FewShotOptions, draw_shots
 from bieff.train.fit.loop import train
 from bieff.train.fit.step import prepare
-from bieff.train.runs.ancestor import Ancestor, after, resampled
+from bieff.train.runs.ancestor import after, resampled
 from bieff.train.runs.checkpoint import LAST, RESUME, StoppedError
 from bieff.train.runs.metrics import METRICS
 from bieff.train.runs.run import RECORD, lineage, load_model, open_run
@@ -438,7 +438,6 @@ def test_a_start_that_is_not_at_hand_is_one_sentence(clip, parent, child, tmp_pa
     ):
         load_model(run, clip, blend=0.5)
     load_model(run, clip)
-    Ancestor(**held)
 
 
 def test_figures_of_a_blend_say_so(clip, seen, parent, tmp_path):
