@@ -117,6 +117,13 @@ _protocol = partial(
     _option, "--protocol", kind=click.Choice(["closed", "splits3", "full", "half10", "k600"])
 )
 _mix = partial(_option, "--mix", kind=float, metavar="WEIGHT")
+_blend = _option(
+    "--blend",
+    "Share of the trained weights in a mean with those that the run started with.",
+    float,
+    metavar="WEIGHT",
+)
+_from = partial(_option, "--from start", kind=_FOLDER, metavar="RUN")
 _flag_json = partial(_flag, "--json as_json")
 _model = partial(_option, "--model")
 _pretrained = partial(_option, "--pretrained")
@@ -133,6 +140,7 @@ _device = _option("--device", "cpu, cuda, cuda:1.  [default: cuda if there is on
 
 _asking = _group(
     _option("--run", "A trained run.  [default: none, CLIP as it is]", _FOLDER),
+    _blend,
     _shorter("Frames of a video.  [default: the run's, or 8]"),
     _model("As for `bieff extract`.  [default: the run's, or ViT-B-16-quickgelu]"),
     _pretrained("As for `bieff extract`.  [default: the run's, or openai]"),
@@ -170,6 +178,7 @@ _evaluating = _group(
         _FILE,
     ),
     _mix("Ours and frozen CLIP combined, too."),
+    _blend,
     _option("--save-scores", "Write the scores of every video (HDF5).", _FILE),
     _option(
         "--batch-size",
@@ -400,6 +409,7 @@ def import_(file: Path, to: Path | None) -> None:
 @_features("A store with a training partition.  [required, or --resume]")
 @_out("Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]")
 @_shorter("Frames of a video; a divisor of the store's.  [default: all]")
+@_from("A finished run to start from, and to take the settings of.")
 @_option("--preset", "words, paper, baseline or released.  [default: words]")
 @_option("--config", "A TOML file of settings.", _FILE)
 @_set("One setting; may be repeated.")
@@ -619,6 +629,7 @@ def bench(model: str | None, pretrained: str | None, device: str | None, as_json
     metavar="SET,...",
     default="",
 )
+@_from("A finished run that every row starts from; rows of another model are left out.")
 @_set("A setting of all rows that a table does not vary; may be repeated.")
 @_out("Folder.  [default: runs/STORE-ablation]")
 @_given("--jobs", "Runs at a time; several have a thread each.", 1)
@@ -656,6 +667,8 @@ def ablate(tables: str, zeroshot: str, **options: Any) -> None:
 @_given("--shots", "Training videos a base class.", 16)
 @_given("--draws", "Choices of videos, a run each.", 3)
 @_split
+@_from("A finished run to start from, trained on another set.")
+@_blend
 @_set("A setting of training; may be repeated.")
 @_out("Folder.  [default: runs/STORE-base2novel]")
 @_named

@@ -11,15 +11,16 @@ import numpy as np
 from bieff.apps.progress import videos_bar
 from bieff.apps.train import FEATURES, RUNS
 from bieff.clip import TINYCLIP, Clip, ClipName, pick_device
-from bieff.features.errors import ConfigError, InputError, StoreMissingError
+from bieff.features.errors import ConfigError, StoreMissingError
 from bieff.features.store import FeatureStore
 from bieff.train.distributed import current, joined
-from bieff.train.evaluate.classifier import Classifier, Frozen, Trained
+from bieff.train.evaluate.classifier import Classifier, Frozen, Trained, Weights
 from bieff.train.evaluate.lists import default_protocol, lists_of
 from bieff.train.evaluate.results import Result, load_results, merge_results, results_of
 from bieff.train.evaluate.scores import ScoreTable, load_scores, require_place, save_scores
 from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.few_shot import FewShotDraw
+from bieff.train.runs.ancestor import require_new
 from bieff.train.runs.run import RESULTS, Run, clip_of, newest_run, open_run
 from bieff.train.text.wording import Descriptions, find_templates, read_descriptions
 
@@ -39,6 +40,9 @@ class Evaluation:
     model_only: bool = False
     names: Path | None = None
     mix: float | None = None
+    blend: float | None = None
+    """Share of the trained weights, between the start and them."""
+
     batch_size: int | None = None
     save_scores: Path | None = None
     device: str | None = None
@@ -65,16 +69,13 @@ class Evaluation:
         Raises:
             InputError: If the run is not finished, its results.json is damaged, or scores
                 cannot be saved where they should.
-            ConfigError: If the run was trained on videos that the protocol asks about.
+            ConfigError: If the run, or one that it started from, was trained on videos that the
+                protocol asks about.
         """
-        if not run.record["finished"]:  # weights that change would leave figures of both
-            raise InputError(
-                f"run {run.path} is not finished; go on with "
-                f"`bieff train --resume --out {shlex.quote(str(run.path))}`"
-            )
+        run.require_finished()  # weights that change would leave figures of both
         draw = FewShotDraw.of_run(run)
-        if draw is not None:
-            _require_unseen(run, draw, store, protocol)
+        split = None if draw is None else draw.split
+        _require_unseen(run, store, protocol, split)
         results = run.path / RESULTS
         if results.exists():
             load_results(results)  # rather now than when hours of scoring are done
@@ -91,7 +92,7 @@ class Evaluation:
                     classifiers,
                     protocol,
                     watch=watch,
-                    split=None if draw is None else draw.split,
+                    split=split,
                     batch_size=self.batch_size,
                     keep_in=run.path,
                 )
@@ -109,7 +110,8 @@ class Evaluation:
         names: Sequence[str] | Descriptions = store.class_names
         if self.names is not None:
             names = read_descriptions(self.names, store.class_names)
-        ours = Trained(run, clip, names, weights="best" if self.best else "last")
+        weights: Weights = "best" if self.best else "last"
+        ours = Trained(run, clip, names, weights=weights, blend=self.blend)
         if self.model_only:
             return [ours]
         template = self.template or "one"
@@ -133,10 +135,14 @@ def evaluate_on(
         features: The store, where it lies elsewhere; without a name it may be any.
         protocol: None: the usual one of the store; "closed" without a name, and for a run on
             few videos the whole test list of its split.
+
+    Raises:
+        ConfigError: If the run, or one it started from, was trained on what is asked about.
     """
     chosen = newest_run(RUNS) if run is None else open_run(run)
     if name is not None:
         store = _open(features or FEATURES / name, chosen, name)
+        require_new(chosen.ancestors, store)
         return evaluation.of(chosen, store, protocol or default_protocol(store))
     path = features or Path(chosen.record["store"])
     store = _open(path, chosen, str(chosen.record["data_set"]))
@@ -152,17 +158,26 @@ def read_scores(file: Path, *, mix: float | None = None) -> ScoreTable:
     return table if mix is None else table.with_mix(mix)
 
 
-def _require_unseen(run: Run, draw: FewShotDraw, store: FeatureStore, protocol: str) -> None:
+def _require_unseen(run: Run, store: FeatureStore, protocol: str, split: str | None) -> None:
     """A training video on a test list: other splits list it, and so do `full` and `half10`."""
-    if draw.split is None or run.record["data_set"] != str(store.recipe["data_set"]):
+    draws = [(run.record["data_set"], FewShotDraw.of_run(run))]
+    draws += [(one.data_set, FewShotDraw.read(one.shots, one.run)) for one in run.ancestors]
+    trained_on = {
+        id_
+        for data_set, draw in draws
+        if draw is not None and draw.split is not None and data_set == store.recipe["data_set"]
+        for ids in draw.videos.values()
+        for id_ in ids
+    }
+    if not trained_on:
         return
-    partition, lists = lists_of(store, protocol, split=draw.split)
-    trained_on = {id_ for ids in draw.videos.values() for id_ in ids}
+    partition, lists = lists_of(store, protocol, split=split)
     asked = np.unique(np.concatenate([chosen.rows for chosen in lists])).tolist()
     seen = [id_ for row in asked if (id_ := partition.videos[row].id) in trained_on]
     if seen:
         raise ConfigError(
-            f"run {run.path} was trained on {len(seen):,} of the videos that {protocol} asks "
+            f"run {run.path}{', or one that it started from,' if run.ancestors else ''} was "
+            f"trained on {len(seen):,} of the videos that {protocol} asks "
             f"about, such as {seen[0]!r}; `bieff eval {shlex.quote(str(run.path))}` asks about "
             "the test list of its split, or name another run"
         )

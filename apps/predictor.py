@@ -115,12 +115,14 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
     Args:
         clip: The CLIP, on the device that is to compute.
         run: Trained on that CLIP; None asks frozen CLIP.
+        blend: Share of the run's weights, between those that it started with and them; None
+            takes them as they are.
         frames: T; None takes the run's, or 8 without one.
         deadline: Seconds that a video may take to decode.
         decoders: Decoding processes; None starts one a core.
 
     Raises:
-        ConfigError: If the run takes another number of frames.
+        ConfigError: If the run takes another number of frames, or the blend is not from 0 to 1.
         InputError: If the run's weights are missing or damaged.
         StoreMismatchError: If the run was trained on another CLIP.
     """
@@ -130,6 +132,7 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         clip: Clip,
         *,
         run: Run | None = None,
+        blend: float | None = None,
         frames: int | None = None,
         deadline: float = 60.0,
         decoders: int | None = None,
@@ -148,7 +151,10 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         self._views = tuple(views_for(0, CLIPS, 1)[1])
         self._shown = CLIPS // 2
         self._plan = ViewPlan(self._views, self.num_frames, "")
-        self._model = None if run is None else load_model(run, clip)
+        if run is None and blend is not None:
+            raise ConfigError("--blend is of a run's weights; name one with --run")
+        self.blend = blend
+        self._model = None if run is None else load_model(run, clip, blend=blend)
         self._tower = VisualTower(
             clip,
             device=clip.device,
@@ -191,7 +197,8 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         """Name of what answers, for people."""
         if self.run is None:
             return f"frozen CLIP {self.clip.name}"
-        return f"run {self.run.id} on {self.clip.name}"
+        blended = "" if self.blend is None else f", blend {self.blend},"
+        return f"run {self.run.id}{blended} on {self.clip.name}"
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -222,7 +229,8 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         if self.run is None:
             classifier = Frozen(self.clip, names, num_frames=self.num_frames)
         else:
-            classifier = Trained(self.run, self.clip, names, model=self._model)
+            run, blend = self.run, self.blend
+            classifier = Trained(run, self.clip, names, blend=blend, model=self._model)
         return self._predict(list(videos), names, classifier)
 
     def _predict(

@@ -13,7 +13,8 @@ from bieff.train.distributed import current, joined
 from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions
 from bieff.train.fit.loop import train
 from bieff.train.fit.step import prepare
-from bieff.train.runs.run import Run, clip_of, newest_run, open_run
+from bieff.train.runs.ancestor import Ancestor
+from bieff.train.runs.run import Run, clip_of, lineage, newest_run, open_run
 
 RUNS = Path("runs")
 FEATURES = Path("features")
@@ -34,8 +35,11 @@ def train_run(
     resume: bool = False,
     command: Sequence[str] = (),
     few: FewShotOptions | None = None,
+    start: Path | None = None,
 ) -> str:
     """Train a run, or go on with one; returns what there is to say of it.
+
+    One that starts from the run in `start` has its settings but where others are asked for.
 
     Raises:
         BieffError: If an option, the store, its CLIP or the run is not as it must be.
@@ -44,6 +48,8 @@ def train_run(
         raise ConfigError("--resume and --dry-run contradict each other; leave one out")
     if resume and few is not None:
         raise ConfigError("--resume goes on with the run's own videos; leave --shots out")
+    if resume and start is not None:
+        raise ConfigError("--resume goes on with the run's own weights; leave --from out")
     if frames is not None:
         if any(text.partition("=")[0].strip() == "frames" for text in overrides):
             raise ConfigError("frames are given by --frames and by --set; leave one out")
@@ -52,9 +58,12 @@ def train_run(
     if resume:
         earlier = newest_run(RUNS, finished=False) if out is None else open_run(out)
         features = features or Path(earlier.record["store"])
+    parent = None if start is None else open_run(start)
     base: str | settings.TrainConfig = preset or settings.DEFAULT_PRESET
     if earlier is not None and preset is None and config is None:
         base = earlier.config
+    if parent is not None and preset is None:
+        base = parent.base
     chosen = settings.load(config, overrides, base=base)
     if features is None:
         raise ConfigError("no store is named; add --features, such as features/k400")
@@ -65,8 +74,11 @@ def train_run(
         shots = None if few is None else few.draw(store)
     with joined(pick_device(device)) as where:
         loaded = clip_of(store, device=where, named=ClipName.given(model, pretrained))
+        ancestors = () if parent is None else lineage(parent, loaded, chosen)
+        if earlier is not None:
+            ancestors = earlier.ancestors
         if dry_run:
-            return _plan(store, loaded, chosen, shots)
+            return _plan(store, loaded, chosen, shots, ancestors)
         folder = earlier.path if earlier else out or free(RUNS / store.path.resolve().name)
         with steps_bar("training", is_shown=current().writes) as bar:
             run = train(
@@ -79,14 +91,19 @@ def train_run(
                 resume=earlier,
                 command=command,
                 shots=shots,
+                ancestors=ancestors,
             )
         return _summary(run, loaded) if current().writes else ""
 
 
 def _plan(
-    store: FeatureStore, clip: Clip, config: settings.TrainConfig, shots: FewShotDraw | None
+    store: FeatureStore,
+    clip: Clip,
+    config: settings.TrainConfig,
+    shots: FewShotDraw | None,
+    ancestors: Sequence[Ancestor],
 ) -> str:
-    trainer = prepare(store, clip, config, shots=shots)
+    trainer = prepare(store, clip, config, shots=shots, ancestors=ancestors)
     with trainer.batches:
         return (
             f"{len(trainer.features):,} videos, {len(trainer.class_names)} classes, "

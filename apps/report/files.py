@@ -126,6 +126,8 @@ def _evaluations(run: Run, results: Sequence[Mapping[str, Any]]) -> list[str]:
             words += ["--names", str(record["names"])]
         if record.get("mix") is not None:
             words += ["--mix", str(record["mix"])]
+        if record.get("blend") is not None:
+            words += ["--blend", str(record["blend"])]
         lines[shlex.join(words)] = None
     return list(lines)
 
@@ -153,6 +155,9 @@ def _extract_line(store: FeatureStore) -> str:
 
 def _train_line(run: Run) -> str:
     words = ["bieff", "train", "--features", str(run.record["store"]), "--out", str(run.path)]
+    if run.ancestors:
+        parent = str(Path(run.ancestors[0].file).parent)
+        words += ["--from", parent, "--preset", "paper"]
     for name, value, paper in settings(run):
         if value != paper:
             words += ["--set", f"{name}={value}"]

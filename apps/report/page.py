@@ -28,9 +28,10 @@ from bieff.clip import ClipName, pick_device
 from bieff.features.errors import BieffError, StoreMismatchError
 from bieff.features.files import write_atomically
 from bieff.features.store import FeatureStore
-from bieff.train.evaluate.results import results_of
+from bieff.train.evaluate.results import protocol_name, results_of
 from bieff.train.evaluate.scores import ScoreTable
 from bieff.train.evaluate.scoring import evaluate_run
+from bieff.train.runs.ancestor import after
 from bieff.train.runs.run import Run, clip_of, newest_run, open_run
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -198,6 +199,7 @@ def render(run: Run, store: FeatureStore | None, videos: Videos) -> str:
         height=HEIGHT,
         videos=videos,
         cost=tables.cost(run, store),
+        after=after(run.ancestors),
         settings=settings,
         changed=[line for line in settings if line[1] != line[2]],
         commands=files.commands(run, store, results),
@@ -218,6 +220,8 @@ def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         model = MODELS.get(kind, kind)
         if record.get("mix") is not None:
             model += f", {record['mix']:g} ours"
+        if record.get("blend") is not None:
+            model += f", blend {record['blend']:g}"
         if record.get("weights") == "best":
             model += ", best weights"
         views = [record.get(name) for name in ("frames", "clips", "crops")]
@@ -226,7 +230,9 @@ def _result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 **{name: record.get(name) for name in ("top1_std", "top5", "top1_all")},
                 "dataset": record.get("dataset", ""),
-                "protocol": record["protocol"],
+                "protocol": protocol_name(
+                    str(record["protocol"]), record.get("shots"), record.get("after")
+                ),
                 "model": model,
                 "is_ours": kind == "bieff",
                 "template": ", ".join(str(part) for part in prompt if part),

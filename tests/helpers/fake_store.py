@@ -85,6 +85,7 @@ def write_store(
     seed: int = 0,
     clips: int = 1,
     class_subsets: dict[str, tuple[int, ...]] | None = None,
+    data_set: str = "fake",
 ) -> FeatureStore:
     """A finished store; `bad` names rows of a partition that could not be decoded.
 
@@ -110,7 +111,7 @@ def write_store(
     store = FeatureStore.create(
         path,
         recipe={
-            "data_set": "fake",
+            "data_set": data_set,
             "clip": {
                 "model": clip.name.model,
                 "pretrained": clip.name.pretrained,

@@ -133,6 +133,26 @@ def test_the_command_under_torchrun_trains_the_same_run(store, tmp_path):
 
 
 @pytest.mark.slow
+def test_several_processes_start_from_a_run_as_one_does(store, tmp_path):
+    arguments = ["-m", "bieff.cli", "train", "--features", store.path, "--device", "cpu"]
+    arguments += fake.named(store).words
+    for setting in ("batch_size=11", "epochs=2", "warmup_epochs=1", "eval_every=0"):
+        arguments += ["--set", setting]
+    python = [sys.executable, *map(str, arguments), "--out"]
+    subprocess.run([*python, tmp_path / "parent"], check=True, capture_output=True)
+    started = ("--from", tmp_path / "parent", "--set", "lr=1e-5")
+    subprocess.run([*python, tmp_path / "one", *started], check=True, capture_output=True)
+    finish(torchrun(2, *arguments, "--out", tmp_path / "two", *started))
+    want, got = (open_run(tmp_path / name) for name in ("one", "two"))
+    assert want.ancestors == got.ancestors == open_run(tmp_path / "parent").lineage()
+    assert want.record["start"] == got.record["start"]
+    want, got = (load_file(tmp_path / name / LAST) for name in ("one", "two"))
+    for name, value in want.items():
+        if not name.endswith("key.bias"):  # as above
+            torch.testing.assert_close(got[name], value, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.slow
 def test_several_processes_stop_together_and_go_on(store, tmp_path):
     out = tmp_path / "run"
     arguments = ["-m", "bieff.cli", "train", "--features", store.path, "--device", "cpu"]

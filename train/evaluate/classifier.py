@@ -17,12 +17,12 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bieff.clip import Clip
+from bieff.clip import Clip, fingerprint
 from bieff.train.data import free_bytes
 from bieff.train.evaluate.scores import About
 from bieff.train.method.loss import cosine
 from bieff.train.method.model import BiEfficient, Scores
-from bieff.train.runs.checkpoint import BEST, LAST
+from bieff.train.runs.ancestor import after
 from bieff.train.runs.run import Run, load_model
 from bieff.train.text.tower import TextTower
 from bieff.train.text.wording import HAND_CRAFTED, Descriptions, Templates, find_templates
@@ -63,9 +63,11 @@ class Trained:
         names: Names of the classes, or descriptions of them: every description is a prompt of
             its own, see `class_logits`.
         weights: After the last step, or at the best evaluation on `val`.
-        model: The run's model, where it is loaded already.
+        blend: Share of these, between those that the run started with and them.
+        model: The run's model, so blended, where it is loaded already.
 
     Raises:
+        ConfigError: If the blend is not from 0 to 1.
         InputError: If the weights are missing or damaged.
         StoreMismatchError: If the run was trained on another CLIP.
     """
@@ -77,9 +79,11 @@ class Trained:
         names: Sequence[str] | Descriptions,
         *,
         weights: Weights = "last",
+        blend: float | None = None,
         model: BiEfficient | None = None,
     ) -> None:
         described = _described(names)
+        shots = run.record.get("shots")
         self.about = About(
             model="bieff",
             frames=int(run.record["frames"]),
@@ -88,11 +92,14 @@ class Trained:
             names_hash=described.hash,
             run=run.id,
             weights=weights,
+            blend=blend,
+            shots=shots["shots"] if isinstance(shots, dict) else None,
+            after=after(run.ancestors),
         )
         self.device = clip.device
         self.wants_patches = run.config.prompts_see == "patches"
         self._run, self._clip, self._described = run, clip, described
-        self._model = load_model(run, clip, weights=weights) if model is None else model
+        self._model = model or load_model(run, clip, weights=weights, blend=blend)
         self._text = TextTower(clip.model, clip.tokenize(described.flat)).to(self.device)
 
     @property
@@ -102,10 +109,8 @@ class Trained:
 
     def fingerprint(self) -> str:
         """Everything its scores depend on but the features, as a hash."""
-        file = self._run.path / (LAST if self.about.weights == "last" else BEST)
-        weights = hashlib.sha256(file.read_bytes()).hexdigest()
-        parts = [self._clip.fingerprint, weights, self._described.hash, self.about.frames]
-        return _digest([*parts, self._run.config.to_dict()])
+        marks = [self._clip.fingerprint, fingerprint(self._model), self._described.hash]
+        return _digest([*marks, self.about.frames, self._run.config.to_dict()])
 
     def logits(
         self,

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import InputError
 from bieff.features.files import waiting_for, write_atomically
-from bieff.train.evaluate.lists import EvalList
+from bieff.train.evaluate.lists import BASE, FEW_SHOT, NOVEL, EvalList
 from bieff.train.evaluate.scores import About, ModelScores, ScoreTable
 
 QUESTION = (
-    *("protocol", "dataset", "model", "run", "weights", "mix"),
+    *("protocol", "dataset", "model", "run", "weights", "mix", "blend"),
     *("template", "names_hash", "frames", "clips", "crops", "store"),
 )
 """Fields of a result that say what was asked; the others are the answer."""
@@ -109,6 +109,15 @@ class Result:
     mix: float | None = None
     """Weight of ours in a mix with frozen CLIP."""
 
+    blend: float | None = None
+    """Share of the trained weights; the rest is those that the run started with."""
+
+    shots: int | None = None
+    """Videos a class that the run was trained on; None: all."""
+
+    after: str | None = None
+    """Data sets that the run's ancestors were trained on, in words."""
+
     names: str | None = None
     """File of the descriptions of the classes; None for the store's class names."""
 
@@ -140,6 +149,12 @@ class Result:
     def question(self) -> tuple[Any, ...]:
         """The question asked; two results of one question are the same, measured again."""
         return tuple(getattr(self, name) for name in QUESTION)
+
+
+def protocol_name(protocol: str, shots: object, after: object) -> str:
+    """A protocol and what the run had seen: "fewshot 4 after k400"."""
+    few = f" {shots}" if shots and protocol in (FEW_SHOT, BASE, NOVEL) else ""
+    return f"{protocol}{few}" + (f" after {after}" if after else "")
 
 
 def save_results(path: Path, results: Sequence[Result]) -> None:

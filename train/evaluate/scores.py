@@ -70,6 +70,15 @@ class About:
     mix: float | None = None
     """Weight of ours in the mix of both."""
 
+    blend: float | None = None
+    """Share of the trained weights; the rest is those that the run started with."""
+
+    shots: int | None = None
+    """Videos a class that the run was trained on; None: all."""
+
+    after: str | None = None
+    """Data sets that the run's ancestors were trained on, in words."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ScoreTable:

@@ -141,9 +141,10 @@ def evaluate_run(
     *,
     watch: Watch,
     split: str | None = None,
+    blend: float | None = None,
 ) -> ScoreTable:
     """Scores of a run's last weights and of frozen CLIP beside them, kept with the run."""
-    ours = Trained(run, clip, store.class_names)
+    ours = Trained(run, clip, store.class_names, blend=blend)
     frozen = Frozen(clip, store.class_names, num_frames=ours.about.frames)
     return evaluate(store, [ours, frozen], protocol, watch=watch, split=split, keep_in=run.path)
 

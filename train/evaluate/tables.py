@@ -6,7 +6,7 @@ from itertools import groupby
 
 from bieff.features.errors import InputError
 from bieff.train.evaluate.lists import BASE, FEW_SHOT, NOVEL
-from bieff.train.evaluate.results import Result
+from bieff.train.evaluate.results import Result, protocol_name
 from bieff.train.evaluate.scores import ScoreTable
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -38,7 +38,7 @@ def result_table(results: Sequence[Result]) -> Table:
     for result in results:
         row = [
             result.dataset,
-            result.protocol,
+            protocol_name(result.protocol, result.shots, result.after),
             _model(result),
             result.template + ("" if result.names is None else f", {result.names}"),
             _percent(result.top1, result.top1_std),
@@ -134,6 +134,7 @@ def _paper_line(results: list[Result]) -> str:
 
 def _figures(result: Result) -> str:
     of_run = "" if result.run is None else f"run {result.run}, {result.weights} weights, "
+    of_run += "" if result.after is None else f"after {result.after}, "
     top1 = f"{_percent(result.top1, result.top1_std)} top-1"
     if result.n_undecodable:
         top1 += f" ({_percent(result.top1_all, result.top1_all_std)} of all listed)"
@@ -151,7 +152,8 @@ def _lists(result: Result) -> str:
 
 def _model(result: Result) -> str:
     names = {"bieff": "bieff", "frozen": "frozen CLIP"}
-    return names.get(result.model, f"mix {result.mix}")
+    blend = "" if result.blend is None else f", blend {result.blend}"
+    return names.get(result.model, f"mix {result.mix}") + blend
 
 
 def _percent(value: float | None, deviation: float | None) -> str:

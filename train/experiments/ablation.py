@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,9 +35,10 @@ from bieff.train.evaluate.results import Result, load_results
 from bieff.train.experiments.report import PAPER, PAPER_HOURS, as_markdown, spread
 from bieff.train.experiments.rows import TITLES, Experiment, Row, experiments_of, rows_of
 from bieff.train.fit.loop import stop_requests
+from bieff.train.runs.ancestor import Ancestor, after, require_new
 from bieff.train.runs.checkpoint import StoppedError
 from bieff.train.runs.metrics import METRICS
-from bieff.train.runs.run import RECORD, RESULTS, claim_of, open_run
+from bieff.train.runs.run import MAY_DIFFER, RECORD, RESULTS, Run, claim_of, open_run
 from bieff.train.text.wording import HAND_CRAFTED
 
 STATE = "ablation.json"
@@ -75,6 +76,12 @@ class Ablation:
     named: ClipName | None = None
     """The CLIP that the user named; None takes the store's if it is here already."""
 
+    start: Run | None = None
+    """The run that every row starts from."""
+
+    ancestors: Sequence[Ancestor] = ()
+    """That run, and those before it."""
+
     command: Sequence[str] = ()
 
     @property
@@ -83,8 +90,11 @@ class Ablation:
         return {store.path.resolve().name: store for store in (self.store, *self.zero_shot)}
 
     def cannot(self, row: Row) -> str | None:
-        """Reason why the store does not serve a row, if it does not."""
-        wanted = row.config(self.base).frames or int(self.store.recipe["frames"])
+        """Reason why the store or the start does not serve a row, if it does not."""
+        config = row.config(self.base)
+        if self.start and (other := self.start.differences(config, besides=MAY_DIFFER)):
+            return f"cannot start from run {self.start.id}: {'; '.join(other)}"
+        wanted = config.frames or int(self.store.recipe["frames"])
         for name, store in self.stores.items():
             frames = int(store.recipe["frames"])
             if frames % wanted:
@@ -110,6 +120,7 @@ class Ablation:
                 and result.protocol == self._protocol(store)
                 and result.weights != "best"
                 and result.names is None
+                and result.blend is None
                 and (result.run is not None or result.template == HAND_CRAFTED)
             }
             for place, store in self.stores.items()
@@ -131,6 +142,8 @@ class Ablation:
             file = self.out / f"{run.name}.toml"
             write_atomically(file, run.toml().encode())
             words = ["train", "--features", str(self.store.path), "--out", str(folder)]
+            if self.start and not resume:
+                words += ["--from", str(self.start.path)]
             yield "training", [*words, "--config", str(file), *resume, *where]
         for store in self._left(run.name):
             data_set = str(store.recipe["data_set"])
@@ -284,6 +297,7 @@ def ablate(
     seeds: int,
     watch: Watch,
     overrides: Sequence[str] = (),
+    start: Path | None = None,
     zero_shot: Sequence[str] = (),
     out: Path | None = None,
     jobs: int = 1,
@@ -302,6 +316,7 @@ def ablate(
         seeds: Runs a row, of the seeds from the base's on.
         watch: Shows how far it is.
         overrides: `name=value` of what rows do not set.
+        start: A finished run that every row starts from; rows of another model are left out.
         zero_shot: Stores beside `features`, by name, to evaluate every run on too.
         out: Folder of the ablation; `runs/STORE-ablation` by default.
         jobs: Runs at a time, each in a process; with several, each has one thread.
@@ -319,12 +334,15 @@ def ablate(
         if value < 1:
             raise ConfigError(f"{name} must be positive, got {value}")
     store = FeatureStore.open(features)
+    parent = None if start is None else open_run(start)
     asked = Ablation(
         store=store,
         zero_shot=[FeatureStore.open(features.resolve().parent / name) for name in zero_shot],
         tables=tables,
         seeds=seeds,
-        base=settings.load(overrides=overrides),
+        base=settings.load(overrides=overrides, base=parent.base if parent else "paper"),
+        start=parent,
+        ancestors=() if parent is None else parent.lineage(),
         out=out or Path("runs") / f"{features.resolve().name}-ablation",
         device=device,
         named=ClipName.given(model, pretrained),
@@ -369,6 +387,12 @@ def _with_earlier(asked: Ablation) -> Ablation:
             f"{asked.out} is an ablation on another store: expected recipe {wanted[:12]}, got "
             f"{got[:12]}; choose another --out"
         )
+    before = [one["sha256"] for one in earlier.get("ancestors", [])]
+    if before != [one.sha256 for one in asked.ancestors]:
+        raise StoreMismatchError(
+            f"{asked.out} is an ablation that starts from another run, or anew; choose another "
+            "--out"
+        )
     base = _base(asked.base)
     held = {**_base(TrainConfig()), **earlier["base"]}  # which may lack what is newer
     changed = [
@@ -395,8 +419,9 @@ def _require_sets(asked: Ablation) -> None:
     """Find out now, not when a run is trained, that a store is none to evaluate it on.
 
     Raises:
-        ConfigError: If two have one name, or one has no official test lists.
-        StoreMismatchError: If one comes from another CLIP.
+        ConfigError: If two have one name, one has no official test lists, or the run to start
+            from has seen it.
+        StoreMismatchError: If one comes from another CLIP, or that run does.
     """
     names = [store.path.resolve().name for store in (asked.store, *asked.zero_shot)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -404,7 +429,13 @@ def _require_sets(asked: Ablation) -> None:
             f"--zeroshot: expected stores of different names, got {twice[0]} twice"
         )
     wanted = claim_of(asked.store).fingerprint
+    if asked.start and asked.start.clip.fingerprint != wanted:
+        raise StoreMismatchError(
+            f"--from: run {asked.start.path} is of another CLIP than {asked.store.path}: "
+            f"expected fingerprint {wanted[:12]}, got {asked.start.clip.fingerprint[:12]}"
+        )
     for store in asked.zero_shot:
+        require_new(asked.ancestors, store)
         whole = store.partitions.get("all")
         if whole is None or not test_lists(whole):
             raise ConfigError(
@@ -441,6 +472,8 @@ def _report(asked: Ablation, failed: Mapping[str, str]) -> None:
         "store": str(asked.store.path.resolve()),
         "store_recipe_hash": asked.store.recipe_hash,
         "zero_shot": [str(store.path.resolve()) for store in asked.zero_shot],
+        "ancestors": [asdict(one) for one in asked.ancestors],
+        "after": after(asked.ancestors),
         "base": _base(asked.base),
         "seeds": asked.seeds,
         "numbers": list(asked.tables),

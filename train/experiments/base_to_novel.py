@@ -27,7 +27,8 @@ from bieff.train.evaluate.results import Result, merge_results, results_of
 from bieff.train.evaluate.scoring import evaluate_run
 from bieff.train.fit.few_shot import draw_shots
 from bieff.train.fit.loop import train_or_go_on
-from bieff.train.runs.run import RESULTS, clip_of
+from bieff.train.runs.ancestor import after, require_new
+from bieff.train.runs.run import RESULTS, clip_of, lineage, open_run
 
 PROTOCOL = "base2novel"
 HALVES = {"base": BASE, "novel": NOVEL}
@@ -73,6 +74,8 @@ def base2novel(
     overrides: Sequence[str] = (),
     out: Path | None = None,
     split: str | None = None,
+    start: Path | None = None,
+    blend: float | None = None,
     model: str | None = None,
     pretrained: str | None = None,
     device: str | None = None,
@@ -89,6 +92,8 @@ def base2novel(
         overrides: `name=value` of settings.
         out: Folder; `runs/STORE-base2novel` by default.
         split: Official split; None takes the first.
+        start: A run to start every draw from; its settings are those of the draws.
+        blend: Share of the trained weights at evaluation, see `load_model`.
         model: The CLIP, named; None takes the store's if it is here already.
         pretrained: Its weights.
         device: Where to train.
@@ -98,17 +103,21 @@ def base2novel(
         Figures of ours and of frozen CLIP.
 
     Raises:
-        ConfigError: If an option does not fit the store.
+        ConfigError: If an option does not fit the store, or `start` has seen its classes.
         BieffError: As `train` does; also if `out` holds runs of other settings.
     """
     if draws < 1:
         raise ConfigError(f"draws must be positive, got {draws}")
-    config = settings.load(overrides=overrides, base=settings.DEFAULT_PRESET)
+    parent = None if start is None else open_run(start)
+    base = settings.DEFAULT_PRESET if parent is None else parent.base
+    config = settings.load(overrides=overrides, base=base)
     store = FeatureStore.open(features)
     out = out or Path("runs") / f"{features.resolve().name}-{PROTOCOL}"
     classes = {half: labels.tolist() for half, labels in halves(store, split).items()}
     named = ClipName.given(model, pretrained)
     clip = clip_of(store, device=pick_device(device), named=named)
+    ancestors = () if parent is None else lineage(parent, clip, config)
+    require_new(ancestors, store)
     found: dict[str, list[list[Result]]] = {half: [] for half in HALVES}
     for draw in range(draws):
         chosen = draw_shots(store, shots=shots, split=split, seed=draw, classes=classes["base"])
@@ -122,10 +131,13 @@ def base2novel(
                 watch=bar,
                 command=command,
                 shots=chosen,
+                ancestors=ancestors,
             )
         for half, protocol in HALVES.items():
             with videos_bar(f"{run.id}, evaluating {half}") as watch:
-                table = evaluate_run(run, clip, store, protocol, watch=watch, split=split)
+                table = evaluate_run(
+                    run, clip, store, protocol, watch=watch, split=split, blend=blend
+                )
             found[half].append(results_of(table))
             merge_results(run.path / RESULTS, found[half][-1])
     figures = [
@@ -136,6 +148,8 @@ def base2novel(
     record = {
         "protocol": PROTOCOL,
         "shots": shots,
+        "after": after(ancestors),
+        "blend": blend,
         "split": split,
         "classes": names,
         "draws": draws,

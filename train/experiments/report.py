@@ -60,9 +60,10 @@ def _preface(state: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
         f"{store} {figures['top1']:.2f} ({figures['protocol']})"
         for store, figures in frozen.items()
     )
+    after = f", after {state['after']}" if state["after"] else ""
     return [
         f"Ours: `{closed['dataset']}`, {record['videos']:,} training and "
-        f"{closed['n_evaluated']:,} test videos, {len(record['class_names'])} classes, "
+        f"{closed['n_evaluated']:,} test videos{after}, {len(record['class_names'])} classes, "
         f"{model}, {closed['frames']} frames but where a row says otherwise, "
         f"{closed['clips']} clips x {closed['crops']} crops, {config['epochs']} epochs, "
         f"batch {config['batch_size']}, seeds {', '.join(map(str, seeds))}; the weights after "

@@ -44,11 +44,15 @@ class FewShotDraw:
     @classmethod
     def of_run(cls, run: Run) -> "FewShotDraw | None":
         """The draw that a run was trained on; None if it had all videos."""
-        kept = run.record.get("shots")
+        return cls.read(run.record.get("shots"), run.path)
+
+    @classmethod
+    def read(cls, kept: Any, run: object) -> "FewShotDraw | None":
+        """The draw that a record keeps, of `run`; None if there is none."""
         try:
             return None if kept is None else cls(**kept)
         except TypeError as error:
-            raise InputError(f"the draw of run {run.path} cannot be read: {error}") from None
+            raise InputError(f"the draw of run {run} cannot be read: {error}") from None
 
     def protocol(self, store: FeatureStore) -> str:
         """The protocol that a run on it is evaluated by."""

@@ -49,6 +49,7 @@ from bieff.train.fit.record import (
 )
 from bieff.train.fit.step import Trainer, prepare
 from bieff.train.method.model import BiEfficient
+from bieff.train.runs.ancestor import Ancestor, after
 from bieff.train.runs.checkpoint import (
     BEST,
     LAST,
@@ -261,6 +262,7 @@ def train(
     resume: Run | None = None,
     command: Sequence[str] = (),
     shots: FewShotDraw | None = None,
+    ancestors: Sequence[Ancestor] = (),
 ) -> Run:
     """Train to the last step, and write the run folder `out`.
 
@@ -277,6 +279,7 @@ def train(
         resume: The run in `out`, to go on with it.
         command: What the user typed, for the record.
         shots: Few videos to train on; None: all, and `val` is evaluated on the way.
+        ancestors: The run to start from, and those before it, see `run.lineage`.
 
     Raises:
         InputError: If `out` holds something already, or a run that is finished.
@@ -288,16 +291,18 @@ def train(
     if resume is not None:
         if resume.record["finished"]:
             raise InputError(f"run {out} is finished; train again into another folder")
-        require_same(resume, store, clip, config, shots)
+        require_same(resume, store, clip, config, shots, ancestors)
     elif out.is_dir() and any(path.name != LOCK_NAME for path in out.iterdir()):
         raise InputError(
             f"{out} is not empty; name another folder with --out, remove it, or go on with its "
             "run with --resume"
         )
     forget_peak(clip.device)
-    trainer = prepare(store, clip, config, shots=shots, run=resume)
+    trainer = prepare(store, clip, config, shots=shots, run=resume, ancestors=ancestors)
     validation = Validation.load(store, trainer) if shots is None else None
     say(trainer.features.text())
+    if ancestors:
+        say(f"started from run {ancestors[0].run}, after {after(ancestors)}")
     if resume is not None:
         require_same_numbers(resume, trainer)
     trainer.group.wait()  # all have looked at the folder
@@ -310,7 +315,7 @@ def train(
     with trainer.batches, exclusive(out) if trainer.group.writes else nullcontext():
         loop = TrainingLoop(trainer=trainer, validation=validation, out=out, watch=watch)
         if resume is None:
-            loop.record = make_record(store, clip, trainer, command, shots)
+            loop.record = make_record(store, clip, trainer, command, shots, ancestors)
         else:
             loop.load()
             loop.record = resumed(resume.record, trainer, command, loop.progress.step)
@@ -332,6 +337,7 @@ def train_or_go_on(
     out: Path,
     *,
     shots: FewShotDraw | None = None,
+    ancestors: Sequence[Ancestor] = (),
     **options: Any,
 ) -> Run:
     """The run in `out`, trained to its end whatever is there of it; options as of `train`.
@@ -344,11 +350,12 @@ def train_or_go_on(
     """
     begun = open_run(out) if (out / RECORD).exists() else None
     if begun is not None and begun.record["finished"]:
-        require_same(begun, store, clip, config, shots)
+        require_same(begun, store, clip, config, shots, ancestors)
         return begun
     if begun is None and out.is_dir():
         shutil.rmtree(out)
-    return train(store, clip, config, out, resume=begun, shots=shots, **options)
+    more = {"shots": shots, "ancestors": ancestors, **options}
+    return train(store, clip, config, out, resume=begun, **more)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
-from bieff.clip import Clip
+from bieff.clip import Clip, fingerprint
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
 from bieff.features.store import FeatureStore
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
@@ -16,6 +17,7 @@ from bieff.train.distributed import device_name
 from bieff.train.fit.cost import stage_one, step_cost
 from bieff.train.fit.few_shot import FewShotDraw
 from bieff.train.fit.step import Trainer
+from bieff.train.runs.ancestor import Ancestor
 from bieff.train.runs.run import Run, commit, versions
 
 
@@ -25,6 +27,7 @@ def make_record(
     trainer: Trainer,
     command: Sequence[str],
     shots: FewShotDraw | None,
+    ancestors: Sequence[Ancestor] = (),
 ) -> dict[str, Any]:
     """A record before the first step; `shots` is the draw of few videos, if it was one."""
     counts = trainer.model.parameter_counts()
@@ -43,6 +46,8 @@ def make_record(
         "class_names": list(trainer.class_names),
         "videos": len(features),
         "shots": None if shots is None else shots.to_dict(),
+        "ancestors": [asdict(one) for one in ancestors],
+        "start": fingerprint(trainer.model),
         "rows_hash": rows_hash(features),
         "features": {
             "place": features.place,
@@ -94,21 +99,17 @@ def require_same(
     clip: Clip,
     config: TrainConfig,
     shots: FewShotDraw | None,
+    ancestors: Sequence[Ancestor] = (),
 ) -> None:
     """Refuse something else than the run began with.
 
     Raises:
         ConfigError: If a setting differs that numbers depend on; shows each.
-        StoreMismatchError: If the store, the CLIP or the draw of few videos is another.
+        StoreMismatchError: If the store, the CLIP, the draw of few videos or the weights it
+            started from are others.
     """
     record = run.record
-    stored, asked = run.config.to_dict(), config.to_dict()
-    changed = [
-        f"{name}: the run has {stored[name]!r}, asked for {asked[name]!r}"
-        for name in asked
-        if name not in CHANGE_NOTHING and stored[name] != asked[name]
-    ]
-    if changed:
+    if changed := run.differences(config, besides=CHANGE_NOTHING):
         lines = "\n  ".join(changed)
         raise ConfigError(
             f"run {run.path} has other settings; go on with its own, or train into another "
@@ -127,6 +128,11 @@ def require_same(
         raise StoreMismatchError(
             f"run {run.path} began with another draw of few videos, or without one; go on "
             "with its own, or train into another folder"
+        )
+    if [one.sha256 for one in run.ancestors] != [one.sha256 for one in ancestors]:
+        raise StoreMismatchError(
+            f"run {run.path} began with the weights of another run, or anew; go on with its "
+            "own, or train into another folder"
         )
 
 

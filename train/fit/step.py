@@ -39,6 +39,8 @@ from bieff.train.evaluate.classifier import class_embeddings
 from bieff.train.fit.few_shot import FewShotDraw
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
 from bieff.train.method.model import BiEfficient, Scores
+from bieff.train.runs.ancestor import Ancestor
+from bieff.train.runs.checkpoint import RESUME
 from bieff.train.runs.run import Run, build_model
 from bieff.train.text.tower import TextTower
 from bieff.train.text.wording import HAND_CRAFTED
@@ -207,12 +209,15 @@ def prepare(
     *,
     shots: FewShotDraw | None = None,
     run: Run | None = None,
+    ancestors: Sequence[Ancestor] = (),
 ) -> Trainer:
     """Put together what a run on this store needs.
 
-    With `run`, one that is to go on, the videos are shuffled as they were.
+    With `run`, one that is to go on, the videos are shuffled as they were.  With ancestors the
+    weights are those of the first, unless the run has a checkpoint of its own by now.
 
     Raises:
+        InputError: If the weights to start from are not there, or do not fit.
         StoreError: If the store has no training partition, or it is not finished.
         ConfigError: If a setting does not fit the store.
     """
@@ -235,6 +240,8 @@ def prepare(
     frame_groups(int(store.recipe["frames"]), num_frames)
     text = TextTower(clip.model, clip.tokenize(class_names)).to(device)
     model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
+    if ancestors and (run is None or not (run.path / RESUME).exists()):
+        ancestors[0].load_into(model, num_frames)
     model = model.to(device)
     features = load_features(
         partition,

@@ -1,8 +1,9 @@
 """A run on disk: what was trained, from what, how, and how far.
 
     runs/shapes/
-      run.json              config, command, store and recipe hash, CLIP, versions, commit,
-                            device, precision, parameters, seconds, peak memory, evaluation
+      run.json              config, command, store and recipe hash, CLIP, the runs it started
+                            from, versions, commit, device, precision, parameters, seconds,
+                            peak memory, evaluation
       metrics.jsonl         a line every few steps and every evaluation
       events.out.tfevents.* the same for TensorBoard
       last.safetensors      the tunable weights
@@ -16,26 +17,30 @@ A result without its run.json does not exist.
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
-from bieff.clip import Claim, Clip, ClipName
-from bieff.features.errors import BieffError, InputError, StoreMismatchError
+from bieff.clip import Claim, Clip, ClipName, fingerprint
+from bieff.features.errors import BieffError, ConfigError, InputError, StoreMismatchError
 from bieff.features.files import read_json, write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.method.model import BiEfficient
 from bieff.train.method.pre_prompt import embedded_words
+from bieff.train.runs.ancestor import Ancestor, read_ancestors, read_weights
 from bieff.train.runs.checkpoint import BEST, LAST
 from bieff.train.text.tower import TextTower
 
@@ -43,6 +48,13 @@ RECORD = "run.json"
 RESULTS = "results.json"
 GONE = (("temporal_weight", 1.0),)
 """Settings that earlier versions wrote, with the value that all runs have now."""
+
+MAY_DIFFER = (
+    *("frames", "epochs", "warmup_epochs", "batch_size", "lr", "weight_decay", "targets"),
+    *("distill", "average_epochs", "clip_grad", "accumulate", "precision", "eval_every"),
+    *("save_seconds", "feature_memory", "seed"),
+)
+"""Settings that are not of the model: a run may start from one of others."""
 
 _KINDS = {
     **{"config": dict, "clip": dict, "parameters": dict, "class_names": list},
@@ -80,6 +92,55 @@ class Run:
         held = self.record["clip"]
         name = held.get("name")
         return Claim.of({**held, **name} if isinstance(name, dict) else {}, source=self.path)
+
+    @property
+    def ancestors(self) -> tuple[Ancestor, ...]:
+        """The run that it started from, the one that this started from, and so on."""
+        return read_ancestors(self.record, self.path)
+
+    @property
+    def base(self) -> TrainConfig:
+        """Settings of a run that starts from it, unless its user wants others."""
+        return replace(self.config, frames=self.record["frames"])
+
+    def require_finished(self) -> None:
+        """Refuse a run of which the weights are still changing.
+
+        Raises:
+            InputError: If it is not finished.
+        """
+        if not self.record["finished"]:
+            raise InputError(
+                f"run {self.path} is not finished; go on with "
+                f"`bieff train --resume --out {shlex.quote(str(self.path))}`"
+            )
+
+    def lineage(self) -> tuple[Ancestor, ...]:
+        """Ancestors of a run that starts from it: itself and its own.
+
+        Raises:
+            InputError: If it is not finished, or its weights are not there.
+        """
+        self.require_finished()
+        file = (self.path / LAST).resolve()
+        nearest = Ancestor(
+            run=self.id,
+            file=str(file),
+            sha256=hashlib.sha256(read_weights(file)).hexdigest(),
+            data_set=self.record["data_set"],
+            store=self.record["store_recipe_hash"],
+            shots=self.record.get("shots"),
+        )
+        return (nearest, *self.ancestors)
+
+    def differences(self, config: TrainConfig, *, besides: Sequence[str]) -> list[str]:
+        """A line for each setting that is another one, besides some."""
+        stored, asked = self.config.to_dict(), config.to_dict()
+        return [
+            f"{name}: the run has {stored[name]!r}, asked for {asked[name]!r}"
+            for name in asked
+            if name not in besides and stored[name] != asked[name]
+        ]
 
 
 def claim_of(store: FeatureStore) -> Claim:
@@ -128,6 +189,24 @@ def build_model(
     )
 
 
+def lineage(run: Run, clip: Clip, config: TrainConfig) -> tuple[Ancestor, ...]:
+    """Ancestors of a run of these settings that starts from another one, `run`.
+
+    Raises:
+        InputError: If that is not finished, or its weights are not there.
+        ConfigError: If it is of another model; shows each setting.
+        StoreMismatchError: If it was trained on another CLIP.
+    """
+    run.clip.require(clip)
+    if changed := run.differences(config, besides=MAY_DIFFER):
+        lines = "\n  ".join(changed)
+        raise ConfigError(
+            f"run {run.path} is another model; leave these settings as they are, or start from "
+            f"a run that has them:\n  {lines}"
+        )
+    return run.lineage()
+
+
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write run.json, whole or not at all."""
     write_atomically(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
@@ -144,7 +223,7 @@ def open_run(path: Path) -> Run:
     then = "bring back what the run wrote, or train again"
     run = Run(path, read_json(path / RECORD, _KINDS, then=then))
     try:
-        _ = run.config, run.clip
+        _ = run.config, run.clip, run.ancestors
     except BieffError as error:
         raise InputError(f"cannot read {path / RECORD}: {error}; {then}") from None
     return run
@@ -174,7 +253,11 @@ def newest_run(folder: Path, *, finished: bool = True) -> Run:
 
 
 def load_model(
-    run: Run, clip: Clip, *, weights: Literal["last", "best"] = "last"
+    run: Run,
+    clip: Clip,
+    *,
+    weights: Literal["last", "best"] = "last",
+    blend: float | None = None,
 ) -> BiEfficient:
     """The trained model, in evaluation mode, on the CLIP's device.
 
@@ -182,21 +265,47 @@ def load_model(
         run: A run that has been trained.
         clip: The CLIP it was trained on.
         weights: After the last step, or at the best evaluation.
+        blend: b of (1 - b) x the weights it started with + b x these (WiSE-FT, Wortsman et
+            al. 2022); None leaves them as they are.
 
     Raises:
-        InputError: If the weights are missing or damaged.
+        ConfigError: If the blend is not from 0 to 1.
+        InputError: If the weights are missing or damaged, or those it started with cannot be
+            made again.
         StoreMismatchError: If the run was trained on another CLIP.
     """
+    if blend is not None and not 0 <= blend <= 1:
+        raise ConfigError(f"blend: expected a weight from 0 to 1, got {blend}")
     run.clip.require(clip)
     model = build_model(
         run.config, clip, num_frames=run.record["frames"], patches=run.record["patches"]
     )
+    start = {} if blend is None else _start(run, model)
     file = run.path / (LAST if weights == "last" else BEST)
     try:
-        model.load_state_dict(load_file(file))
+        tuned = load_file(file)
+        model.load_state_dict(tuned)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"cannot read the weights {file}: {error}; train again") from None
+    if blend is not None:
+        blended = {name: first.lerp(tuned[name], blend) for name, first in start.items()}
+        model.load_state_dict(blended)
     return model.to(clip.device).eval()
+
+
+def _start(run: Run, model: BiEfficient) -> dict[str, Tensor]:
+    """The weights that a run started with; `model` is its model, untrained."""
+    if run.ancestors:
+        run.ancestors[0].load_into(model, run.record["frames"])
+    wanted, got = run.record.get("start"), fingerprint(model)
+    if wanted != got:
+        held = "nothing" if wanted is None else str(wanted)[:12]
+        raise InputError(
+            f"run {run.path} started with weights that are not made here: it holds the "
+            f"fingerprint {held}, got {got[:12]}; blend it with the versions of bieff and "
+            "torch that its run.json names, or train it again"
+        )
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def versions() -> dict[str, str]:
