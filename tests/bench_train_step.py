@@ -37,10 +37,10 @@ class Parts:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.model = trainer, trainer.model
-        self.draw, self.picked = trainer.batches.at(0)
-        self.categories = self.draw.labels.unique()
+        self.index, self.batch = trainer.batches.at(0)
+        self.categories = self.index.labels.unique()
         with torch.no_grad():
-            frames = self.picked.frames
+            frames = self.batch.frames
             self.prompt = self.model.prompt(frames)
             self.prompted = trainer.text(*self.prompt, categories=self.categories)
             self.temporal_out = self.model.temporal(frames)
@@ -50,8 +50,8 @@ class Parts:
 
     def whole(self) -> None:
         """What a run does, on the batch that the parts have: how many names differ counts."""
-        draw, picked = self.trainer.batches.at(0)
-        self.trainer.update(self.step_number, picked, draw.labels)
+        index, batch = self.trainer.batches.at(0)
+        self.trainer.update(self.step_number, batch, index.labels)
         self.step_number += 1
 
     def data(self) -> None:
@@ -63,26 +63,26 @@ class Parts:
         """The frozen tower on the tree, classes and picked words."""
         context, video = (_leaf(part) for part in self.prompt)
         prompted = self.trainer.text(context, video, categories=self.categories)
-        picked = torch.zeros(len(self.picked.frames), dtype=torch.int64)
+        picked = torch.zeros(len(self.batch.frames), dtype=torch.int64)
         words, _ = prompted.words(picked.to(self.trainer.device))
         (prompted.classes.sum() + words.sum()).backward()
 
     def prompts(self) -> None:
         """Pre-Prompt before the tower and Post-Prompt after it."""
-        frames = self.picked.frames
+        frames = self.batch.frames
         prompt = self.model.prompt(frames)
         classes = self.model.post_prompt(_leaf(self.prompted.classes), frames)
         (prompt.context.sum() + prompt.video.sum() + classes.sum()).backward()
 
     def temporal(self) -> None:
         """The temporal transformer."""
-        self.model.temporal(self.picked.frames).sum().backward()
+        self.model.temporal(self.batch.frames).sum().backward()
 
     def loss(self) -> None:
         """Word guidance, cosines and Eq. 10."""
         video, _ = self.model.word_guided(_leaf(self.temporal_out), *self.words)
         logits = cosine(video[:, None], _leaf(self.prompted.classes))[:, 0] * 100
-        positives = positive_pairs(self.draw.labels, self.categories).to(logits.device)
+        positives = positive_pairs(self.index.labels, self.categories).to(logits.device)
         symmetric_loss(logits, positives).backward()
 
     def optimiser(self) -> None:

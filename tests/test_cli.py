@@ -6,10 +6,10 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
+from helpers.processes import BIEFF
 
 from bieff.cli import main
 
@@ -179,10 +179,11 @@ def test_a_store_that_nobody_has_is_explained(run_in_world):
     assert "bieff extract" in result.output
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_downloaded(tmp_path, world):
     result = subprocess.run(
         [
-            *(sys.executable, "-P", "-m", "bieff.cli", "extract", "--dataset", "folder"),
+            *(*BIEFF, "extract", "--dataset", "folder"),
             *("--videos", str(world / "data" / "shapes-unseen"), "--frames", "4"),
         ],
         cwd=tmp_path,
@@ -222,6 +223,7 @@ def test_a_full_size_tower_on_one_clip(run, world, tmp_path):
     assert "features/folder: 1 video (1 ok)" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "then"),
     [
@@ -236,7 +238,7 @@ def test_ctrl_c_says_what_the_same_command_would_do(world, tmp_path, arguments, 
         (tmp_path / name).symlink_to(world / name)
     with (
         subprocess.Popen(
-            [sys.executable, "-P", "-m", "bieff.cli", *arguments, "names.json"],
+            [*BIEFF, *arguments, "names.json"],
             cwd=tmp_path,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

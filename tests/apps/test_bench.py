@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from fractions import Fraction
 
@@ -10,6 +9,7 @@ import av
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.processes import BIEFF
 
 from bieff.apps.bench.extract import KINDS, DecodeCost, TowerRate, write_clip
 from bieff.apps.bench.hours import SIZES, bottleneck, hours
@@ -136,7 +136,7 @@ def test_an_unknown_model_is_one_sentence():
 @pytest.mark.slow
 def test_the_command(tmp_path):
     """Both outputs: rates below their ceilings, all data sets, and what it is not."""
-    command = [sys.executable, "-P", "-m", "bieff.cli", "bench", "--model", "tinyclip"]
+    command = [*BIEFF, "bench", "--model", "tinyclip"]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     for text in (
         "bench tinyclip on cpu",

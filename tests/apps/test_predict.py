@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -12,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import stamped
+from helpers.processes import BIEFF
 from PIL import Image
 
 from bieff.apps.keyframes import GAP, LINE, MARGIN, SPACE, TILE, bars, draw
@@ -374,7 +374,7 @@ def test_pictures_that_need_too_much_memory_cost_that_video_alone(clip_path, tmp
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     command = [
-        *(sys.executable, "-P", "-m", "bieff.cli", "predict", "wide.mkv", str(clip_path)),
+        *(*BIEFF, "predict", "wide.mkv", str(clip_path)),
         *("--labels", "a, b", "--model", "tinyclip", "--device", "cpu"),
     ]
     done = subprocess.run(

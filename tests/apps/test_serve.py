@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import urllib.error
@@ -21,6 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import psutil
 import pytest
 from helpers import stamped
+from helpers.processes import BIEFF
 
 from bieff.apps.connections import Connection
 from bieff.apps.predictor import Predictor
@@ -381,7 +381,7 @@ def test_other_addresses_and_methods(site):
 
 
 def command(*arguments):
-    return [sys.executable, "-P", "-m", "bieff.cli", "serve", *map(str, arguments)]
+    return [*BIEFF, "serve", *map(str, arguments)]
 
 
 class Command:
@@ -422,6 +422,7 @@ class Command:
         return self.process.returncode, said
 
 
+@pytest.mark.slow
 def test_an_address_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -10,6 +10,7 @@ import unicodedata
 
 import pytest
 from click.testing import CliRunner
+from helpers.processes import BIEFF
 
 from bieff.apps.terminal import clean
 from bieff.cli import main
@@ -18,8 +19,6 @@ ATTACK = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e[red]x\b"
 """Retitles, recolours, clears, turns around; and markup of rich's."""
 
 SHOWN = r"\x1b]0;owned\x07\x1b[31m\x9b2J\u202e[red]x\x08"
-
-BIEFF = [sys.executable, "-P", "-m", "bieff.cli"]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +80,7 @@ def clip(world):
     return next((world / "data" / "shapes-unseen").rglob("*.mp4"))
 
 
+@pytest.mark.slow
 def test_predict_in_a_terminal(tmp_path, clip):
     shutil.copy(clip, tmp_path / f"{ATTACK}.mp4")
     labels = f"{ATTACK}, other"
@@ -148,6 +148,7 @@ def test_bars_and_tables_in_a_terminal(tmp_path, world):
         assert harmless(said), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_odd_bytes_and_a_locale_of_ascii(tmp_path, clip, locale):
     name = os.fsencode(tmp_path) + b"/caf\xe9.mp4"

@@ -43,8 +43,8 @@ def main() -> None:
         trainer.model.double()
         losses = []
         for step in range(STEPS):
-            draw, picked = trainer.batches.at(step)
-            losses.append(trainer.update(step, doubled(picked), draw.labels))
+            index, batch = trainer.batches.at(step)
+            losses.append(trainer.update(step, doubled(batch), index.labels))
         if trainer.group.writes:
             weights = {name: w.contiguous() for name, w in trainer.model.state_dict().items()}
             save_file({**weights, "losses": torch.stack(losses)}, out)

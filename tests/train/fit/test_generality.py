@@ -64,17 +64,17 @@ def test_the_loss_has_the_distance_in_it(store, parts, settings):
     overrides = [*SHORT, *settings, "distill=0.7", f"accumulate={parts}"]
     trainer = prepare(store, clip, load(overrides=overrides))
     trainer.model.double()
-    draw, picked = trainer.batches.at(1)
-    picked = Batch(picked.frames.double(), None)
-    got = trainer.backward(picked, draw.labels)
+    index, batch = trainer.batches.at(1)
+    batch = Batch(batch.frames.double(), None)
+    got = trainer.backward(batch, index.labels)
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
 
     trainer.model.zero_grad()
-    categories = draw.labels.unique()
-    scores = trainer.model(picked.frames, trainer.text, categories=categories)
+    categories = index.labels.unique()
+    scores = trainer.model(batch.frames, trainer.text, categories=categories)
     frozen = class_embeddings(clip, store.class_names, HAND_CRAFTED)[categories]
-    distance = frozen_distance(scores.video, scores.classes, picked.frames, frozen)
-    pairs = positive_pairs(draw.labels, categories)
+    distance = frozen_distance(scores.video, scores.classes, batch.frames, frozen)
+    pairs = positive_pairs(index.labels, categories)
     want = symmetric_loss(scores.logits, pairs) + 0.7 * distance.mean()
     assert distance.min() > 1e-3
     want.backward()
@@ -92,11 +92,11 @@ def test_distillation_keeps_closer_to_frozen_clip(clip, store, tmp_path):
         run = train(store, clip, config, tmp_path / str(weight), watch=quiet)
         trainer = prepare(store, clip, config)
         trainer.model.load_state_dict(load_file(run.path / LAST))
-        _, picked = trainer.batches.at(0)
+        _, batch = trainer.batches.at(0)
         frozen = class_embeddings(clip, store.class_names, HAND_CRAFTED)
         with torch.no_grad():
-            scores = trainer.model(picked.frames, trainer.text)
-            distance = frozen_distance(scores.video, scores.classes, picked.frames, frozen)
+            scores = trainer.model(batch.frames, trainer.text)
+            distance = frozen_distance(scores.video, scores.classes, batch.frames, frozen)
         distances.append(float(distance.mean()))
     assert distances[0] > distances[1] > distances[2]
 

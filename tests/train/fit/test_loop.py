@@ -76,9 +76,9 @@ def test_validation_scores_as_many_videos_at_a_time_as_the_evaluation(clip, stor
     seen = []
     score = Trainer.score
 
-    def count(self, picked, categories):
-        seen.append(len(picked.frames))
-        return score(self, picked, categories)
+    def count(self, batch, categories):
+        seen.append(len(batch.frames))
+        return score(self, batch, categories)
 
     monkeypatch.setattr(Trainer, "score", count)
     want = validation.accuracies(trainer)
@@ -105,26 +105,26 @@ class Double:
         self.trainer.model.double()
 
     def gradients(self, step):
-        draw, picked = self.trainer.batches.at(step)
-        picked = Batch(picked.frames.double(), None)
+        index, batch = self.trainer.batches.at(step)
+        batch = Batch(batch.frames.double(), None)
         self.trainer.model.zero_grad()
-        loss = self.trainer.backward(picked, draw.labels)
+        loss = self.trainer.backward(batch, index.labels)
         named = self.trainer.model.named_parameters()
-        return loss, {name: p.grad for name, p in named}, picked, draw
+        return loss, {name: p.grad for name, p in named}, batch, index
 
 
 @pytest.mark.parametrize("options", [[], ["targets=multi-hot", "learn_temperature=true"]])
 @pytest.mark.parametrize("parts", [1, 2, 4, 11])
 def test_the_loss_of_parts_is_that_of_the_whole_batch(store, tmp_path, parts, options):
     double = Double(store, tmp_path, [f"accumulate={parts}", *options])
-    loss, gradients, picked, draw = double.gradients(2)
+    loss, gradients, batch, index = double.gradients(2)
     trainer = double.trainer
     trainer.model.zero_grad()
-    categories = draw.labels.unique()
-    scores = trainer.model(picked.frames, trainer.text, categories=categories)
+    categories = index.labels.unique()
+    scores = trainer.model(batch.frames, trainer.text, categories=categories)
     want = symmetric_loss(
         scores.logits,
-        positive_pairs(draw.labels, categories),
+        positive_pairs(index.labels, categories),
         targets=trainer.config.targets,
     )
     want.backward()
