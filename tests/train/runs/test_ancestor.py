@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from helpers import fake_store as fake
 from safetensors.torch import load_file, save_file
 
-from bieff.apps.evaluate import Evaluation, evaluate_closed, evaluate_zero_shot
+from bieff.apps.evaluate import Evaluation, evaluate_on
 from bieff.apps.progress import steps_bar, videos_bar
 from bieff.apps.report.files import commands, read_results
 from bieff.apps.report.page import report
@@ -295,7 +295,7 @@ def test_a_process_that_is_killed_goes_on(clip, splits, parent, tmp_path):
 
 def test_results_say_what_the_run_had_seen(splits, child, tmp_path):
     run = changed(child, tmp_path / "child")
-    found = evaluate_closed(asking(splits), run=run, features=None, protocol="closed")
+    found = evaluate_on(asking(splits), run=run, features=None, protocol="closed")
     assert [(r.shots, r.after) for r in found] == [(2, "big"), (None, None)]
     assert [row[1] for row in result_table(found)[1]] == ["fewshot 2 after big", "fewshot"]
     assert "[run child, last weights, after big, pre-prompt]" in paper_lines(found)[0]
@@ -312,14 +312,14 @@ def test_what_an_ancestor_was_trained_on_is_not_new(clip, seen, parent, child, t
         ask = {"name": "big", "run": run, "features": store.path, "protocol": None}
         said = f"{store.path} is not new: run parent, which is started from, was trained on big"
         with pytest.raises(ConfigError, match=said):
-            evaluate_zero_shot(asking(store), **ask)
+            evaluate_on(asking(store), **ask)
     ask = {"shots": 2, "draws": 1, "start": parent.path, "out": tmp_path / "out", **BARS}
     with pytest.raises(ConfigError, match="is not new: run parent, which is started from, was"):
         base2novel(seen.path, **ask, model=fake.named(seen).model)
     assert not (tmp_path / "out").exists()
     unseen = fake.write_store(tmp_path / "new", clip, data_set="new", counts={"all": 9})
     ask = {"name": "new", "run": run, "features": unseen.path, "protocol": "full"}
-    [ours] = evaluate_zero_shot(asking(unseen, model_only=True), **ask)
+    [ours] = evaluate_on(asking(unseen, model_only=True), **ask)
     assert (ours.protocol, ours.after) == ("full", "big")
 
 
@@ -334,8 +334,8 @@ def test_videos_of_an_ancestors_draw_are_never_asked_about(clip, seen, splits, c
         ConfigError,
         match=r"or one that it started from, was trained on 10 .* that splits3 asks",
     ):
-        evaluate_closed(asking(splits), **ask, protocol="splits3")
-    closed = evaluate_closed(asking(seen), run=run.path, features=None, protocol="closed")
+        evaluate_on(asking(splits), **ask, protocol="splits3")
+    closed = evaluate_on(asking(seen), run=run.path, features=None, protocol="closed")
     assert closed[0].after == "big, then 2 a class of small"
 
 
@@ -352,7 +352,8 @@ def test_base_to_novel_starts_from_a_run(splits, parent, tmp_path):
     assert (kept["after"], kept["blend"]) == ("big", 0.5)
     ours = kept["results"]["novel"][0][0]
     assert (ours["after"], ours["blend"], ours["shots"]) == ("big", 0.5, 2)
-    anew = {**ask, "start": None, "overrides": [*SHORT, "lr=0.01", "epochs=3", "frames=6"]}
+    settings = [*SHORT, "lr=0.01", "epochs=3", "frames=6", "context_start=random"]
+    anew = {**ask, "start": None, "overrides": settings}
     with pytest.raises(StoreMismatchError, match="began with the weights of another run, or a"):
         base2novel(splits.path, **anew)
 
