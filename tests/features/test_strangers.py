@@ -230,6 +230,7 @@ def test_a_damaged_export_is_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow  # a process looks at each of the files first
 def test_every_damaged_byte_is_a_sentence_or_harmless(world):
     """A file with holes in it, at places of its structure and of its data."""
     whole = (world / "got.h5").read_bytes()
