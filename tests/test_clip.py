@@ -216,7 +216,7 @@ def test_the_activation_is_known_by_name(tiny, tmp_path):
 
 
 def test_a_text_that_does_not_fit_is_refused(tiny):
-    with pytest.raises(InputError, match="expected fewer than 77 tokens"):
+    with pytest.raises(InputError, match="expected at most 77 tokens with start and end"):
         tiny.tokenize(["star " * 80])
     with pytest.raises(InputError, match="a class name is empty"):
         tiny.tokenize(["star", " "])

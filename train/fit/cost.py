@@ -47,7 +47,6 @@ def step_cost(trainer: Trainer) -> dict[str, Any]:
     count, categories = len(index.labels), index.labels.unique()
     some = index.pick(trainer.features, slice(0, 1)).to(trainer.device)
     shared, own = trainer.model.prompt_rows
-    tree = trainer.text.prompt_tree(shared, own, categories=categories)
     one, two = (flops(trainer, some, n, categories) for n in (1, 2))
     parts = [part.stop - part.start for part in cut(count, trainer.config.accumulate)]
     # a video more costs the same again; what all videos share is computed once a part
@@ -59,7 +58,7 @@ def step_cost(trainer: Trainer) -> dict[str, Any]:
     return {
         "videos": count,
         "categories": len(categories),
-        "text_rows": tree.num_prefix + (count if own else 1) * tree.num_rows,
+        "text_rows": trainer.text.num_rows(shared, own, count, categories),
         "flops_a_video": {
             "forward": forward / count,
             "backward": backward / count,

@@ -8,7 +8,7 @@ makes the rows before the name from the visual context.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bieff.clip import Clip
 from bieff.train.config import TrainConfig
 from bieff.train.method.attention import TOKEN_STD, AttentionBlock, linear, quick_gelu
+from bieff.train.text.whole import token_embedding
 from bieff.train.text.wording import HAND_CRAFTED
 
 
@@ -163,11 +164,8 @@ def hand_crafted_context(clip: Clip) -> Float[Tensor, "M W"]:
     CLIP's tokenizer never joins two words, so this context and a bare name are the tokens of
     the template filled in, and the words of the name stay apart from the template's.
     """
-    tokens = clip.tokenize([HAND_CRAFTED.format("").strip()])[0]
-    tokens = tokens[tokens != 0][1:-1]  # no padding, SOT and EOT
-    tower: Any = getattr(clip.model, "text", clip.model)
-    embedding = tower.token_embedding
-    embedded: Tensor = embedding(tokens.to(embedding.weight.device)).detach()
+    tokens = clip.form.words(clip.tokenize([HAND_CRAFTED.format("").strip()])[0])
+    embedded: Tensor = token_embedding(clip.model)(tokens.to(clip.device)).detach()
     return embedded
 
 
