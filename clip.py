@@ -228,7 +228,6 @@ def load(
         else name.model
     )
     _check_name(open_clip, name)
-    _require_transformers(open_clip, name)
     seed = _random_seed(name.pretrained) if name.is_random else 0
     try:
         with contextlib.ExitStack() as stack:
@@ -237,6 +236,7 @@ def load(
                 stack.enter_context(_no_network())
             if _is_elsewhere(name.model):
                 _check_config(open_clip, name)
+            _require_transformers(open_clip, name)
             # open_clip initialises the weights before it loads them: keep the caller's
             # generator
             stack.enter_context(torch.random.fork_rng(devices=[]))

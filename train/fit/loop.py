@@ -38,7 +38,7 @@ from bieff.train.data import (
 from bieff.train.evaluate.classifier import batch_size_of
 from bieff.train.evaluate.results import hits
 from bieff.train.evaluate.scoring import probabilities
-from bieff.train.fit.cost import forget_peak, peak_memory
+from bieff.train.fit.cost import forget_peak, peak_memory, slow_text
 from bieff.train.fit.few_shot import FewShotDraw
 from bieff.train.fit.record import (
     changed_circumstances,
@@ -298,6 +298,8 @@ def train(
     trainer = prepare(store, clip, config, shots=shots, run=resume)
     validation = Validation.load(store, trainer) if shots is None else None
     say(trainer.features.text())
+    if note := slow_text(trainer):
+        say(note)
     if resume is not None:
         require_same_numbers(resume, trainer)
     trainer.group.wait()  # all have looked at the folder
