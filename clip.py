@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import logging
 import pickle
 import re
@@ -17,6 +18,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,7 @@ class Clip:
     dim: int
     """D, width of the joint space."""
 
-    _tokenizer: Callable[[list[str]], Tensor]
+    _tokenizer: Callable[..., Tensor]
 
     @property
     def device(self) -> torch.device:
@@ -136,24 +138,73 @@ class Clip:
         model: Any = self.model
         return float(1 / model.logit_scale.exp().item())
 
+    @property
+    def form(self) -> "TokenForm":
+        """How its tokenizer lays a text out."""
+        return _form(self._tokenizer)
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids with SOT and EOT, zero-padded, int64 (len(texts), context length).
+        """Token ids with start, end and padding, int64 (len(texts), context length).
 
         Raises:
             InputError: If a text is empty or does not fit the context.
         """
         tokens = self._tokenizer(list(texts))
-        end = int(tokens.max())
+        padding, length = self.form.padding, tokens.shape[1]
         for text, row in zip(texts, tokens, strict=True):
             if not text.strip():
                 raise InputError("a class name is empty; give every class a name")
-            # open_clip cuts a long text and puts EOT on the last place, without a word
-            if int(row[-1]) == end:
+            if bool((row[-2:] == padding).all()):
+                continue
+            # tokenizers cut a long text without a word
+            (whole,) = self._tokenizer([text], context_length=2 * length)
+            if not whole[:length].equal(row) or bool((whole[length:] != padding).any()):
                 raise InputError(
-                    f"text {text!r}: expected fewer than {len(row)} tokens, got {len(row)} or "
+                    f"text {text!r}: expected at most {length} tokens with start and end, got "
                     "more; use a shorter text"
                 )
         return tokens
+
+    def tokenize_names(self, names: Sequence[str]) -> Tensor:
+        """Tokens of class names, no two of which are the same to this CLIP.
+
+        Raises:
+            InputError: If two are, or a name has no token, is empty or does not fit.
+        """
+        tokens = self.tokenize(names)
+        seen: dict[tuple[int, ...], str] = {}
+        for name, row in zip(names, tokens, strict=True):
+            if not len(self.form.words(row)):
+                raise InputError(
+                    f"class name {name!r}: the tokenizer of CLIP {str(self.name)!r} leaves "
+                    "nothing of it; give the class a name in words"
+                )
+            other = seen.setdefault(tuple(row.tolist()), name)
+            if other is not name:
+                raise InputError(
+                    f"class names {other!r} and {name!r} are the same to CLIP "
+                    f"{str(self.name)!r}, so that one of them could never be told from the "
+                    "other; give each class its own words"
+                )
+        return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenForm:
+    """How a tokenizer lays a text out: start, the text's own tokens, end, padding."""
+
+    start: int | None
+    """None where the text's own tokens come first (mT5, SigLIP)."""
+
+    end: int
+    """The padding where nothing else ends a text (SigLIP, CLIPA)."""
+
+    padding: int
+
+    def words(self, row: Tensor) -> Tensor:
+        """The text's own tokens in a row of ids."""
+        size = max((row != self.padding).nonzero().flatten().tolist(), default=-1) + 1
+        return row[int(self.start is not None) : size - int(self.end != self.padding)]
 
 
 def load(
@@ -185,6 +236,7 @@ def load(
                 stack.enter_context(_no_network())
             if _is_elsewhere(name.model):
                 _check_config(open_clip, name)
+            _require_transformers(open_clip, name)
             # open_clip initialises the weights before it loads them: keep the caller's
             # generator
             stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -283,6 +335,23 @@ class Claim:
             )
 
 
+@lru_cache(maxsize=8)
+def _form(tokenizer: Callable[..., Tensor]) -> TokenForm:
+    """Find the form by asking for two texts that have no token in common."""
+    short, long = (row.tolist() for row in tokenizer(["video", "a dog runs"]))
+    padding = short[-1]
+    for row in (short, long):
+        while len(row) > 1 and row[-1] == padding:
+            row.pop()
+    if len(short) >= len(long):
+        raise InputError(
+            f"tokenizer: expected a text between start, end and padding, got {short} for one "
+            f"word and {long} for three; take another CLIP"
+        )
+    start = short[0] if short[0] == long[0] else None
+    return TokenForm(start, short[-1] if short[-1] == long[-1] else padding, padding)
+
+
 def pick_device(name: str | None) -> torch.device:
     """The device a user named, or the best there is.
 
@@ -378,6 +447,19 @@ def _check_name(open_clip: Any, name: ClipName) -> None:
         raise InputError(
             f"weights {name.pretrained!r} do not fit the activation of {name.model!r}; "
             f"use --model {fitting}"
+        )
+
+
+def _require_transformers(open_clip: Any, name: ClipName) -> None:
+    """Ask for the library that reads some models' texts, which open_clip does not bring."""
+    if not _is_of_open_clip(name):
+        return  # `_check_config` refuses what would need it
+    text = open_clip.get_model_config(name.model)["text_cfg"]
+    needs_it = text.get("hf_tokenizer_name") or text.get("hf_model_name")
+    if needs_it and importlib.util.find_spec("transformers") is None:
+        raise InputError(
+            f"CLIP {name.model!r} reads its texts with transformers, which is not installed; "
+            'pip install "bieff[hf]"'
         )
 
 

@@ -23,6 +23,8 @@ from bieff.extract.tasks import Summary, status_lines
 from bieff.features.errors import ConfigError, InputError
 from bieff.features.settings import with_settings
 from bieff.features.store import FeatureStore
+from bieff.train.config import TrainConfig
+from bieff.train.runs.run import text_tower
 
 FEATURES = Path("features")
 
@@ -186,6 +188,11 @@ def dry_run(data: DataOptions, model: ModelOptions, config: ExtractConfig, say: 
         out = data.store(name)
         for line in estimate_lines(videos, config, clip, out, device=device):
             say(line)
+        try:
+            tokens = clip.tokenize_names(videos.class_names)
+            text_tower(clip, tokens).require_fit(TrainConfig().num_context, 1)
+        except InputError as error:
+            say(f"features can be extracted, but not trained on as the paper does: {error}")
 
 
 def extract_all(

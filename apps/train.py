@@ -10,6 +10,7 @@ from bieff.features.errors import ConfigError
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
 from bieff.train.distributed import current, joined
+from bieff.train.fit.cost import slow_text
 from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions
 from bieff.train.fit.loop import train
 from bieff.train.fit.step import prepare
@@ -105,10 +106,11 @@ def _plan(
 ) -> str:
     trainer = prepare(store, clip, config, shots=shots, ancestors=ancestors)
     with trainer.batches:
+        note = slow_text(trainer)
         return (
             f"{len(trainer.features):,} videos, {len(trainer.class_names)} classes, "
             f"{trainer.num_frames} frames, {trainer.num_steps:,} steps\n"
-            f"{trainer.features.text()}\n"
+            f"{trainer.features.text()}\n{note + chr(10) if note else ''}"
             f"{describe(trainer.model.parameter_counts(), clip)}"
         )
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.places import SHARED
+from helpers.whole_prompts import FORMS, IdsByWord
 from safetensors.torch import load_file, save_file
 
 from bieff import clip as clips
-from bieff.clip import TINYCLIP, Claim, ClipName, fingerprint, load
+from bieff.clip import TINYCLIP, Claim, ClipName, TokenForm, fingerprint, load
 from bieff.features.errors import BieffError, InputError, StoreMismatchError
 
 MODEL = Path(clips.__file__).parent / "extract" / "tinyclip" / "model"
@@ -216,10 +217,63 @@ def test_the_activation_is_known_by_name(tiny, tmp_path):
 
 
 def test_a_text_that_does_not_fit_is_refused(tiny):
-    with pytest.raises(InputError, match="expected fewer than 77 tokens"):
+    with pytest.raises(InputError, match="expected at most 77 tokens with start and end"):
         tiny.tokenize(["star " * 80])
     with pytest.raises(InputError, match="a class name is empty"):
         tiny.tokenize(["star", " "])
+
+
+def test_a_text_of_just_the_length_fits(tiny):
+    assert tiny.tokenize(["star " * 75]).count_nonzero() == 77
+    with pytest.raises(InputError, match="expected at most 77 tokens"):
+        tiny.tokenize(["star " * 76])
+
+
+def test_the_form_of_clips_own_tokenizer(tiny):
+    assert tiny.form == TokenForm(start=49406, end=49407, padding=0)
+    own = tiny.form.words(tiny.tokenize(["!$ star"])[0])
+    assert own[0] == 0  # a token of its own, and the padding
+    assert len(own) == 3
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_form_of_any_tokenizer_is_found(tiny, name):
+    form = FORMS[name]
+    clip = replace(tiny, _tokenizer=IdsByWord(form, 11))
+    assert clip.form == form
+    for count in (1, 5, 10 - (form.start is not None)):
+        (row,) = clip.tokenize(["star " * count])
+        assert len(clip.form.words(row)) == count
+    with pytest.raises(InputError, match="expected at most 11 tokens with start and end, got"):
+        clip.tokenize(["star " * (count + 1)])
+
+
+def test_a_tokenizer_of_no_known_form_is_refused(tiny):
+    def class_token_last(texts, context_length=7):
+        rows = torch.zeros(len(texts), context_length, dtype=torch.int64)
+        rows[:, 0], rows[:, 1], rows[:, -1] = 1, torch.arange(len(texts)) + 3, 2
+        return rows
+
+    with pytest.raises(InputError, match="expected a text between start, end and padding, got"):
+        replace(tiny, _tokenizer=class_token_last).tokenize(["star"])
+
+
+def test_names_that_are_the_same_to_the_tokenizer_are_refused(tiny):
+    signs = ["C++ coding", "C coding", "zoom in (+)", "zoom in (-)"]
+    assert len(set(map(tuple, tiny.tokenize_names(signs).tolist()))) == 4
+    message = "class names 'rock & roll' and 'rock &amp; roll' are the same to CLIP 'tinyclip'"
+    with pytest.raises(InputError, match=message):
+        tiny.tokenize_names(["star", "rock & roll", "rock &amp; roll"])
+
+    def letters_alone(texts, context_length=11):
+        plain = [re.sub(r"[^a-z ]", "", text.lower()) for text in texts]
+        return IdsByWord(FORMS["SigLIP"], 11)(plain, context_length)
+
+    siglip = replace(tiny, _tokenizer=letters_alone)
+    with pytest.raises(InputError, match=r"'C\+\+ coding' and 'C coding' are the same to"):
+        siglip.tokenize_names(signs)
+    with pytest.raises(InputError, match=r"class name '\+': the tokenizer .* leaves nothing"):
+        siglip.tokenize_names(["star", "+"])
 
 
 def test_names_are_completed():

@@ -7,6 +7,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 from helpers import extracting
+from helpers import fake_store as fake
 
 from bieff.cli import NOT_WHOLE, main
 
@@ -120,6 +121,18 @@ def test_asking_makes_no_clips(tmp_path, monkeypatch, ask):
     else:
         assert "no estimate of hours: no video is there to try" in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_says_what_the_text_tower_cannot_read(clips, tmp_path):
+    name = fake.write_clip(tmp_path / "clip", context_length=16)
+    options = ("--dataset", SET, "--videos", clips, "--out", tmp_path / "store")
+    result = run("extract", *options, *name.words, "--frames", 2, "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].startswith(
+        "features can be extracted, but not trained on as the paper does: a prompt of 16 "
+        "context tokens, 1 video rows and a name of "
+    )
+    assert not (tmp_path / "store").exists()
 
 
 def test_dry_run_knows_what_is_done(store, clips):

@@ -25,8 +25,13 @@ NAMES = (
 )
 
 
-def write_clip(folder: Path, *, dim: int = 13, width: int = 11, seed: int = 0) -> ClipName:
-    """A tiny open_clip model as `local-dir:` takes it, with the standard tokenizer."""
+def write_clip(
+    folder: Path, *, dim: int = 13, width: int = 11, seed: int = 0, **text: Any
+) -> ClipName:
+    """A tiny open_clip model as `local-dir:` takes it, with the standard tokenizer.
+
+    `text` is of its text tower.
+    """
     model_cfg: dict[str, Any] = {
         "embed_dim": dim,
         "quick_gelu": True,
@@ -37,7 +42,7 @@ def write_clip(folder: Path, *, dim: int = 13, width: int = 11, seed: int = 0) -
             "layers": 1,
             "head_width": 8,
         },
-        "text_cfg": {"width": width, "heads": 1, "layers": 3},
+        "text_cfg": {"width": width, "heads": 1, "layers": 3, **text},
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -66,8 +71,10 @@ def named(store: FeatureStore | Path) -> ClipName:
     return ClipName(model=held["model"], pretrained=held["pretrained"])
 
 
-def load_clip(folder: Path, *, dim: int = 13, width: int = 11, seed: int = 0) -> Clip:
-    return clips.load(write_clip(folder, dim=dim, width=width, seed=seed))
+def load_clip(
+    folder: Path, *, dim: int = 13, width: int = 11, seed: int = 0, **text: Any
+) -> Clip:
+    return clips.load(write_clip(folder, dim=dim, width=width, seed=seed, **text))
 
 
 def write_store(

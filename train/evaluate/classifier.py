@@ -23,8 +23,9 @@ from bieff.train.evaluate.scores import About
 from bieff.train.method.loss import cosine
 from bieff.train.method.model import BiEfficient, Scores
 from bieff.train.runs.ancestor import after
-from bieff.train.runs.run import Run, load_model
+from bieff.train.runs.run import Run, load_model, text_tower
 from bieff.train.text.tower import TextTower
+from bieff.train.text.whole import WholeTower
 from bieff.train.text.wording import HAND_CRAFTED, Descriptions, Templates, find_templates
 
 LARGEST_BATCH = 32
@@ -100,7 +101,7 @@ class Trained:
         self.wants_patches = run.config.prompts_see == "patches"
         self._run, self._clip, self._described = run, clip, described
         self._model = model or load_model(run, clip, weights=weights, blend=blend)
-        self._text = TextTower(clip.model, clip.tokenize(described.flat)).to(self.device)
+        self._text = text_tower(clip, clip.tokenize(described.flat))
 
     @property
     def batch_size(self) -> int:
@@ -217,11 +218,11 @@ def mean_softmax(views: Iterable[Float[Tensor, "B k"]]) -> Float64[Tensor, "B k"
     return reduce(torch.add, softmax) / len(softmax)
 
 
-def batch_size_of(text: TextTower, model: BiEfficient) -> int:
+def batch_size_of(text: TextTower | WholeTower, model: BiEfficient) -> int:
     """Videos to score at a time among all classes; fewer where little memory is free."""
     num_context, num_video_rows = model.prompt_rows
     fitting = text.max_videos(
-        min(TOWER_BYTES, free_bytes(text.token_rows.device) / 2),
+        min(TOWER_BYTES, free_bytes(text.device) / 2),
         num_context=num_context,
         num_video_rows=num_video_rows,
     )
@@ -261,7 +262,7 @@ def _embed(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts D"]:
     parts = []
     for start in range(0, len(texts), CHUNK):
         chunk = [texts[index] for index in order[start : start + CHUNK]]
-        tower = TextTower(clip.model, clip.tokenize(chunk)).to(clip.device)
+        tower = text_tower(clip, clip.tokenize(chunk))
         parts.append(tower(None, None).classes[0].float())
     found = torch.cat(parts)
     places = torch.tensor(order, device=clip.device)

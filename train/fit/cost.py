@@ -3,6 +3,7 @@
 import ctypes
 import resource
 import sys
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bieff.features.store import FeatureStore
 from bieff.train.data import Batch
 from bieff.train.fit.step import Trainer, cut
+from bieff.train.text.tower import TextTower
+from bieff.train.text.whole import WholeTower
 
 
 def stage_one(store: FeatureStore) -> dict[str, dict[str, Any]]:
@@ -47,7 +50,9 @@ def step_cost(trainer: Trainer) -> dict[str, Any]:
     count, categories = len(index.labels), index.labels.unique()
     some = index.pick(trainer.features, slice(0, 1)).to(trainer.device)
     shared, own = trainer.model.prompt_rows
-    tree = trainer.text.prompt_tree(shared, own, categories=categories)
+    if isinstance(trainer.text, WholeTower):
+        with torch.no_grad():  # prompts that are encoded once a run are no step's cost
+            trainer.score(some, categories)
     one, two = (flops(trainer, some, n, categories) for n in (1, 2))
     parts = [part.stop - part.start for part in cut(count, trainer.config.accumulate)]
     # a video more costs the same again; what all videos share is computed once a part
@@ -59,13 +64,44 @@ def step_cost(trainer: Trainer) -> dict[str, Any]:
     return {
         "videos": count,
         "categories": len(categories),
-        "text_rows": tree.num_prefix + (count if own else 1) * tree.num_rows,
+        "text_rows": trainer.text.num_rows(shared, own, count, categories),
         "flops_a_video": {
             "forward": forward / count,
             "backward": backward / count,
             "total": (forward + backward) / count,
         },
     }
+
+
+def slow_text(trainer: Trainer) -> str | None:
+    """What to know before training where every video has prompts of its own that share no rows.
+
+    The seconds are those of a few prompts here, multiplied.
+    """
+    shared, own = trainer.model.prompt_rows
+    if isinstance(trainer.text, TextTower) or not own:
+        return None
+    labels, width = trainer.batches.draw(0).labels, trainer.text.width
+    names = labels.unique()
+    few = names[:4]
+    context = torch.zeros(shared, width, device=trainer.device)
+    video = torch.zeros(1, own, width, device=trainer.device, requires_grad=True)
+    for _ in range(2):  # the first time is slower
+        begin = time.perf_counter()
+        with FlopCounterMode(display=False) as counter:
+            classes = trainer.text(context, video, categories=few).classes
+            classes.sum().backward()
+            assert video.grad is not None
+            video.grad.sum().item()  # waits for the device
+        taken = time.perf_counter() - begin
+    times = len(labels) * len(names) / len(few)
+    hours = times * taken * trainer.num_steps / trainer.group.size / 3600
+    return (
+        f"this CLIP's prompts share no rows: a step encodes {len(labels)} x {len(names)} whole "
+        f"prompts, {times * counter.get_total_flops() / 1e12:,.2f} TFLOP, and all "
+        f"{trainer.num_steps:,} steps take about {hours:,.1f} h here; with prompt=learnable a "
+        f"step encodes {len(names)}"
+    )
 
 
 def flops(

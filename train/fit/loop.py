@@ -38,7 +38,7 @@ from bieff.train.data import (
 from bieff.train.evaluate.classifier import batch_size_of
 from bieff.train.evaluate.results import hits
 from bieff.train.evaluate.scoring import probabilities
-from bieff.train.fit.cost import forget_peak, peak_memory
+from bieff.train.fit.cost import forget_peak, peak_memory, slow_text
 from bieff.train.fit.few_shot import FewShotDraw
 from bieff.train.fit.record import (
     changed_circumstances,
@@ -303,6 +303,8 @@ def train(
     say(trainer.features.text())
     if ancestors:
         say(f"started from run {ancestors[0].run}, after {after(ancestors)}")
+    if note := slow_text(trainer):
+        say(note)
     if resume is not None:
         require_same_numbers(resume, trainer)
     trainer.group.wait()  # all have looked at the folder

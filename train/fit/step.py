@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bieff.clip import Clip
-from bieff.features.errors import StoreError
+from bieff.features.errors import ConfigError, StoreError
 from bieff.features.schema import Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
@@ -41,8 +41,9 @@ from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_l
 from bieff.train.method.model import BiEfficient, Scores
 from bieff.train.runs.ancestor import Ancestor
 from bieff.train.runs.checkpoint import RESUME
-from bieff.train.runs.run import Run, build_model
+from bieff.train.runs.run import Run, build_model, text_tower
 from bieff.train.text.tower import TextTower
+from bieff.train.text.whole import WholeTower
 from bieff.train.text.wording import HAND_CRAFTED
 
 
@@ -66,7 +67,7 @@ class Trainer:
 
     config: TrainConfig
     model: BiEfficient
-    text: TextTower
+    text: TextTower | WholeTower
     class_names: Sequence[str]
     videos: Sequence[Video]
     """Videos of the partition that is trained on."""
@@ -238,8 +239,14 @@ def prepare(
     device, group = clip.device, current()
     num_frames = config.frames or int(store.recipe["frames"])
     frame_groups(int(store.recipe["frames"]), num_frames)
-    text = TextTower(clip.model, clip.tokenize(class_names)).to(device)
+    text = text_tower(clip, clip.tokenize_names(class_names))
     model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
+    text.require_fit(*model.prompt_rows)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(
+            "these settings leave nothing to train; set temporal_layers=1 or more, or another "
+            "part, or evaluate frozen CLIP with `bieff zeroshot`"
+        )
     if ancestors and (run is None or not (run.path / RESUME).exists()):
         ancestors[0].load_into(model, num_frames)
     model = model.to(device)

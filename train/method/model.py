@@ -52,6 +52,7 @@ from bieff.train.method.pre_prompt import make_prompt
 from bieff.train.method.temporal import TemporalTransformer
 from bieff.train.method.word_guided import WordGuidedPool, pick
 from bieff.train.text.tower import TextTower
+from bieff.train.text.whole import WholeTower
 
 
 class PatchContext(nn.Module):
@@ -180,7 +181,7 @@ class BiEfficient(nn.Module):
     def forward(
         self,
         frames: Float[Tensor, "B T D"],
-        text: TextTower,
+        text: TextTower | WholeTower,
         *,
         categories: Int[Tensor, " k"] | None = None,
         patches: Float[Tensor, "B P width"] | None = None,

@@ -12,7 +12,7 @@ frozen CLIP knows how to read.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from bieff.clip import Clip
 from bieff.features.errors import ConfigError
 from bieff.train.config import TrainConfig
 from bieff.train.method.attention import TOKEN_STD, AttentionBlock, linear, quick_gelu
+from bieff.train.text.whole import token_embedding
 from bieff.train.text.wording import HAND_CRAFTED
 
 
@@ -235,15 +236,12 @@ def embedded_words(config: TrainConfig, clip: Clip) -> Float[Tensor, "M W"] | No
     words = first_words(config)
     if words is None:
         return None
-    tower: Any = getattr(clip.model, "text", clip.model)
-    table = tower.token_embedding.weight
+    embed = token_embedding(clip.model)
 
     def rows(text: str) -> Tensor:
-        tokens = clip.tokenize([text])[0]
-        found: Tensor = table[
-            tokens[tokens != 0][1:-1].to(table.device)
-        ]  # no SOT, EOT, padding
-        return found.detach()
+        tokens = clip.form.words(clip.tokenize([text])[0])
+        found: Tensor = embed(tokens.to(clip.device)).detach()
+        return found
 
     for word in words.split():
         if not rows(word).any(dim=1).all():

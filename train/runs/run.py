@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -42,7 +43,8 @@ from bieff.train.method.model import BiEfficient
 from bieff.train.method.pre_prompt import embedded_words
 from bieff.train.runs.ancestor import Ancestor, read_ancestors, read_weights
 from bieff.train.runs.checkpoint import BEST, LAST
-from bieff.train.text.tower import TextTower
+from bieff.train.text.tower import TextTower, not_a_tree
+from bieff.train.text.whole import WholeTower, token_embedding
 
 RECORD = "run.json"
 RESULTS = "results.json"
@@ -171,6 +173,21 @@ def clip_of(
     return claim_of(store).load(named=named, device=device)
 
 
+def text_tower(clip: Clip, tokens: Int[Tensor, "K length"]) -> TextTower | WholeTower:
+    """The CLIP's text tower for some names: the tree where their prompts form one.
+
+    Raises:
+        InputError: If the tower is of no known kind.
+    """
+    num_start = int(clip.form.start is not None)
+    if not not_a_tree(clip.model):
+        tower: TextTower | WholeTower = TextTower(clip.model, tokens, num_start=num_start)
+    else:
+        lengths = torch.tensor([len(clip.form.words(row)) for row in tokens])
+        tower = WholeTower(clip.model, tokens, num_start=num_start, lengths=lengths)
+    return tower.to(clip.device)
+
+
 def build_model(
     config: TrainConfig,
     clip: Clip,
@@ -182,7 +199,7 @@ def build_model(
     return BiEfficient(
         config,
         dim=clip.dim,
-        text_width=TextTower(clip.model, clip.tokenize(["video"])).width,
+        text_width=token_embedding(clip.model).weight.shape[1],
         num_frames=num_frames,
         patches=patches,
         words=embedded_words(config, clip),

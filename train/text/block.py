@@ -22,10 +22,17 @@ from bieff.train.text.tree import Tree
 def run_whole(blocks: Iterable[Any], x: Float[Tensor, "B rows W"]) -> Float[Tensor, "B rows W"]:
     """All blocks over whole prompts, each by itself: no tree, every row computed."""
     for block in blocks:
-        width = x.shape[2]
-        q, kv = in_projection(block, x).split([width, 2 * width], dim=2)
-        x = finish(block, x, attend(block, q, kv, None))
+        x = run_block(block, x)
     return x
+
+
+def run_block(
+    block: Any, x: Float[Tensor, "B rows W"], *, is_causal: bool = True
+) -> Float[Tensor, "B rows W"]:
+    """A block over whole prompts."""
+    width = x.shape[2]
+    q, kv = in_projection(block, x).split([width, 2 * width], dim=2)
+    return finish(block, x, attend(block, q, kv, None, is_causal=is_causal))
 
 
 def pack(
@@ -94,14 +101,17 @@ def attend(
     q: Float[Tensor, "B rows W"],
     kv: Float[Tensor, "B keys kv"],
     mask: Float[Tensor, "rows keys"] | None,
+    *,
+    is_causal: bool = True,
 ) -> Float[Tensor, "B rows W"]:
-    """Multi-head attention before its output projection; causal if there is no mask."""
+    """Multi-head attention before its output projection; without a mask causal, or over all."""
     q, k, v = (
         part.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2)
         for part in (q, *kv.chunk(2, dim=2))
     )
     mask = None if mask is None else mask.to(q.dtype)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    is_causal = is_causal and mask is None
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     return out.transpose(1, 2).flatten(2)
 
 

@@ -40,6 +40,7 @@ class TextTower(nn.Module):
     Args:
         clip: An open_clip model whose text tower is causal and pooled at EOT.
         tokens: The bare names with SOT and EOT, padded, as `Clip.tokenize` gives them.
+        num_start: Tokens before a name's own: 1, or 0 where the tokenizer has no SOT.
 
     Raises:
         InputError: If the text tower is of another kind.
@@ -49,12 +50,23 @@ class TextTower(nn.Module):
     position_rows: Tensor
     padded: Tensor  # (K, length - 1)
 
-    def __init__(self, clip: nn.Module, tokens: Int[Tensor, "K length"]) -> None:
+    def __init__(
+        self, clip: nn.Module, tokens: Int[Tensor, "K length"], *, num_start: int = 1
+    ) -> None:
         super().__init__()
-        tower = _causal_tower(clip)
-        pool, eos = _pool(tower)
-        end = eos if pool == "eos" else int(tokens.max())
-        self.names = Names(tokens, end=end, context_length=tower.context_length)
+        if reason := not_a_tree(clip):
+            raise InputError(
+                f"text tower: expected a causal transformer pooled at its end token, {reason}; "
+                "choose another CLIP, such as ViT-B-16-quickgelu"
+            )
+        tower: Any = getattr(clip, "text", clip)
+        pool, eos = pool_of(tower)
+        self.names = Names(
+            tokens,
+            end=eos if pool == "eos" else int(tokens.max()),
+            context_length=tower.context_length,
+            num_start=num_start,
+        )
         self.num_names = len(tokens)
         self.blocks = tower.transformer.resblocks.requires_grad_(False)
         self.ln_final = tower.ln_final.requires_grad_(False)
@@ -69,6 +81,11 @@ class TextTower(nn.Module):
         self.projection = tower.text_projection
         if self.projection is not None:
             self.projection.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the tower is on."""
+        return self.token_rows.device
 
     @property
     def dim(self) -> int:
@@ -101,7 +118,7 @@ class TextTower(nn.Module):
         if video is None:
             video = rows.new_empty(1, 0, self.width)
         tree = self.prompt_tree(len(context), video.shape[1], categories=categories)
-        prefix = torch.cat([rows[None, self.names.start], context.to(self.dtype)])
+        prefix = torch.cat([rows[self.names.start], context.to(self.dtype)])
         prefix = prefix + positions[: tree.num_prefix]
         video = video.to(self.dtype) + positions[tree.num_prefix :][: video.shape[1]]
         names = rows[tree.tokens] + positions[tree.positions]
@@ -131,6 +148,21 @@ class TextTower(nn.Module):
         tree = self.prompt_tree(num_context, num_video_rows)
         numbers = 18 * self.width * (tree.num_rows + tree.num_prefix)
         return max(1, int(free_bytes / (numbers * self.token_rows.element_size())))
+
+    def require_fit(self, num_context: int, num_video_rows: int) -> None:
+        """Refuse prompts that are too long for the tower, with any of the names."""
+        self.prompt_tree(num_context, num_video_rows)
+
+    def num_rows(
+        self,
+        num_context: int,
+        num_video_rows: int,
+        num_videos: int,
+        categories: Int[Tensor, " k"],
+    ) -> int:
+        """Rows of the tree of a batch."""
+        tree = self.prompt_tree(num_context, num_video_rows, categories=categories)
+        return tree.num_prefix + (num_videos if num_video_rows else 1) * tree.num_rows
 
     def prompt_tree(
         self,
@@ -254,36 +286,38 @@ class Prompted:
         return self._joint(finish(self._block, x, attended))
 
     def _joint(self, x: Float[Tensor, "B n W"]) -> Float[Tensor, "B n D"]:
-        x = self._tower.ln_final(x)
-        projection = self._tower.projection
-        if isinstance(projection, nn.Module):
-            return projection(x)  # type: ignore[no-any-return]
-        return x if projection is None else x @ projection
+        return project(self._tower.ln_final, self._tower.projection, x)
 
 
-def _pool(tower: Any) -> tuple[str, int]:
+def project(
+    norm: nn.Module, projection: Any, x: Float[Tensor, "*rows W"]
+) -> Float[Tensor, "*rows D"]:
+    """The last block's rows in the joint space."""
+    x = norm(x)
+    if isinstance(projection, nn.Module):
+        return projection(x)  # type: ignore[no-any-return]
+    return x if projection is None else x @ projection
+
+
+def pool_of(tower: Any) -> tuple[str, int]:
+    """Row that open_clip's tower is pooled at, by its word for it, and the id of its EOT."""
     if hasattr(tower, "text_pool_type"):
         return tower.text_pool_type, tower.text_eos_id
     return tower.pool_type, tower.eos_id
 
 
-def _causal_tower(clip: nn.Module) -> Any:
-    """Find the text tower, and refuse what cannot be evaluated as a tree."""
+def not_a_tree(clip: nn.Module) -> str:
+    """Why the prompts of a CLIP form no tree; empty where they do."""
     tower: Any = getattr(clip, "text", clip)
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
     if blocks is None or not hasattr(tower, "positional_embedding"):
-        reason = f"got {type(tower).__name__}, which is not open_clip's own transformer"
-    elif len(tower.positional_embedding) != tower.context_length:
-        reason = "got one that reads a class embedding at the end (CoCa)"
-    elif tower.attn_mask is None:
-        reason = "got a bidirectional one"
-    elif _pool(tower)[0] not in ("argmax", "eos"):
-        reason = f"got one pooled at {_pool(tower)[0]!r}"
-    elif not all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
-        reason = f"got blocks of type {type(blocks[0]).__name__}"
-    else:
-        return tower
-    raise InputError(
-        f"text tower: expected a causal transformer pooled at its end token, {reason}; "
-        "choose another CLIP, such as ViT-B-16-quickgelu"
-    )
+        return f"got {type(tower).__name__}, which is not open_clip's own transformer"
+    if len(tower.positional_embedding) != tower.context_length:
+        return "got one that reads a class embedding at the end (CoCa)"
+    if tower.attn_mask is None:
+        return "got a bidirectional one"
+    if pool_of(tower)[0] not in ("argmax", "eos"):
+        return f"got one pooled at {pool_of(tower)[0]!r}"
+    if not all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
+        return f"got blocks of type {type(blocks[0]).__name__}"
+    return ""

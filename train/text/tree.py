@@ -53,7 +53,7 @@ class Tree:
     """The rows of one prefix and of one video with its names."""
 
     num_prefix: int
-    """P = 1 + M, SOT and the context."""
+    """P = 1 + M, SOT and the context; M where the tokenizer has no SOT."""
 
     num_video_rows: int
     """Q."""
@@ -87,32 +87,39 @@ class Names:
         tokens: SOT, the name's own tokens, EOT, padding.
         end: Id of EOT.
         context_length: Positions that the tower has.
+        num_start: Tokens before the name's own: 1, or 0 where the tokenizer has no SOT.
     """
 
     def __init__(
-        self, tokens: Int[Tensor, "K length"], *, end: int, context_length: int
+        self,
+        tokens: Int[Tensor, "K length"],
+        *,
+        end: int,
+        context_length: int,
+        num_start: int = 1,
     ) -> None:
         tokens = tokens.cpu()
         ends = tokens == end
-        if not ends.any(dim=1).all() or not (tokens[:, 0] == tokens[0, 0]).all():
+        starts = tokens[:, :num_start]
+        if not ends.any(dim=1).all() or not (starts == starts[0]).all():
             raise InputError(
                 f"class names: expected every name tokenised between one start token and the "
                 f"end token {end}, got another form; use the tokenizer of the same CLIP"
             )
-        self.context_length = context_length
-        self.lengths = ends.int().argmax(dim=1) - 1
+        self.context_length, self.num_start = context_length, num_start
+        self.lengths = ends.int().argmax(dim=1) - num_start
         """Tokens of each name, without SOT and EOT, (K,)."""
 
-        words = tokens[:, 1 : 1 + int(self.lengths.max())]
+        words = tokens[:, num_start : num_start + int(self.lengths.max())]
         self.beginnings, beginning_tokens, self.depths = _distinct_beginnings(words)
-        start_and_end = torch.tensor([int(tokens[0, 0]), end])
-        self.vocabulary, index = torch.cat(
-            [start_and_end, beginning_tokens, tokens.flatten()]
-        ).unique(return_inverse=True)
+        ids = torch.cat([torch.tensor([end]), beginning_tokens, tokens.flatten()])
+        self.vocabulary, index = ids.unique(return_inverse=True)
         """Ids of all tokens that occur, sorted."""
-        self.start, self.end = index[:2].tolist()
-        self.beginning_tokens, whole = index[2:].split([len(beginning_tokens), tokens.numel()])
-        self.padded = whole.view_as(tokens)[:, 1:]
+        self.end = int(index[0])
+        self.beginning_tokens, whole = index[1:].split([len(beginning_tokens), tokens.numel()])
+        self.start = whole[:num_start]
+        """SOT, or nothing, as an index into the vocabulary."""
+        self.padded = whole.view_as(tokens)[:, num_start:]
         """Tokens of each name with EOT and padding, without SOT, as indices too."""
         self._remembered = lru_cache(REMEMBERED)(self._make)
 
@@ -136,14 +143,14 @@ class Names:
     ) -> Tree:
         categories = torch.tensor(chosen)
         lengths = self.lengths[categories]
-        longest = int(lengths.max())
-        if 2 + context + video + longest > self.context_length:
-            raise InputError(
-                f"a prompt of {context} context tokens, {video} video rows and a name of "
-                f"{longest} tokens with start and end: expected at most {self.context_length} "
-                f"tokens, got {2 + context + video + longest}; use a smaller context, fewer "
-                "frames in the prompt, or shorter names"
-            )
+        longest, num_prefix = int(lengths.max()), self.num_start + context
+        require_fit(
+            longest,
+            num_start=self.num_start,
+            num_context=context,
+            num_video_rows=video,
+            context_length=self.context_length,
+        )
         order, sizes = self._divide(categories, lengths)
         groups, tokens, depths, words = [], [], [], []
         start = 0
@@ -158,7 +165,7 @@ class Names:
                     start=start,
                     stop=start + own + len(rows),
                     num_names=len(part),
-                    mask=_with_ancestors(mask, 1 + context, video, own).to(device),
+                    mask=_with_ancestors(mask, num_prefix, video, own).to(device),
                 )
             )
             tokens.append(rows)
@@ -168,10 +175,10 @@ class Names:
         place = order.argsort()
         word_mask = torch.arange(longest) < lengths[:, None]
         return Tree(
-            num_prefix=1 + context,
+            num_prefix=num_prefix,
             num_video_rows=video,
             tokens=torch.cat(tokens).to(device),
-            positions=(torch.cat(depths) + 1 + context + video).to(device),
+            positions=(torch.cat(depths) + num_prefix + video).to(device),
             groups=tuple(groups),
             order=place.to(device) if len(groups) > 1 else None,
             words=torch.cat(words)[place].where(word_mask, 0).to(device),
@@ -185,6 +192,24 @@ class Names:
             for column in self.beginnings[categories].T.flip(0):
                 order = order[column[order].argsort(stable=True)]
         return order, [len(part) for part in order.tensor_split(num_groups) if len(part)]
+
+
+def require_fit(
+    longest: int, *, num_start: int, num_context: int, num_video_rows: int, context_length: int
+) -> None:
+    """Refuse prompts that the text tower has no positions for.
+
+    Raises:
+        InputError: If a prompt with a name of `longest` tokens does not fit.
+    """
+    needed = num_start + num_context + num_video_rows + longest + 1
+    if needed > context_length:
+        raise InputError(
+            f"a prompt of {num_context} context tokens, {num_video_rows} video rows and a name "
+            f"of {longest} tokens with start and end: expected at most {context_length} "
+            f"tokens, got {needed}; use a smaller context, fewer frames in the prompt, or "
+            "shorter names"
+        )
 
 
 def _distinct_beginnings(
