@@ -9,6 +9,7 @@ from bieff.clip import TINYCLIP, ClipName
 from bieff.extract import tower as tower_module
 from bieff.extract.tower import CropStream, ViewMeans, VisualTower, normalise
 from bieff.features.errors import InputError
+from bieff.train.method.model import PatchContext
 
 CPU = torch.device("cpu")
 
@@ -145,6 +146,35 @@ def check_mean_over_time(clip, tower):
     # float16 keeps 11 bits of each of the tokens' numbers, which are about 1
     exact = per_token_path(clip, crops).unflatten(0, (views, frames)).mean(dim=1)
     torch.testing.assert_close(cached.double(), exact, rtol=2**-10, atol=1e-4)
+
+
+def test_patches_are_those_of_the_release(clip):
+    """CLIP's final norm, a learned LayerNorm, a projection, the mean over time."""
+    views, frames = 2, 4
+    crops, visual = some_crops(clip, views * frames), clip.model.visual
+    torch.manual_seed(0)
+    norm = torch.nn.LayerNorm(visual.transformer.width)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    ours = PatchContext(visual.transformer.width, clip.dim)
+    ours.scale, ours.offset = norm.weight, norm.bias
+    seen = []
+    handle = visual.transformer.register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.no_grad():
+        visual(pixels_of(clip, crops))
+        handle.remove()
+
+        def release(tokens):
+            context = ours.projection(norm(tokens))[:, 1:]
+            return context.unflatten(0, (views, frames)).mean(dim=1)
+
+        want = release(visual.ln_post(seen[0]))
+        tower = VisualTower(clip, device=CPU, batch_size=8, wants_patches=True)
+        stored = tower.encode(crops).patches.unflatten(0, (views, frames)).mean(dim=1)
+        got = ours(stored)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    # without CLIP's own norm, as stores had it before, it is another context
+    assert (release(seen[0]) - want).norm() > 0.05 * want.norm()
 
 
 @pytest.mark.parametrize("cuts", [(1,) * 12, (12,), (5, 7), (2, 9, 1), (4, 4, 4)])
