@@ -114,6 +114,15 @@ def test_all_that_open_clip_publishes_is_seen_as_open_clip_shows_it():
             assert cosine.item() >= 0.9995, (name, shape)
 
 
+def test_a_recipe_says_no_more_of_what_old_stores_hold():
+    old = {"size": 48, "mean": MEAN, "std": STD, "interpolation": "bicubic"}
+    assert Preprocessing(48, MEAN, STD).to_json() == old
+    squashed = Preprocessing(48, MEAN, STD, "bilinear", "squash")
+    assert squashed.to_json() == old | {"interpolation": "bilinear", "resize_mode": "squash"}
+    bars = Preprocessing(48, MEAN, STD, resize_mode="longest", fill=9)
+    assert bars.to_json() == old | {"resize_mode": "longest", "fill": 9}
+
+
 @pytest.mark.parametrize("mode", ["longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_bars_and_squashing_are_open_clips(mode, interpolation):

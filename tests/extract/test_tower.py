@@ -174,7 +174,7 @@ def test_patches_are_those_of_the_release(clip):
         got = ours(stored)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     # without CLIP's own norm, as stores had it before, it is another context
-    assert (release(seen[0]) - want).norm() > 0.05 * want.norm()
+    assert (release(seen[0]) - want).norm() > 0.02 * want.norm()
 
 
 @pytest.mark.parametrize("cuts", [(1,) * 12, (12,), (5, 7), (2, 9, 1), (4, 4, 4)])
