@@ -224,6 +224,20 @@ def datasets() -> None:
 
 
 @main.command()
+@_option("--filter part", "Only those with TEXT in name, towers or weights.", metavar="TEXT")
+def models(part: str | None) -> None:
+    """List the CLIPs that open_clip names, with width, input and kinds of tower.
+
+    docs/models.md says which are for what, and what each kind of text tower allows.
+
+    Example: bieff models --filter siglip2
+    """
+    from bieff.apps.models import table
+
+    _print_table(*table(part or ""))
+
+
+@main.command()
 @_many("--dataset names", "See `bieff datasets`; may be repeated.", required=True)
 @_option("--videos", "Folder of the videos.  [default: data/DATASET]", _FOLDER)
 @_many(
@@ -260,10 +274,10 @@ def datasets() -> None:
     int,
 )
 @_model(
-    "An open_clip name, hf-hub:..., local-dir:..., or tinyclip.  "
+    "A name of `bieff models`, hf-hub:..., local-dir:..., or tinyclip.  "
     "[default: ViT-B-16-quickgelu; tinyclip for shapes]"
 )
-@_pretrained("An open_clip tag, a weights file, or 'random'.  [default: openai]")
+@_pretrained("An open_clip tag, TAG=FILE, a weights file, or 'random'.  [default: openai]")
 @_set("A setting: batch_size, decoders, deadline, ...; may be repeated.")
 @_settings("bieff.extract.config:ExtractConfig")
 @_device

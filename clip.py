@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import os
 import pickle
 import re
 import shlex
@@ -48,7 +49,8 @@ class ClipName:
 
     `model` is an open_clip name ("ViT-B-16-quickgelu"), "hf-hub:org/name",
     "local-dir:/path", or "tinyclip".  `pretrained` is an open_clip tag ("openai"), the path
-    of a weights file, "random" or "random:SEED"; None where the model brings its weights.
+    of a weights file, a tag with the file of its weights ("openai=/path"), "random" or
+    "random:SEED"; None where the model brings its weights.
     """
 
     model: str = "ViT-B-16-quickgelu"
@@ -71,7 +73,7 @@ class ClipName:
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise InputError(
                 f"model {model!r}{hint} needs weights; add --pretrained with an open_clip tag "
-                "such as 'openai', the path of a weights file, or 'random'"
+                "such as 'openai', TAG=FILE, the path of a weights file, or 'random'"
             )
         return cls(model=model, pretrained=pretrained)
 
@@ -94,22 +96,57 @@ class ClipName:
         return self.pretrained is not None and self.pretrained.split(":")[0] == RANDOM
 
     @property
+    def tag_and_file(self) -> tuple[str | None, Path | None]:
+        """What `pretrained` names: a tag, a file, or a tag and the file of its weights."""
+        if self.pretrained is None or self.is_random:
+            return None, None
+        if Path(self.pretrained).is_file():
+            return None, Path(self.pretrained)
+        tag, is_pair, file = self.pretrained.partition("=")
+        return tag, Path(file) if is_pair else None
+
+    @property
     def may_be_downloaded(self) -> bool:
         """True if its weights come from the network unless they were fetched before."""
         if self.pretrained is None:
             return self.model.startswith("hf-hub:")
-        return not self.is_random and not Path(self.pretrained).is_file()
+        return not self.is_random and self.tag_and_file[1] is None
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """The way from a frame to the visual tower's input (open_clip's evaluation transform)."""
+    """The way from a frame to the visual tower's input: open_clip's evaluation transform."""
 
     size: int
     """Side of the square input, pixels."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    """"bicubic" or "bilinear"."""
+
+    resize_mode: str = "shortest"
+    """"shortest": the shorter side is fitted, and a square cut out; "longest": the longer side
+    is fitted, with bars beside the shorter; "squash": both sides are."""
+
+    fill: int = 0
+    """Level of the bars, 0 to 255."""
+
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{value:.3g}" for value in of) for of in (self.mean, self.std))
+        return f"{self.interpolation}, {self.resize_mode}, mean {mean}, std {std}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For a store's recipe; what is not said there is "shortest", without bars."""
+        held: dict[str, Any] = {
+            "size": self.size,
+            "mean": self.mean,
+            "std": self.std,
+            "interpolation": self.interpolation,
+        }
+        if self.resize_mode != "shortest":
+            held["resize_mode"] = self.resize_mode
+        return held | ({"fill": self.fill} if self.resize_mode == "longest" else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +163,22 @@ class Clip:
     """D, width of the joint space."""
 
     _tokenizer: Callable[..., Tensor]
+
+    read_as: str | None = None
+    """What a file of weights was taken for: a tag, or a preprocessing and an activation."""
+
+    @property
+    def note(self) -> str | None:
+        """What was taken for granted of a file of weights, which cannot say it itself."""
+        tag, file = self.name.tag_and_file
+        if file is None or tag is not None or self.read_as is None:
+            return None
+        if " " not in self.read_as:
+            return f"{file}: known to open_clip as {self.read_as!r} by its checksum"
+        return (
+            f"{file}: not known to open_clip, read with {self.read_as}; if that is wrong, the "
+            "embeddings are: give --pretrained TAG=FILE, and a --model of its activation"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -227,7 +280,8 @@ def load(
         if name.model == TINYCLIP
         else name.model
     )
-    _check_name(open_clip, name)
+    tag, is_known = _check_name(open_clip, name)
+    file = name.tag_and_file[1]
     seed = _random_seed(name.pretrained) if name.is_random else 0
     try:
         with contextlib.ExitStack() as stack:
@@ -243,33 +297,39 @@ def load(
             torch.manual_seed(seed)
             model = open_clip.create_model(
                 schema_name,
-                pretrained=None if name.is_random else name.pretrained,
+                pretrained=None if name.is_random else os.fspath(file) if file else tag,
                 pretrained_text=False,
                 require_pretrained=not name.is_random,
+                # a file brings no preprocessing of its own
+                force_preprocess_cfg=_published(open_clip, name.model, tag) if file else None,
+                # OpenAI's are programs of TorchScript, run only if they are these very files
+                weights_only=not is_known,
             )
             tokenizer = open_clip.get_tokenizer(schema_name)
+            config = open_clip.get_model_config(schema_name)
     except BieffError:
         raise
     except _UNREADABLE as error:
-        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        reason = _reason(error, file)
         if from_cache and name.may_be_downloaded:
             raise InputError(
                 f"CLIP {str(name)!r} is not in the cache ({reason}); give "
                 f"{shlex.join(name.words)} to download it"
             ) from error
         raise InputError(
-            f"cannot load CLIP {str(name)!r}: {reason}; check the name and the connection, or "
-            "give --pretrained the path of a weights file already on this machine"
+            f"cannot load CLIP {str(name)!r}: {reason}; {_remedy(name)}"
         ) from error
     model.eval().requires_grad_(False)
-    config = open_clip.get_model_preprocess_cfg(model)
+    preprocessing = _preprocessing(name, open_clip.get_model_preprocess_cfg(model))
+    activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
     return Clip(
         name=name,
         model=model.to(device),
-        preprocessing=_preprocessing(name, config),
+        preprocessing=preprocessing,
         fingerprint=fingerprint(model),
-        dim=_joint_width(name, model),
+        dim=int(config["embed_dim"]),
         _tokenizer=tokenizer,
+        read_as=(tag or f"{preprocessing}, {activation}") if file else None,
     )
 
 
@@ -418,36 +478,56 @@ def _check_config(open_clip: Any, name: ClipName) -> None:
                 )
 
 
-def _check_name(open_clip: Any, name: ClipName) -> None:
-    """Refuse what open_clip would only warn of."""
+def _check_name(open_clip: Any, name: ClipName) -> tuple[str | None, bool]:
+    """Refuse what open_clip would only warn of.
+
+    Returns:
+        The tag that its weights have, if any, and whether a file holds exactly what open_clip
+        publishes, by the whole of its checksum.
+    """
     if not _is_of_open_clip(name):
-        return
+        return None, False
     known = open_clip.list_models()
     if name.model not in known:
         close = _closest(name.model, known)
         raise InputError(
             f"unknown CLIP model {name.model!r}; did you mean {close!r}?  "
-            "open_clip.list_models() names them all"
+            "`bieff models` names them all"
         )
-    if name.is_random or name.pretrained is None or Path(name.pretrained).is_file():
-        return
+    tag, file = name.tag_and_file
+    is_known = False
+    if file is not None:
+        if not file.is_file():
+            raise InputError(f"--pretrained {name.pretrained}: there is no file {str(file)!r}")
+        found, is_known = _known_file(open_clip, file, name.model)
+        if found and found[1] != (tag or found[1]):
+            raise InputError(
+                f"{file} holds the weights {found[1]!r} of {found[0]!r}, got tag {tag!r}; "
+                "leave the tag out"
+            )
+        if found and not tag:
+            tag = found[1]
+    if tag is None:
+        return None, False
     tags = open_clip.list_pretrained_tags_by_model(name.model)
-    if name.pretrained not in tags:
+    plain = name.model.removesuffix("-quickgelu")
+    if tag not in tags:
+        elsewhere = found[0] if file and found else plain
+        is_there = tag in open_clip.list_pretrained_tags_by_model(elsewhere)
+        hint = f"; use --model {elsewhere}" if is_there and elsewhere != name.model else ""
         raise InputError(
-            f"no weights {name.pretrained!r} for {name.model!r}: expected the path of a file, "
-            f"'random', or one of {', '.join(tags) or '(no tags)'}"
+            f"no weights {tag!r} for {name.model!r}: expected the path of a file, "
+            f"'random', or one of {', '.join(tags) or '(no tags)'}{hint}"
         )
-    wants_quick_gelu = open_clip.get_pretrained_cfg(name.model, name.pretrained).get(
-        "quick_gelu"
-    )
+    wants_quick_gelu = _published(open_clip, name.model, tag).get("quick_gelu")
     has_quick_gelu = open_clip.get_model_config(name.model).get("quick_gelu", False)
     if bool(wants_quick_gelu) != bool(has_quick_gelu):
-        plain = name.model.removesuffix("-quickgelu")
         fitting = f"{plain}-quickgelu" if wants_quick_gelu else plain
         raise InputError(
-            f"weights {name.pretrained!r} do not fit the activation of {name.model!r}; "
+            f"weights {tag!r} do not fit the activation of {name.model!r}; "
             f"use --model {fitting}"
         )
+    return tag, is_known
 
 
 def _require_transformers(open_clip: Any, name: ClipName) -> None:
@@ -474,29 +554,77 @@ def _random_seed(pretrained: str | None) -> int:
     return int(seed or 0)
 
 
+def _published(open_clip: Any, model: str, tag: str | None) -> dict[str, Any]:
+    """What open_clip publishes of a tag: preprocessing, activation, addresses."""
+    held: dict[str, Any] = {} if tag is None else open_clip.get_pretrained_cfg(model, tag)
+    return held
+
+
+def _known_file(open_clip: Any, file: Path, model: str) -> tuple[tuple[str, str] | None, bool]:
+    """Model and tag of a file whose checksum stands in open_clip's addresses.
+
+    OpenAI's hold all of the SHA-256, those of open_clip's authors the first eight digits; the
+    flag says whether it was all of it.  Files of a hub have none.
+    """
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    found, is_whole = [], False
+    for pair in open_clip.list_pretrained():
+        address = _published(open_clip, *pair).get("url", "")
+        marks = re.findall(r"[/-]([0-9a-f]{64}|[0-9a-f]{8})(?=/|\.pt$)", address)
+        if marks and digest.startswith(marks[-1]):
+            found.append(pair)
+            is_whole = len(marks[-1]) == len(digest)
+    found.sort(key=lambda pair: pair[0] != model)
+    return (found[0] if found else None), is_whole
+
+
 def _preprocessing(name: ClipName, config: dict[str, Any]) -> Preprocessing:
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise InputError(f"CLIP {str(name)!r}: expected a square input, got {height}x{width}")
     for key, expected in (
-        ("mode", "RGB"),
-        ("interpolation", "bicubic"),
-        ("resize_mode", "shortest"),
+        ("mode", ("RGB",)),
+        ("interpolation", ("bicubic", "bilinear")),
+        ("resize_mode", ("shortest", "longest", "squash")),
     ):
-        if config.get(key, expected) != expected:
+        if config.get(key, expected[0]) not in expected:
             raise InputError(
-                f"CLIP {str(name)!r}: expected {key} {expected!r}, got {config[key]!r}, "
-                "which is not supported"
+                f"CLIP {str(name)!r}: expected {key} {' or '.join(map(repr, expected))}, got "
+                f"{config[key]!r}, which is not supported"
             )
-    return Preprocessing(size=height, mean=tuple(config["mean"]), std=tuple(config["std"]))
+    return Preprocessing(
+        size=height,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config.get("interpolation", "bicubic"),
+        resize_mode=config.get("resize_mode", "shortest"),
+        fill=config.get("fill_color", 0),
+    )
 
 
-def _joint_width(name: ClipName, model: nn.Module) -> int:
-    width = getattr(model.visual, "output_dim", None)
-    if not isinstance(width, int):
-        raise InputError(f"CLIP {str(name)!r}: its visual tower has no joint width")
-    return width
+def _reason(error: Exception, file: Path | None) -> str:
+    """Why weights cannot be read, in one sentence."""
+    said = str(error) or type(error).__name__
+    if file and "TorchScript" in said:
+        return f"{file} is a program of TorchScript and not one that OpenAI published"
+    if file and '"vision_model.' in said:
+        return f"the weights in {file} have transformers' names, expected open_clip's"
+    return textwrap.shorten(said, 300, placeholder=" ...")
+
+
+def _remedy(name: ClipName) -> str:
+    """What to do where a CLIP cannot be loaded."""
+    tag, file = name.tag_and_file
+    if file:
+        return "take the file that open_clip publishes, or save a state_dict of its model"
+    if _is_of_open_clip(name):
+        return (
+            f"check the connection, or give --pretrained {tag}=FILE with the file of these "
+            "weights"
+        )
+    return "check the name and the connection, or give --model local-dir:FOLDER"
 
 
 class _NoNetwork(urllib.request.OpenerDirector):

@@ -185,6 +185,8 @@ def dry_run(data: DataOptions, model: ModelOptions, config: ExtractConfig, say: 
     for name in data.wanted:
         videos = data.load(name, say, make=False)
         clip = clips.load(model.clip_name(videos), device=device)
+        if clip.note:
+            say(clip.note)
         out = data.store(name)
         for line in estimate_lines(videos, config, clip, out, device=device):
             say(line)
@@ -217,7 +219,9 @@ def extract_all(
         if clip_name not in loaded:
             if clip_name.may_be_downloaded:
                 say(f"loading CLIP {clip_name}, which takes a while if it is not here yet")
-            loaded[clip_name] = clips.load(clip_name, device=model.own_device)
+            clip = loaded[clip_name] = clips.load(clip_name, device=model.own_device)
+            if clip.note:
+                say(clip.note)
         clip = loaded[clip_name]
         store = plan(videos, config, clip, data.store(name), redo_replaced=retry_failed)
         planned.append((store, clip))

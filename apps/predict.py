@@ -54,6 +54,8 @@ def predict_videos(
         contextlib.closing(predictor.predict(paths, names)) as found,
     ):
         say(f"{predictor.name}, {predictor.num_frames} frames")
+        if predictor.clip.note:
+            say(predictor.clip.note)
         for prediction in found:
             if prediction.message:
                 say(sentence(prediction))

@@ -103,6 +103,8 @@ def serve(
     ):
         server = make_server(make_app(predictor, limits, names=_names(host)))
         say(f"{predictor.name}, {predictor.num_frames} frames")
+        if predictor.clip.note:
+            say(predictor.clip.note)
         if not _is_local(host):
             say(f"listening at {host}: whoever reaches this machine can use the page")
         name = f"[{host}]" if ":" in host else host

@@ -12,6 +12,7 @@ import av
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
+from bieff.extract.tower import PATCH_NORM, patches_of
 from bieff.extract.views import View, views_for
 from bieff.features.plan import geometry, plan_attributes
 from bieff.features.schema import Geometry, PartitionPlan
@@ -45,7 +46,11 @@ class StorePlan:
     def of(cls, data: DataSet, config: ExtractConfig, clip: Clip) -> "StorePlan":
         """The plan for a data set, or for its first `config.limit` videos of each partition."""
         train, evaluation = views_for(
-            config.train_views, config.clips, config.crops, mirror=data.mirror
+            config.train_views,
+            config.clips,
+            config.crops,
+            mirror=data.mirror,
+            is_square=clip.preprocessing.resize_mode == "shortest",
         )
         views = {part: train if part == "train" else evaluation for part in data.partitions}
         return cls(
@@ -110,32 +115,22 @@ def plan(
 def _recipe(
     data: DataSet, config: ExtractConfig, clip: Clip, views: Mapping[str, list[View]]
 ) -> dict[str, Any]:
-    preprocessing = clip.preprocessing
-    recipe = {
+    recipe: dict[str, Any] = {
         "data_set": data.name,
         "clip": {
             "model": clip.name.model,
             "pretrained": clip.name.pretrained,
             "fingerprint": clip.fingerprint,
-        },
-        "preprocessing": {
-            "size": preprocessing.size,
-            "mean": preprocessing.mean,
-            "std": preprocessing.std,
-            "interpolation": "bicubic",
-        },
+        }
+        | ({"read_as": clip.read_as} if clip.read_as else {}),
+        "preprocessing": clip.preprocessing.to_json(),
         "frames": config.frames,
         "dim": clip.dim,
-        "patches": _patches(clip) if config.context == "patches" else None,
+        "patches": patches_of(clip) if config.context == "patches" else None,
         "views": {part: [view.to_json() for view in chosen] for part, chosen in views.items()},
     }
+    if config.context == "patches":
+        recipe["patch_norm"] = PATCH_NORM
     if data.made_as:
         recipe["made_as"] = dict(data.made_as)
     return recipe if config.limit is None else recipe | {"limit": config.limit}
-
-
-def _patches(clip: Clip) -> tuple[int, int]:
-    """P and U: patches of a frame, and the tower's width."""
-    visual: Any = clip.model.visual
-    rows, columns = visual.grid_size
-    return rows * columns, int(visual.transformer.width)

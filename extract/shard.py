@@ -410,11 +410,12 @@ def cut_views(
     parts = []
     for view, shown in zip(views, numbers, strict=True):
         places = torch.from_numpy(outcome.places(shown)).to(frames.device)
-        crop = crop_of(view, height, width, tower.preprocessing.size, video_id=video_id)
+        looks = tower.preprocessing
+        crop = crop_of(view, height, width, looks.size, looks.resize_mode, video_id=video_id)
         # a few frames at a time where they are large: resizing takes them in float32
         frame_bytes = 12 * max(crop.box[2] * crop.box[3], math.prod(crop.resized))
         for some in places.split(max(1, CUT_BYTES // frame_bytes)):
-            parts.append(cut(frames[some], crop))
+            parts.append(cut(frames[some], crop, looks))
     return torch.cat(parts)
 
 

@@ -8,14 +8,15 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from bieff.clip import Clip
+from bieff.clip import Clip, Preprocessing
 from bieff.extract.views import Crop
 from bieff.features.errors import InputError
 from bieff.features.schema import ShardData
@@ -39,14 +40,26 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
 
 
-def cut(frames: UInt8[Tensor, "n H W 3"], crop: Crop) -> UInt8[Tensor, "n 3 size size"]:
-    """Cut the box, resize it (antialiased bicubic), cut the square, mirror.
+def cut(
+    frames: UInt8[Tensor, "n H W 3"], crop: Crop, looks: Preprocessing | None = None
+) -> UInt8[Tensor, "n 3 size size"]:
+    """Cut the box, resize it (antialiased), cut the square or add the bars, mirror.
 
     Rounded to 8 bits between resizing and normalising, as images on disk and PIL are.
+    "bicubic" with "shortest", the default, is torch's float arithmetic, which most stores were
+    written with; everything else is Pillow's, bit for bit.
     """
     top, left, height, width = crop.box
     pixels = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
-    if (height, width) != crop.resized:
+    looks = looks or _FIRST
+    if (height, width) == crop.resized:
+        pass
+    elif (looks.interpolation, looks.resize_mode) != ("bicubic", "shortest"):
+        fewer, thinner = height - crop.resized[0], width - crop.resized[1]
+        is_tall = fewer > 2 * max(thinner, 0)  # Pillow 13 then begins with the columns
+        for side in (0, 1) if is_tall else (1, 0):
+            pixels = _resize(pixels, 2 + side, crop.resized[side], looks.interpolation)
+    else:
         resized = F.interpolate(
             pixels.float(),
             size=crop.resized,
@@ -56,8 +69,54 @@ def cut(frames: UInt8[Tensor, "n H W 3"], crop: Crop) -> UInt8[Tensor, "n 3 size
         )
         pixels = resized.round_().clamp_(0, 255).byte()
     top, left = crop.corner
+    below, right = crop.size - crop.resized[0], crop.size - crop.resized[1]
+    if below > 0 or right > 0:
+        bars = (-left, right + left, -top, below + top)
+        pixels, top, left = F.pad(pixels, bars, value=looks.fill), 0, 0
     pixels = pixels[:, :, top : top + crop.size, left : left + crop.size]
     return pixels.flip(-1) if crop.mirrored else pixels.contiguous()
+
+
+_FIRST = Preprocessing(size=224, mean=(0, 0, 0), std=(1, 1, 1))
+_BITS = 22
+"""Binary places of Pillow's weights (`PRECISION_BITS` of its Resample.c)."""
+
+
+def _resize(
+    pixels: UInt8[Tensor, "n c h w"], side: int, size: int, interpolation: str
+) -> UInt8[Tensor, "n c H W"]:
+    """Resize height (2) or width (3), antialiased, as Pillow does: by whole numbers."""
+    length = pixels.shape[side]
+    if length == size:
+        return pixels
+    first, weights = _taps(length, size, interpolation, pixels.device)
+    total: Any = 1 << (_BITS - 1)
+    for k, weight in enumerate(weights if side == 3 else weights[:, :, None]):
+        total = total + weight * pixels.index_select(side, (first + k).clamp(max=length - 1))
+    levels: Tensor = (total >> _BITS).clamp_(0, 255).byte()
+    return levels
+
+
+@lru_cache(maxsize=256)
+def _taps(
+    length: int, size: int, interpolation: str, device: torch.device
+) -> tuple[Int[Tensor, " size"], Int[Tensor, "k size"]]:
+    """The first pixel that enters each new one, and the weights of k from there on."""
+    scale = length / size
+    reach = {"bilinear": 1.0, "bicubic": 2.0}[interpolation] * max(scale, 1.0)
+    centre = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
+    first = (centre - reach + 0.5).clamp(min=0).long()
+    last = (centre + reach + 0.5).clamp(max=length).long()
+    place = first + torch.arange(int((last - first).max()))[:, None]
+    x = ((place - centre + 0.5) / max(scale, 1.0)).abs()
+    if interpolation == "bilinear":
+        weights = (1 - x).clamp(min=0)
+    else:  # Keys' kernel with a = -0.5
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+        weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
+    weights = torch.where(place < last, weights, 0)
+    weights = (weights / weights.sum(dim=0) * 2**_BITS).round().int()
+    return first.to(device), weights.to(device)
 
 
 def normalise(
@@ -70,6 +129,29 @@ def normalise(
     scale = 255 * torch.as_tensor(std, device=pixels.device)
     shift = 255 * torch.as_tensor(mean, device=pixels.device)
     return (pixels.float() - shift[:, None, None]) / scale[:, None, None]
+
+
+PATCH_NORM = "final"
+"""What a recipe says of its patch tokens: the tower's final norm comes before the normalisation
+that is stored.  Stores that say nothing of it are older, and left it out."""
+
+
+def patches_of(clip: Clip) -> tuple[int, int]:
+    """P and U: patch tokens of a crop, and their width in the tower.
+
+    Raises:
+        InputError: If the tower has none, or no norm for each of them.
+    """
+    visual: Any = clip.model.visual
+    trunk: Any = getattr(visual, "trunk", None)  # timm's towers stand in one of open_clip's
+    if hasattr(trunk, "blocks"):
+        return math.prod(trunk.patch_embed.grid_size), int(trunk.embed_dim)
+    if getattr(visual, "attn_pool", visual) is None:
+        return math.prod(visual.grid_size), int(visual.transformer.width)
+    raise InputError(
+        f"CLIP {str(clip.name)!r} has no patch tokens; choose a vision transformer without "
+        "attentional pooling, or leave --context out"
+    )
 
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -90,7 +172,7 @@ class Encoded:
     """Projected, not normalised; float32."""
 
     patches: Float[Tensor, "n P U"] | None
-    """Patch tokens after the final norm without its affine map, if asked for; float32."""
+    """Patch tokens after the final norm, normalised once more, if asked for; float32."""
 
 
 class VisualTower:
@@ -132,11 +214,8 @@ class VisualTower:
         self._mean = torch.tensor(clip.preprocessing.mean, device=device)
         self._std = torch.tensor(clip.preprocessing.std, device=device)
         self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None
-        if wants_patches and not hasattr(self._visual, "patch_size"):
-            raise InputError(
-                f"CLIP {str(clip.name)!r} has no patch tokens; choose a vision transformer, or "
-                "leave --context out"
-            )
+        if wants_patches:
+            patches_of(clip)
         self.precision = "float32"
         self._forward: Forward = self.forward_float32
         if device.type == "cuda" if reduced is None else reduced:
@@ -170,8 +249,12 @@ class VisualTower:
         """One batch, without autocast: what every faster way is held against."""
         pixels = normalise(crops, mean=self._mean, std=self._std)
         if not self.wants_patches:
-            return self._visual(pixels), None
-        result = self._visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
+            embedded = self._visual(pixels)
+            # CoCa's gives the tokens for its captions too
+            return embedded[0] if isinstance(embedded, tuple) else embedded, None
+        result = self._visual.forward_intermediates(
+            pixels, indices=1, normalize_intermediates=True, output_fmt="NLC"
+        )
         tokens = result["image_intermediates"][0].float()
         return result["image_features"], F.layer_norm(tokens, tokens.shape[-1:])
 

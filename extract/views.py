@@ -26,7 +26,7 @@ from jaxtyping import Int64
 
 from bieff.features.errors import ConfigError
 
-CROPS = ("left", "centre", "right")
+CROPS = ("left", "centre", "right", "middle")
 
 MIN_AREA = 0.4
 """Least share of the frame that a random view keeps.  The crops of the TSN family keep at least
@@ -41,7 +41,9 @@ class View:
     """One way to look at a video: T frames and one crop, the same crop in every frame.
 
     A "grid" view is clip `clip` of `clips` (from 0) at crop `crop`; "left" and "right" are the
-    two ends of the longer side, so top and bottom of an upright video.  A "random" view is the
+    squares at the two ends of the longer side, so top and bottom of an upright video, and
+    "middle" is that between them.  "centre" is what CLIP's own preprocessing shows: the same
+    square, or the whole frame where that is squashed or has bars.  A "random" view is the
     `index`-th (from 0), keeping at least the share `min_area` of the frame and mirrored half of
     the time unless `mirror` is off, as it must be where left and right are part of the class.
     """
@@ -96,17 +98,18 @@ class Crop:
 
     All in whole pixels, top-left corner first.  A grid view takes the whole frame as its box
     and cuts the square out of the resized frame, as CLIP's own preprocessing does; a random
-    view resizes its box straight to the square.
+    view resizes its box straight to the square.  Where the square is larger than what was
+    resized, bars stand beside it.
     """
 
     box: tuple[int, int, int, int]
     """Top, left, height, width in the source frame."""
 
     resized: tuple[int, int]
-    """Height and width after resizing (antialiased bicubic)."""
+    """Height and width after resizing."""
 
     corner: tuple[int, int]
-    """Top and left of the square in the resized box."""
+    """Top and left of the square in the resized box; not positive where there are bars."""
 
     size: int
     """Side of the square."""
@@ -116,7 +119,7 @@ class Crop:
 
 
 def views_for(
-    train_views: int, clips: int, crops: int, *, mirror: bool = True
+    train_views: int, clips: int, crops: int, *, mirror: bool = True, is_square: bool = True
 ) -> tuple[list[View], list[View]]:
     """The views of a training and of an evaluation partition.
 
@@ -126,10 +129,13 @@ def views_for(
     Args:
         train_views: Number of random views, 0 or more.
         clips: Number of temporal clips, 1 or more; the paper's 3.
-        crops: 1 (centre) or 3 (left, centre, right).
+        crops: 1 (centre) or 3 (left, centre, right), which are squares.
         mirror: Whether random views may be mirrored.
+        is_square: Whether the centre view of this CLIP is a square of the frame.
     """
-    where = ("centre",) if crops == 1 else CROPS
+    where = (
+        ("centre",) if crops == 1 else ("left", "centre" if is_square else "middle", "right")
+    )
     drawn = [View(kind="random", index=i, mirror=mirror) for i in range(train_views)]
     return [View(), *drawn], [
         View(clip=k, clips=clips, crop=crop) for k in range(clips) for crop in where
@@ -195,18 +201,34 @@ def clip_start(clip: int, clips: int, num_frames: int, T: int) -> int:
     return max(num_frames - T, 0) * clip // (T * (clips - 1))
 
 
-def crop_of(view: View, height: int, width: int, size: int, *, video_id: str = "") -> Crop:
+def crop_of(
+    view: View,
+    height: int,
+    width: int,
+    size: int,
+    resize_mode: str = "shortest",
+    *,
+    video_id: str = "",
+) -> Crop:
     """Square that the view cuts of a frame of height x width pixels, for size x size inputs.
 
     Grid views follow torchvision's Resize(size) and CenterCrop(size): the shorter side becomes
     `size`, the longer `int(size * longer / shorter)`, and the square starts at
-    `int(round(margin / 2))`, with Python's rounding of halves to even.
+    `int(round(margin / 2))`, with Python's rounding of halves to even.  A centre view is the
+    whole frame where `resize_mode` is "squash" or "longest", as open_clip's transform has it.
     """
     if min(height, width, size) < 1:
         raise ValueError(f"expected positive sizes, got {height} x {width} and {size}")
     if view.kind == "random":
         box, mirrored = _random_box(view, height, width, video_id)
         return Crop(box=box, resized=(size, size), corner=(0, 0), size=size, mirrored=mirrored)
+    if view.crop == "centre" and resize_mode != "shortest":
+        whole = (size, size)
+        if resize_mode == "longest":
+            ratio = max(height, width) / size
+            whole = (max(1, round(height / ratio)), max(1, round(width / ratio)))
+        top, left = (-((size - side) // 2) for side in whole)
+        return Crop(box=(0, 0, height, width), resized=whole, corner=(top, left), size=size)
     shorter = min(height, width)
     resized = (size * height // shorter, size * width // shorter)
     top, left = (_corner(view.crop, side - size) for side in resized)
@@ -252,6 +274,6 @@ def _random_box(
 
 def _corner(crop: str, margin: int) -> int:
     """Start of a square along a side that is `margin` longer; halves round to even."""
-    if crop == "centre":
+    if crop in ("centre", "middle"):
         return round(margin / 2)
     return 0 if crop == "left" else margin

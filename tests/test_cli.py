@@ -53,6 +53,20 @@ def test_datasets_are_listed(run):
         assert name in result.output
 
 
+def test_models_are_listed(run):
+    result = run("models", "--filter", "pe-core-b")
+    assert result.exit_code == 0
+    row = next(line.split() for line in result.output.splitlines() if "PE-Core-B-16" in line)
+    timm = "vit_pe_core_base_patch16_224"
+    assert row == ["PE-Core-B-16", "1024", "224", timm, "yes", "causal", "32", "meta"]
+    for model, kind in (("coca_ViT-B-32", "CoCa"), ("ViT-B-16-SigLIP2-256", "bidirectional")):
+        assert kind in run("models", "--filter", model).output
+    assert "convnext_base_w " in run("models", "--filter", "laion2b_s13b_b82k_augreg").output
+    wrong = run("models", "--filter", "nothing like it")
+    assert wrong.exit_code == 1
+    assert "Error: --filter nothing like it: no model's name, towers or weights" in wrong.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,8 @@
 """Loading CLIP by every kind of name, and what is said when that fails."""
 
+import copy
+import hashlib
+import importlib
 import json
 import os
 import re
@@ -17,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from bieff import clip as clips
 from bieff.clip import TINYCLIP, Claim, ClipName, TokenForm, fingerprint, load
+from bieff.clip import import_open_clip as open_clip
 from bieff.features.errors import BieffError, InputError, StoreMismatchError
 
 MODEL = Path(clips.__file__).parent / "extract" / "tinyclip" / "model"
@@ -86,6 +90,103 @@ def test_a_weights_file(tmp_path):
     save_file({k: v.contiguous() for k, v in source.model.state_dict().items()}, file)
     read = load(ClipName(model="ViT-S-32-alt", pretrained=str(file)))
     assert read.fingerprint == source.fingerprint
+    taken = "bicubic, shortest, mean 0.481 0.458 0.408, std 0.269 0.261 0.276, GELU"
+    assert read.read_as == taken
+    assert f"{file}: not known to open_clip, read with bicubic, shortest, mean" in read.note
+    assert source.note is source.read_as is None
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model of open_clip's by name, made small."""
+    config = open_clip().get_model_config("ViT-S-32-alt")
+    config["vision_cfg"] |= {"layers": 1, "width": 64}
+    config["text_cfg"] |= {"layers": 1, "width": 64}
+    configs = importlib.import_module("open_clip.factory")._MODEL_CONFIGS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(configs, "ViT-S-32-alt", config)
+        yield load(ClipName(model="ViT-S-32-alt", pretrained="random:5"))
+
+
+@pytest.fixture
+def tags(monkeypatch):
+    """Tags of the small model, as open_clip keeps them."""
+    held = {"webli": {**open_clip().get_pretrained_cfg("ViT-B-16-SigLIP", "webli")}}
+    held["quick"] = {**open_clip().get_pretrained_cfg("ViT-B-16", "openai")}
+    published = importlib.import_module("open_clip.pretrained")._PRETRAINED
+    monkeypatch.setitem(published, "ViT-S-32-alt", held)
+    return held
+
+
+def read_file(file, tag=None):
+    pretrained = str(file) if tag is None else f"{tag}={file}"
+    return load(ClipName.of("ViT-S-32-alt", pretrained))
+
+
+def test_a_tag_says_how_its_file_is_read(small, tags, tmp_path):
+    file = tmp_path / "a=b.pt"
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in small.model.state_dict().items()}}, file
+    )
+    read = read_file(file, "webli")
+    assert read.fingerprint == small.fingerprint
+    assert read.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert read.preprocessing.resize_mode == "squash"
+    assert (read.read_as, read.note) == ("webli", None)
+    assert read_file(file).preprocessing.resize_mode == "shortest"
+    with pytest.raises(InputError, match="weights 'quick' do not fit the activation of 'ViT-S"):
+        read_file(file, "quick")
+    with pytest.raises(InputError, match=r"no weights 'wbli' for .* or one of webli, quick"):
+        read_file(file, "wbli")
+    with pytest.raises(InputError, match=r"--pretrained webli=/none\.pt: there is no file"):
+        read_file("/none.pt", "webli")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_a_file_that_is_published_is_known_by_its_checksum(small, tags, tmp_path):
+    """OpenAI's are programs of TorchScript: only the very files are run."""
+    file = tmp_path / "weights.pt"
+    model = copy.deepcopy(small.model)
+    model.attn_mask = model._buffers.pop("attn_mask")  # as OpenAI's have it: no weight
+    torch.jit.script(model).save(file)
+    with pytest.raises(InputError, match="a program of TorchScript and not one that OpenAI"):
+        read_file(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    tags["webli"]["url"] = f"https://openaipublic.azureedge.net/clip/models/{digest}/x.pt"
+    read = read_file(file)
+    assert read.fingerprint == small.fingerprint
+    assert read.preprocessing.resize_mode == "squash"
+    assert read.note == f"{file}: known to open_clip as 'webli' by its checksum"
+    with pytest.raises(
+        InputError, match="holds the weights 'webli' of 'ViT-S-32-alt', got tag"
+    ):
+        read_file(file, "quick")
+    # open_clip's authors give eight digits, which name weights and do not vouch for a program
+    tags["webli"]["url"] = f"https://github.com/mlfoundations/open_clip/x-{digest[:8]}.pt"
+    with pytest.raises(InputError, match="a program of TorchScript"):
+        read_file(file)
+
+
+def test_known_weights_of_another_model_are_not_taken(small, tags, tmp_path):
+    """LAION's under -quickgelu would load, and be wrong."""
+    file = tmp_path / "weights.pt"
+    torch.save(small.model.state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    tags["webli"]["url"] = f"https://github.com/mlfoundations/open_clip/x-{digest[:8]}.pt"
+    for model in ("ViT-B-32-quickgelu", "ViT-B-16"):
+        with pytest.raises(
+            InputError, match=r"no weights 'webli' for .*; use --model ViT-S-32-al"
+        ):
+            load(ClipName(model=model, pretrained=str(file)))
+
+
+def test_weights_of_transformers_are_a_sentence(small, tmp_path):
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"vision_model.embeddings.class_embedding": torch.zeros(3)}, file)
+    with pytest.raises(
+        InputError, match="have transformers' names, expected open_clip's; take"
+    ):
+        read_file(file)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +231,31 @@ def test_weights_of_another_shape_are_named(tmp_path):
         load(ClipName(model=f"local-dir:{tmp_path / 'model'}", pretrained=None))
 
 
-def test_an_input_that_is_not_square_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("resize_mode", "fill", "'longest' or 'squash', got 'fill', which is"),
+        ("interpolation", "random", "'bicubic' or 'bilinear', got 'random'"),
+        ("mode", "L", "expected mode 'RGB', got 'L'"),
+    ],
+)
+def test_a_preprocessing_that_is_not_known_is_refused(tmp_path, key, value, message):
     shutil.copytree(MODEL, tmp_path / "model")
     config = tmp_path / "model" / "open_clip_config.json"
     values = json.loads(config.read_text())
-    values["preprocess_cfg"]["resize_mode"] = "squash"
+    values["preprocess_cfg"][key] = value
     config.write_text(json.dumps(values))
-    with pytest.raises(InputError, match="expected resize_mode 'shortest', got 'squash'"):
+    with pytest.raises(InputError, match=message):
         load(ClipName(model=f"local-dir:{tmp_path / 'model'}", pretrained=None))
+
+
+def test_an_input_that_is_not_square_is_refused(monkeypatch):
+    config = open_clip().get_model_config("ViT-S-32-alt")
+    config["vision_cfg"]["image_size"] = [64, 96]
+    configs = importlib.import_module("open_clip.factory")._MODEL_CONFIGS
+    monkeypatch.setitem(configs, "ViT-S-32-alt", config)
+    with pytest.raises(InputError, match="expected a square input, got 64x96"):
+        load(ClipName(model="ViT-S-32-alt", pretrained="random"))
 
 
 @pytest.mark.parametrize(
@@ -304,4 +422,4 @@ except InputError as error:
     )
     assert result.stdout.startswith("cannot load CLIP 'hf-hub:bieff-nobody/bieff-nothing': ")
     assert result.stdout.count("\n") == 1
-    assert "--pretrained the path of a weights file" in result.stdout
+    assert "or give --model local-dir:FOLDER" in result.stdout

@@ -16,6 +16,8 @@ from helpers.places import ROOT
 
 from bieff.cli import NOT_WHOLE, main
 from bieff.extract.datasets import official
+from bieff.train.config import TrainConfig
+from bieff.train.method.model import BiEfficient
 
 README = ROOT / "README.md"
 
@@ -123,6 +125,22 @@ def test_the_commands_run_one_after_the_other(place):
         "my_names.json",
     ]
     assert {record["dataset"] for record in found} == {"hmdb51"}
+
+
+def test_the_parameters_are_counted_as_the_paper_counts():
+    """Table 4, row by row, at 8 frames of ViT-B/16."""
+    rows = (
+        {"prompt": "none", "post_prompt": False, "word_guided": False},
+        {"post_prompt": False, "word_guided": False},
+        {"word_guided": False},
+        {},
+    )
+    sizes = {"dim": 512, "text_width": 512, "num_frames": 8}
+    models = [BiEfficient(TrainConfig(**row), **sizes) for row in rows]
+    counts = [sum(p.numel() for p in model.parameters()) for model in models]
+    said = " ".join(README.read_text().split())
+    assert ", ".join(f"{count / 1024**2:.2f}" for count in counts) in said
+    assert ", ".join(f"{count / 1e6:.2f}" for count in counts) in said
 
 
 def test_what_readme_says_of_a_store_is_so(world, monkeypatch):

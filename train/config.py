@@ -245,10 +245,17 @@ def preset(name: str) -> TrainConfig:
     `baseline` is Table 4's first row: temporal transformer and nothing else.  `released` is
     what the authors' code does where it differs from the paper, on the stored frames; the
     release itself takes the patch tokens, which is `prompts_see = "patches"` on a store that
-    has them.  Not in it:
+    has them and says `patch_norm`: CLIP's final norm, then that of the release's own
+    LayerNorm, whose affine is learned here.  Not in it:
 
-    - The release applies its LayerNorm to each patch token after CLIP's; here CLIP's
-      normalisation is done before the mean over time, and one learned affine follows it.
+    - The release averages the patch tokens of the frames that the model takes; a store has
+      averaged those of all its frames.
+    - q, k and v of the Post-Prompt have no biases there; here they do, and start at zero.
+    - Weights start otherwise.
+    - Weight decay on everything; here on matrices alone.
+    - A loss of each GPU by itself; here it is of the whole batch.
+    - The number of heads at other widths than ViT-B/16's.
+    - A shorter side of 256 pixels, of which 224 are cut out; here 224 are all of it.
     - A second softmax at test time, which changes no ranking of one view.
 
     Raises:

@@ -156,14 +156,14 @@ def measure_tower(clip: Clip, device: torch.device) -> TowerRate:
     tower = VisualTower(clip, device=device, batch_size=count)
     looks = tower.preprocessing
     frames = torch.randint(0, 256, (MANY, kind.height, kind.width, 3), dtype=torch.uint8)
-    crop = crop_of(View(), kind.height, kind.width, looks.size)
+    crop = crop_of(View(), kind.height, kind.width, looks.size, looks.resize_mode)
     shape = (count, 3, looks.size, looks.size)
     crops = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
     # with a graph: without one torch takes a fused attention that the counter does not know
     pixels = normalise(crops[:1], mean=looks.mean, std=looks.std).requires_grad_()
     model: Any = clip.model
     return TowerRate(
-        cut=MANY / seconds(lambda: cut(tower.upload(frames), crop)),
+        cut=MANY / seconds(lambda: cut(tower.upload(frames), crop, looks)),
         tower=count / seconds(lambda: tower.encode(crops)),
         flops=flops_of(lambda: model.visual(pixels)),
         precision=tower.precision,

@@ -6,9 +6,24 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from bieff.clip import TINYCLIP, ClipName, import_open_clip, load
+from bieff.clip import (
+    TINYCLIP,
+    ClipName,
+    Preprocessing,
+    _preprocessing,
+    import_open_clip,
+    load,
+)
 from bieff.extract.tower import cut, normalise
 from bieff.extract.views import Crop, View, crop_of
+
+import_open_clip()
+from open_clip.transform import (  # noqa: E402
+    PreprocessCfg,
+    image_transform_v2,
+    merge_preprocess_dict,
+)
+from open_clip.transformer import VisionTransformer  # noqa: E402
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.5, 0.25, 2.0)
 
@@ -50,6 +65,81 @@ def test_a_crop_of_the_right_size_moves_no_pixel():
     crop = Crop(box=(1, 2, 3, 4), resized=(3, 4), corner=(0, 1), size=3, mirrored=True)
     expected = image[:, 1:4, 3:6].flip(2).permute(0, 3, 1, 2)
     assert torch.equal(cut(image, crop), expected)
+
+
+def published():
+    """All that open_clip's tags say of a size and its preprocessing, once each."""
+    open_clip, found = import_open_clip(), {}
+    for model, tag in open_clip.list_pretrained():
+        size = open_clip.get_model_config(model)["vision_cfg"]["image_size"]
+        held = {"size": size, **open_clip.get_pretrained_cfg(model, tag)}
+        config = merge_preprocess_dict(PreprocessCfg(), held)
+        found[str(config)] = (ClipName(model=model, pretrained=tag), config)
+    return list(found.values())
+
+
+def shown(looks, image):
+    crop = crop_of(View(), *image.shape[:2], looks.size, looks.resize_mode)
+    return cut(torch.from_numpy(image)[None], crop, looks)
+
+
+def levels(looks, pixels):
+    """Pixels as levels, 0 to 255, again."""
+    mean, std = (torch.tensor(of)[:, None, None] for of in (looks.mean, looks.std))
+    return (255 * (pixels * std + mean)).round()
+
+
+def test_all_that_open_clip_publishes_is_seen_as_open_clip_shows_it():
+    combinations = published()
+    assert len(combinations) == 25
+    for seed, (name, config) in enumerate(combinations):
+        looks = _preprocessing(name, config)
+        transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
+        patch = next(side for side in (32, 16, 14) if looks.size % side == 0)
+        torch.manual_seed(0)
+        tower = VisionTransformer(looks.size, patch, 64, 2, 2, 2, output_dim=32)
+        for shape in ((240, 320), (404, 302)):
+            image = picture(*shape, seed=seed)
+            expected = transform(Image.fromarray(image))
+            crops = shown(looks, image)
+            away = (crops[0] - levels(looks, expected)).abs()
+            if (looks.interpolation, looks.resize_mode) == ("bicubic", "shortest"):
+                # torch's arithmetic: a sharp edge may be further away, pixel by pixel
+                assert (away > 1).float().mean() < 1e-4, (name, shape)
+            else:
+                assert away.max() == 0, (name, shape)
+            got = normalise(crops, mean=looks.mean, std=looks.std)
+            with torch.no_grad():
+                cosine = F.cosine_similarity(tower(got), tower(expected[None]))
+            assert cosine.item() >= 0.9995, (name, shape)
+
+
+def test_a_recipe_says_no_more_of_what_old_stores_hold():
+    old = {"size": 48, "mean": MEAN, "std": STD, "interpolation": "bicubic"}
+    assert Preprocessing(48, MEAN, STD).to_json() == old
+    squashed = Preprocessing(48, MEAN, STD, "bilinear", "squash")
+    assert squashed.to_json() == old | {"interpolation": "bilinear", "resize_mode": "squash"}
+    bars = Preprocessing(48, MEAN, STD, resize_mode="longest", fill=9)
+    assert bars.to_json() == old | {"resize_mode": "longest", "fill": 9}
+
+
+@pytest.mark.parametrize("mode", ["longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_bars_and_squashing_are_open_clips(mode, interpolation):
+    looks = Preprocessing(49, MEAN, STD, interpolation, mode, fill=77)
+    transform = import_open_clip().image_transform(
+        49,
+        is_train=False,
+        mean=MEAN,
+        std=STD,
+        resize_mode=mode,
+        interpolation=interpolation,
+        fill_color=77,
+    )
+    for shape in ((64, 80), (90, 61), (49, 48), (30, 40), (37, 201), (48, 49), (20, 20)):
+        image = picture(*shape)
+        expected = levels(looks, transform(Image.fromarray(image)))
+        assert torch.equal(shown(looks, image)[0].float(), expected), shape
 
 
 @pytest.mark.parametrize(

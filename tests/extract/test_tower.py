@@ -9,6 +9,7 @@ from bieff.clip import TINYCLIP, ClipName
 from bieff.extract import tower as tower_module
 from bieff.extract.tower import CropStream, ViewMeans, VisualTower, normalise
 from bieff.features.errors import InputError
+from bieff.train.method.model import PatchContext
 
 CPU = torch.device("cpu")
 
@@ -30,17 +31,18 @@ def pixels_of(clip, crops):
 
 
 def per_token_path(clip, crops):
-    """Tokens of the last block as a hook sees them, normalised one by one in float64."""
+    """Tokens of the last block after the final norm, normalised one by one in float64."""
     visual = clip.model.visual
     seen = []
     handle = visual.transformer.register_forward_hook(lambda *call: seen.append(call[2]))
     with torch.no_grad():
         visual(pixels_of(clip, crops))
     handle.remove()
-    tokens = seen[0][:, 1:].double()  # without the class token
+    with torch.no_grad():
+        tokens = visual.ln_post(seen[0][:, 1:]).double()  # without the class token
     mean = tokens.mean(dim=-1, keepdim=True)
     variance = ((tokens - mean) ** 2).mean(dim=-1, keepdim=True)
-    return seen[0], (tokens - mean) / (variance + 1e-5).sqrt()
+    return (tokens - mean) / (variance + 1e-5).sqrt()
 
 
 def test_it_gives_what_open_clip_gives(clip):
@@ -111,18 +113,18 @@ def test_where_the_fast_way_fails_there_is_a_slower_one(clip, monkeypatch):
     )
 
 
-def test_patch_tokens_are_normalised_without_the_affine_map(clip):
+def test_patch_tokens_are_normalised_without_an_affine_map(clip):
     crops = some_crops(clip, 7)
     tower = VisualTower(clip, device=CPU, batch_size=3, wants_patches=True)
     encoded = tower.encode(crops)
-    _, want = per_token_path(clip, crops)
+    want = per_token_path(clip, crops)
     torch.testing.assert_close(encoded.patches, want.float(), rtol=1e-4, atol=1e-5)
     plain = VisualTower(clip, device=CPU, batch_size=3).encode(crops)
     torch.testing.assert_close(encoded.embeddings, plain.embeddings)
 
 
 def test_the_mean_over_time_is_exact(clip):
-    """Mean of normalised tokens, then affine and projection, is the mean of the whole path."""
+    """What is stored is the mean of what the norms make of every token."""
     check_mean_over_time(clip, VisualTower(clip, device=CPU, batch_size=5, wants_patches=True))
 
 
@@ -139,18 +141,40 @@ def check_mean_over_time(clip, tower):
     means = ViewMeans(frames)
     for part in crops.split(tower.batch_size):  # batches that cut across views
         means.add(tower.encode(part).patches)
-    visual = clip.model.visual
-    tokens, normalised = per_token_path(clip, crops)
-    with torch.no_grad():
-        whole_path = visual.ln_post(tokens[:, 1:]) @ visual.proj
-        want = whole_path.unflatten(0, (views, frames)).mean(dim=1)
-        cached = torch.stack(means.finished)
-        assert cached.dtype == torch.float16
-        got = (cached.float() * visual.ln_post.weight + visual.ln_post.bias) @ visual.proj
+    cached = torch.stack(means.finished)
+    assert cached.dtype == torch.float16
     # float16 keeps 11 bits of each of the tokens' numbers, which are about 1
-    exact = normalised.unflatten(0, (views, frames)).mean(dim=1)
+    exact = per_token_path(clip, crops).unflatten(0, (views, frames)).mean(dim=1)
     torch.testing.assert_close(cached.double(), exact, rtol=2**-10, atol=1e-4)
-    assert F.cosine_similarity(got, want, dim=-1).min() > 0.99999
+
+
+def test_patches_are_those_of_the_release(clip):
+    """CLIP's final norm, a learned LayerNorm, a projection, the mean over time."""
+    views, frames = 2, 4
+    crops, visual = some_crops(clip, views * frames), clip.model.visual
+    torch.manual_seed(0)
+    norm = torch.nn.LayerNorm(visual.transformer.width)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    ours = PatchContext(visual.transformer.width, clip.dim)
+    ours.scale, ours.offset = norm.weight, norm.bias
+    seen = []
+    handle = visual.transformer.register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.no_grad():
+        visual(pixels_of(clip, crops))
+        handle.remove()
+
+        def release(tokens):
+            context = ours.projection(norm(tokens))[:, 1:]
+            return context.unflatten(0, (views, frames)).mean(dim=1)
+
+        want = release(visual.ln_post(seen[0]))
+        tower = VisualTower(clip, device=CPU, batch_size=8, wants_patches=True)
+        stored = tower.encode(crops).patches.unflatten(0, (views, frames)).mean(dim=1)
+        got = ours(stored)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    # without CLIP's own norm, as stores had it before, it is another context
+    assert (release(seen[0]) - want).norm() > 0.02 * want.norm()
 
 
 @pytest.mark.parametrize("cuts", [(1,) * 12, (12,), (5, 7), (2, 9, 1), (4, 4, 4)])
@@ -170,7 +194,9 @@ def test_a_tower_without_patch_tokens_says_so(clip):
             self.visual = torch.nn.Linear(2, 2)
 
     other = type(clip)(clip.name, Other(), clip.preprocessing, "", 2, clip._tokenizer)
-    with pytest.raises(InputError, match="has no patch tokens; choose a vision transformer"):
+    with pytest.raises(
+        InputError, match="no patch tokens; choose a vision transformer without"
+    ):
         VisualTower(other, device=CPU, batch_size=2, wants_patches=True)
 
 

@@ -214,6 +214,37 @@ def test_left_and_right_are_the_ends_of_the_longer_side():
     assert corners(80, 60) == [(0, 0), (10, 0)]
 
 
+SHAPES = [(60, 80), (81, 60), (30, 30), (29, 64), (2, 300), (59, 31)]
+
+
+@pytest.mark.parametrize("mode", ["squash", "longest"])
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_a_centre_view_is_the_whole_frame_where_the_model_has_it_so(mode, height, width):
+    crop = crop_of(View(), height, width, 30, mode)
+    assert crop.box == (0, 0, height, width)
+    if mode == "squash":
+        assert (crop.resized, crop.corner) == ((30, 30), (0, 0))
+    else:
+        assert max(crop.resized) == 30
+        assert crop.resized[0] / crop.resized[1] == pytest.approx(
+            height / width, rel=0.05, abs=1
+        )
+    # three crops are squares of the frame, whatever the model's own transform
+    middle = crop_of(View(crop="middle"), height, width, 30, mode)
+    assert middle == crop_of(View(), height, width, 30)
+    for name in ("left", "right"):
+        view = View(crop=name)
+        assert crop_of(view, height, width, 30, mode) == crop_of(view, height, width, 30)
+    drawn = View(kind="random")
+    assert crop_of(drawn, height, width, 30, mode) == crop_of(drawn, height, width, 30)
+
+
+def test_views_of_a_model_that_sees_whole_frames():
+    train, evaluation = views_for(1, clips=1, crops=3, is_square=False)
+    assert [v.crop for v in evaluation] == ["left", "middle", "right"]
+    assert train[0] == views_for(1, clips=1, crops=1, is_square=False)[1][0] == View()
+
+
 def test_views_for_the_defaults():
     train, evaluation = views_for(2, clips=3, crops=1)
     assert [str(v) for v in train] == ["clip 1 of 1, centre", "random 0", "random 1"]
@@ -259,7 +290,7 @@ def test_views_survive_json():
         ({"kind": "grid", "speed": 2}, "view: unknown field 'speed'"),
         ({"kind": "dense"}, "expected kind 'grid' or 'random', got 'dense'"),
         ({"clip": 3, "clips": 3}, "expected 0 <= clip < 3, got 3"),
-        ({"crop": "top"}, "expected a crop of left, centre, right, got 'top'"),
+        ({"crop": "top"}, "expected a crop of left, centre, right, middle, got 'top'"),
         ({"kind": "random", "index": -1}, "expected index >= 0, got -1"),
         ({"kind": "random", "min_area": 0.0}, r"expected min_area in \(0, 1\], got 0.0"),
     ],

@@ -58,8 +58,9 @@ from bieff.train.text.whole import WholeTower
 class PatchContext(nn.Module):
     """The store's patch tokens, averaged over time, as visual context of width D.
 
-    The store holds them normalised, without CLIP's affine: what is left of a LayerNorm is its
-    learned scale and offset, which commute with the mean over time.  Then a projection.
+    The store holds them after CLIP's final norm, normalised once more: what is left of a
+    LayerNorm is its learned scale and offset, which commute with the mean over time.  Then a
+    projection.
     """
 
     def __init__(self, width: int, dim: int) -> None:
