@@ -117,6 +117,17 @@ _protocol = partial(
     _option, "--protocol", kind=click.Choice(["closed", "splits3", "full", "half10", "k600"])
 )
 _mix = partial(_option, "--mix", kind=float, metavar="WEIGHT")
+
+
+def _windows(text: str) -> _Decorator:
+    seconds = click.FloatRange(0, min_open=True)
+    every = "Seconds between the beginnings of two windows.  [default: no overlap]"
+    return _group(
+        _option("--windows", text, seconds, metavar="SECONDS"),
+        _option("--every", every, seconds, metavar="SECONDS"),
+    )
+
+
 _flag_json = partial(_flag, "--json as_json")
 _model = partial(_option, "--model")
 _pretrained = partial(_option, "--pretrained")
@@ -230,6 +241,12 @@ def datasets() -> None:
     "--trust-labels",
     "Of --dataset list: the labels are right where class folders say otherwise.",
 )
+@_flag(
+    "--trim",
+    "Of Kinetics: files without seconds in their names are whole videos, of which the listed "
+    "part is meant.",
+)
+@_windows("A row for each window of every video, not one for all of it: its seconds.")
 @_out("Folder of the store.  [default: features/DATASET]")
 @_shorter("Frames of a view.  [default: 32]")
 @_option(
@@ -299,13 +316,15 @@ def extract(
     # extraction cost on a busy machine (tests/bench_extract.py); read when torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from bieff.apps import extract as command
+    from bieff.extract.lengths import Windows
 
     def pick(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
 
     data = command.DataOptions(
-        **pick("names", "videos", "lists", "labels", "first_label", "trust_labels", "out"),
-        limit=options["limit"],
+        **pick("names", "videos", "lists", "labels", "first_label", "trust_labels", "trim"),
+        windows=Windows.of(options["windows"], options["every"]),
+        **pick("out", "limit"),
     )
     if check:
         if not command.check_all(data, echo):
