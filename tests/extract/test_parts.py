@@ -158,6 +158,7 @@ def test_other_times_are_another_store(listed):
     assert "store has 'b@3.0-4.25', asked for 'b@3.0-4.5'" in result.output
 
 
+@pytest.mark.slow
 def test_parts_are_exported_and_imported(listed, tmp_path):
     folder, *_ = listed
     assert run("store", "export", folder / "store", "--to", tmp_path / "s.h5").exit_code == 0
@@ -172,6 +173,7 @@ def test_parts_are_exported_and_imported(listed, tmp_path):
     assert verify(again).is_sound
 
 
+@pytest.mark.slow
 def test_a_store_of_whole_videos_has_no_times(tmp_path):
     write(tmp_path / "videos", "x/a.mp4", seconds=3)
     command = ("extract", "--dataset", "folder", "--videos", tmp_path / "videos")
@@ -184,6 +186,7 @@ def test_a_store_of_whole_videos_has_no_times(tmp_path):
 # --- Kinetics
 
 
+@pytest.mark.slow
 def test_trimmed_whole_videos_are_those_that_were_cut(tmp_path):
     """Of clips copied out at keyframes every number is the same."""
     csv = "label,youtube_id,time_start,time_end,split\n"
@@ -255,6 +258,7 @@ def test_lengths_are_those_of_the_frames(tmp_path, name):
     assert abs(seconds_of(tmp_path / name) - 7) <= 0.5 or name == "a.h264"
 
 
+@pytest.mark.slow
 def test_windows_over_a_data_set(tmp_path):
     write(tmp_path / "v", "x/a.mp4", "y/b.mp4", seconds=20)
     (tmp_path / "v" / "y" / "c.mp4").write_bytes(b"no video")
