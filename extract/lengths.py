@@ -2,15 +2,17 @@
 
 import itertools
 import math
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
+import numpy as np
 
 from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.decode.container import DecodeError, open_video
+from bieff.extract.decode.pool import DecodePool, Job
+from bieff.extract.decode.reader import Choose, Decoded, Preference
 from bieff.features.errors import ConfigError
 from bieff.features.schema import Video
 
@@ -61,43 +63,51 @@ class Windows:
     def over(self, seconds: float) -> list[tuple[float, float]]:
         """Start and end of each window of a video; the last may reach beyond its end."""
         steps = (seconds - _SLACK - self.length) / self.every
-        count = max(math.floor(steps) + 2, 1) if steps >= 0 else 1
+        count = max(math.ceil(steps) + 1, 1)
         if count > MOST_WINDOWS:
             raise ConfigError(
-                f"--every {self.every:g}: expected at most {MOST_WINDOWS:,} windows"
+                f"--every: expected at most {MOST_WINDOWS:,} windows of a video, got {count:,}"
             )
-        starts = [round(k * self.every, 6) for k in range(count)]
+        starts = [round(float(k * self.every), 6) for k in range(count)]
         return [(start, round(start + self.length, 6)) for start in starts]
 
 
 def seconds_of(path: Path) -> float:
-    """Length of a video by its header, or by its packets; 0.0 where neither says."""
+    """Length of a video by its header, or by its packets; 0.0 where it is none."""
     try:
         with open_video(path) as (container, stream):
-            unit = float(stream.time_base or 0)
+            unit, rate = float(stream.time_base or 0), stream.average_rate
             if stream.duration is not None and unit:
                 return stream.duration * unit
             kind = container.format.name
             if container.duration and ("matroska" in kind or "flv" in kind):
                 return container.duration / av.time_base
-            stamps = [p.pts for p in container.demux(stream) if p.pts is not None]
-            return (max(stamps) - min(stamps)) * unit if stamps else 0.0
+            packets = [packet.pts for packet in container.demux(stream) if packet.size]
+            stamps = [stamp for stamp in packets if stamp is not None]
+            by_rate = len(packets) / float(rate) if rate else 0.0
+            return max(unit * (max(stamps) - min(stamps)), by_rate) if stamps else by_rate
     except (DecodeError, av.FFmpegError):
         return 0.0
 
 
+def look(path: str, choose: Choose, *, decoder: Preference | None) -> Decoded:
+    """The length of a video, as a decoding process hands things on."""
+    return Decoded(
+        frames=np.zeros((1, 1, 1, 3), np.uint8),
+        frame_numbers=np.zeros(1, np.int64),
+        num_frames=0,
+        is_salvaged=False,
+        decoder="pyav",
+        times=np.array([seconds_of(Path(path))]),
+    )
+
+
 def lengths_of(paths: Sequence[Path]) -> Iterator[float | None]:
     """Seconds of each file, looked at in another process; None where that did not survive."""
-    left = iter(paths)
-    while (path := next(left, None)) is not None:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            while path is not None:
-                try:
-                    yield pool.apply_async(seconds_of, (path,)).get(PATIENCE)
-                except multiprocessing.TimeoutError:
-                    yield None
-                    break
-                path = next(left, None)
+    with DecodePool(1, deadline=PATIENCE, decode=f"{__name__}:look") as pool:
+        jobs = (Job(row=row, path=path, choose=range) for row, path in enumerate(paths))
+        for outcome in pool.decode(jobs):  # one process takes them in turn
+            yield None if outcome.times is None else float(outcome.times[0])
 
 
 def windowed(data: DataSet, windows: Windows) -> DataSet:

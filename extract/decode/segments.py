@@ -66,8 +66,8 @@ def decode_segments(
     """
     path = Path(path)
     contents = scan(path)
-    index = _index(path, contents)
     told(contents.num_packets)
+    index = _index(path, contents)
     parts = deque(_Part.of(segment, index, path) for segment in segments)
     uses = Counter(rank for part in parts for rank in part.wanted.tolist())
     run = _Run(path, contents, index)

@@ -1,6 +1,7 @@
 """Stores whose rows are parts of videos: from lists, from Kinetics' csv, from windows."""
 
 import json
+import os
 import re
 
 import av
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from helpers import stamped
 
 from bieff.cli import NOT_WHOLE, main
+from bieff.extract import lengths
 from bieff.extract.catalogue import load
 from bieff.extract.datasets.lists import read_list
 from bieff.extract.lengths import Windows, seconds_of, windowed
@@ -240,7 +242,9 @@ def test_what_no_list_names_is_not_trimmed(tmp_path):
     ],
 )
 def test_windows_by_hand(seconds, length, every, windows):
-    assert Windows(length, every).over(seconds) == windows
+    found = Windows(length, every).over(seconds)
+    assert found == windows
+    assert {type(edge) for window in found for edge in window} == {float}
 
 
 def test_windows_that_leave_gaps_are_refused():
@@ -256,6 +260,15 @@ def test_windows_that_leave_gaps_are_refused():
 def test_lengths_are_those_of_the_frames(tmp_path, name):
     write(tmp_path, name, seconds=7)
     assert abs(seconds_of(tmp_path / name) - 7) <= 0.5 or name == "a.h264"
+
+
+def test_a_file_that_hangs_costs_its_own_length(tmp_path, monkeypatch):
+    """Opening a pipe that nobody writes to never ends."""
+    monkeypatch.setattr(lengths, "PATIENCE", 2.0)
+    write(tmp_path, "a.mp4", seconds=7)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    paths = [tmp_path / name for name in ("pipe.mp4", "none.mp4", "a.mp4")]
+    assert list(lengths.lengths_of(paths)) == [None, 0.0, 7.0]
 
 
 @pytest.mark.slow
