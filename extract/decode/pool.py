@@ -251,10 +251,9 @@ class DecodePool:
                         num_inside += 1
                 if num_inside == 0:
                     return
-                outcome = self._take()
-                num_inside -= outcome.is_last
-                yield outcome
-                del outcome  # its frames are to be free as soon as they are used
+                taken = [self._take()]
+                num_inside -= taken[0].is_last
+                yield taken.pop()  # its frames are to be free as soon as they are used
         finally:
             self._begin_call()
             self._is_decoding = False
