@@ -124,6 +124,17 @@ _blend = _option(
     metavar="WEIGHT",
 )
 _from = partial(_option, "--from start", kind=_FOLDER, metavar="RUN")
+
+
+def _windows(text: str) -> _Decorator:
+    seconds = click.FloatRange(0, min_open=True)
+    every = "Seconds between the beginnings of two windows.  [default: no overlap]"
+    return _group(
+        _option("--windows", text, seconds, metavar="SECONDS"),
+        _option("--every", every, seconds, metavar="SECONDS"),
+    )
+
+
 _flag_json = partial(_flag, "--json as_json")
 _model = partial(_option, "--model")
 _pretrained = partial(_option, "--pretrained")
@@ -253,6 +264,12 @@ def models(part: str | None) -> None:
     "--trust-labels",
     "Of --dataset list: the labels are right where class folders say otherwise.",
 )
+@_flag(
+    "--trim",
+    "Of Kinetics: files without seconds in their names are whole videos, of which the listed "
+    "part is meant.",
+)
+@_windows("A row for each window of every video, not one for all of it: its seconds.")
 @_out("Folder of the store.  [default: features/DATASET]")
 @_shorter("Frames of a view.  [default: 32]")
 @_option(
@@ -322,13 +339,15 @@ def extract(
     # extraction cost on a busy machine (tests/bench_extract.py); read when torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from bieff.apps import extract as command
+    from bieff.extract.lengths import Windows
 
     def pick(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names}
 
     data = command.DataOptions(
-        **pick("names", "videos", "lists", "labels", "first_label", "trust_labels", "out"),
-        limit=options["limit"],
+        **pick("names", "videos", "lists", "labels", "first_label", "trust_labels", "trim"),
+        windows=Windows.of(options["windows"], options["every"]),
+        **pick("out", "limit"),
     )
     if check:
         if not command.check_all(data, echo):
@@ -529,16 +548,28 @@ def scores(file: Path, mix: float | None, video: str | None) -> Any:
     "[default: the run's classes]",
     metavar="NAMES|FILE",
 )
+@_windows("Score windows along each video, not the whole: their seconds.")
 @_asking
-@_given("--top", "Classes to print of each video.", 5, kind=click.IntRange(1))
+@_option(
+    "--top",
+    "Classes to print of each video, or window.  [default: 5, of a window 2]",
+    click.IntRange(1),
+)
 @_flag_json("One JSON object a line, all scores.")
 @_option(
     "--keyframes",
-    "Draw the frames with their times, and which of them counted.",
+    "Draw the frames with their times, and which of them counted; with --windows a timeline.",
     click.Path(path_type=Path),
     metavar="PNG|FOLDER",
 )
-def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> None:
+def predict(
+    videos: Sequence[Path],
+    top: int | None,
+    as_json: bool,
+    windows: float | None,
+    every: float | None,
+    **options: Any,
+) -> None:
     """Say what happens in VIDEOS, files or folders, in the words of --labels.
 
     With --run its model answers, otherwise frozen CLIP.  Exit code 3: some videos are damaged
@@ -547,16 +578,24 @@ def predict(videos: Sequence[Path], top: int, as_json: bool, **options: Any) -> 
     Example: bieff predict clip.mp4 --labels "kicking a ball, running" --keyframes clip.png
     """
     from bieff.apps.predict import predict_videos
+    from bieff.apps.timeline import clock
+    from bieff.extract.lengths import Windows
     from bieff.features.schema import Status
 
     all_whole = True
-    for found in predict_videos(videos, **options, say=_note):
+    along = Windows.of(windows, every)
+    for found in predict_videos(videos, **options, windows=along, say=_note):
         all_whole &= found.status is Status.OK
         if as_json:
             click.echo(json.dumps(found.to_dict()))
+        elif found.window is not None:
+            if not found.place[0]:
+                echo(clean(found.video))
+            best = (f"{score:6.1%}  {clean(name)}" for name, score in found.ranking(top or 2))
+            echo("  ".join(["", *map(clock, found.window), *best]))
         elif found.scores is not None:
             echo(clean(found.video))
-            for name, score in found.ranking(top):
+            for name, score in found.ranking(top or 5):
                 echo(f"  {score:6.1%}  {clean(name)}")
     if not all_whole:
         raise click.exceptions.Exit(NOT_WHOLE)

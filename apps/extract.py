@@ -15,7 +15,7 @@ from bieff.extract import catalogue
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.estimate import estimate_lines
-from bieff.extract.lengths import note_whole_videos
+from bieff.extract.lengths import Windows, note_whole_videos, windowed
 from bieff.extract.plan import plan
 from bieff.extract.run import InProcess, Runner, extract
 from bieff.extract.shapes.clips import COMPANIONS
@@ -41,6 +41,8 @@ class DataOptions:
     labels: Path | None = None
     first_label: int | None = None
     trust_labels: bool = False
+    trim: bool = False
+    windows: Windows | None = None
     out: Path | None = None
     limit: int | None = None
     wanted: tuple[str, ...] = field(init=False)
@@ -69,6 +71,7 @@ class DataOptions:
             "lists": _parse_lists(self.lists) if is_list else None,
             "labels": self.labels if is_list or name == "folder" else None,
             "first_label": self.first_label if is_list else None,
+            "trim": self.trim and (is_alone or name in ("k400", "k600")),
         }
 
     def load(self, name: str, say: Say, *, make: bool = True) -> DataSet:
@@ -79,7 +82,7 @@ class DataOptions:
         for note in (*data.notes, note_whole_videos(data)):
             if note is not None:
                 say(f"{name}: {note}")
-        return data
+        return data if self.windows is None else windowed(data, self.windows)
 
     def store(self, name: str) -> Path:
         """Path of the store of one of the data sets."""

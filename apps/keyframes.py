@@ -113,7 +113,7 @@ def shown(
     found, frames = bars(prediction), []
     for index, when in enumerate(times(prediction)):
         seconds = None if prediction.seconds is None else float(prediction.seconds[index])
-        picture = _address(prediction.pictures[index], side)
+        picture = address(prediction.pictures[index], side)
         frame = {"when": when, "seconds": seconds, "picture": picture}
         if found is not None:
             frame |= {"height": float(found.heights[index]), "value": found.texts[index]}
@@ -121,7 +121,7 @@ def shown(
     return "" if found is None else found.caption, frames
 
 
-def _address(picture: UInt8[np.ndarray, "size size 3"], side: int | None) -> str:
+def address(picture: UInt8[np.ndarray, "size size 3"], side: int | None) -> str:
     """An address that holds the picture itself, as JPEG."""
     image = Image.fromarray(picture)
     if side is not None:
@@ -157,9 +157,9 @@ def _draw_one(
     room = image.width - 2 * MARGIN
     y = top + MARGIN
     name = "/".join(prediction.video.parts[-2:])
-    _text(pen, (MARGIN, y), name, size=20, room=room)
+    text(pen, (MARGIN, y), name, size=20, room=room)
     scores = " · ".join(f"{label} {score:.1%}" for label, score in prediction.ranking(3))
-    _text(pen, (MARGIN, y + LINE), scores, size=17, room=room)
+    text(pen, (MARGIN, y + LINE), scores, size=17, room=room)
     y += 2 * LINE + SPACE
     shown, said = bars(prediction), times(prediction)
     for index, picture in enumerate(prediction.pictures):
@@ -173,7 +173,7 @@ def _draw_one(
             _centred(pen, x, tile_y + TILE + LINE + BAR, shown.texts[index], INK)
     if shown is not None:
         y += _num_rows(prediction) * _row_height(prediction)
-        _text(pen, (MARGIN, y), shown.caption, size=15, room=room, colour=QUIET)
+        text(pen, (MARGIN, y), shown.caption, size=15, room=room, colour=QUIET)
 
 
 def _bar(pen: ImageDraw.ImageDraw, x: int, top: int, height: float) -> None:
@@ -189,19 +189,20 @@ def _centred(pen: ImageDraw.ImageDraw, x: int, y: int, text: str, colour: str) -
     pen.text((x + (TILE - pen.textlength(text, font)) / 2, y), text, fill=colour, font=font)
 
 
-def _text(
+def text(
     pen: ImageDraw.ImageDraw,
     at: tuple[int, int],
-    text: str,
+    words: str,
     *,
     size: int,
     room: int,
     colour: str = INK,
 ) -> None:
+    """Write a line of words, cut where the room ends; pixels."""
     font = ImageFont.load_default(size)
-    text = clean(" ".join(text.split()))
-    if pen.textlength(text, font) > room:
-        while text and pen.textlength(text + "…", font) > room:
-            text = text[:-1]
-        text += "…"
-    pen.text(at, text, fill=colour, font=font)
+    words = clean(" ".join(words.split()))
+    if pen.textlength(words, font) > room:
+        while words and pen.textlength(words + "…", font) > room:
+            words = words[:-1]
+        words += "…"
+    pen.text(at, words, fill=colour, font=font)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from bieff.apps import keyframes as strips
+from bieff.apps import timeline
 from bieff.apps.predictor import Prediction, Predictor  # docs/api.md names them here
-from bieff.apps.terminal import clean
+from bieff.apps.progress import VideoLines
+from bieff.apps.terminal import Console, clean
 from bieff.clip import ClipName
 from bieff.extract.datasets.files import scan
+from bieff.extract.lengths import Windows
 from bieff.features.class_names import read_class_names, readable
 from bieff.features.errors import BieffError, ConfigError, InputError
 
@@ -28,15 +31,17 @@ def predict_videos(
     *,
     labels: Sequence[str],
     keyframes: Path | None,
+    windows: Windows | None = None,
     say: Say,
     **who: Any,
 ) -> Generator[Prediction, None, None]:
-    """Score the labels in every video; draws the strips when all are done.
+    """Score the labels in every video; draws the strips, or timelines, when all are done.
 
     Args:
         videos: Files and folders.
         labels: Names with commas between them, and files of names; none takes the run's.
         keyframes: A PNG file for all strips, or a folder for one file a video.
+        windows: Score windows along each video, not the whole.
         say: Takes a sentence for people.
         who: Answers: as for `open_predictor`.
 
@@ -48,10 +53,11 @@ def predict_videos(
     if keyframes is not None:
         _require_room(keyframes, len(paths))
     strip_names = _strip_names(paths)
-    drawn: list[Prediction] = []
+    drawn: dict[Path, list[Prediction]] = {}
+    progress = VideoLines("predict", Console(stderr=True), "windows")
     with (
         open_predictor(**who) as predictor,
-        contextlib.closing(predictor.predict(paths, names)) as found,
+        contextlib.closing(predictor.predict(paths, names, windows=windows)) as found,
     ):
         say(f"{predictor.name}, {predictor.num_frames} frames")
         if predictor.clip.note:
@@ -60,14 +66,27 @@ def predict_videos(
             if prediction.message:
                 say(sentence(prediction))
             yield prediction
-            if keyframes is None or prediction.scores is None:
+            place, count = prediction.place
+            if count > 1:
+                progress(place + 1, count)
+            if keyframes is None:
                 continue
-            if keyframes.suffix.lower() == ".png":
-                drawn.append(prediction)
-            else:
-                strips.save(keyframes / strip_names[prediction.video], [prediction])
+            group = drawn.setdefault(prediction.video, [])
+            group.append(prediction if windows is None else timeline.light(prediction))
+            if keyframes.suffix.lower() != ".png" and len(group) == count:
+                del drawn[prediction.video]
+                _draw(keyframes / strip_names[prediction.video], [group], windows)
     if drawn and keyframes is not None:
-        strips.save(keyframes, drawn)
+        _draw(keyframes, list(drawn.values()), windows)
+
+
+def _draw(path: Path, videos: list[list[Prediction]], windows: Windows | None) -> None:
+    """Draw what can be drawn of some videos."""
+    usable = [group for group in videos if any(p.scores is not None for p in group)]
+    if windows is not None and usable:
+        timeline.save(path, usable)
+    elif usable:
+        strips.save(path, [prediction for group in usable for prediction in group])
 
 
 def open_predictor(*, model: str | None, pretrained: str | None, **options: Any) -> Predictor:
@@ -84,7 +103,10 @@ def open_predictor(*, model: str | None, pretrained: str | None, **options: Any)
 def sentence(prediction: Prediction) -> str:
     """One line that says what is wrong with a video."""
     what = "not used" if prediction.scores is None else "damaged"
-    of = "" if str(prediction.video) in prediction.message else f"{prediction.video}: "
+    video = str(prediction.video)
+    of = "" if video in prediction.message else f"{video}: "
+    if prediction.window is not None:
+        of += f"{prediction.window[0]:g}-{prediction.window[1]:g} s "
     return clean(f"{of}{what}: {prediction.message}")
 
 

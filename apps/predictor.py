@@ -12,8 +12,8 @@ V views, T frames a view, K categories, D joint width.
 
 import contextlib
 import os
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from torch import Tensor
 from bieff import clip as clips
 from bieff.clip import Clip, ClipName
 from bieff.extract.decode.pool import DecodePool, Job, Outcome
+from bieff.extract.decode.segments import Segment
+from bieff.extract.lengths import Windows, lengths_of
 from bieff.extract.shard import cut_views, in_order
 from bieff.extract.tower import ViewMeans, VisualTower
 from bieff.extract.views import ViewPlan, views_for
@@ -37,11 +39,17 @@ from bieff.train.runs.run import Run, load_model, open_run
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Prediction:
-    """Answer about one video; without scores where it cannot be used."""
+    """Answer about one video or a window of it; without scores where it cannot be used."""
 
     video: Path
     labels: tuple[str, ...]
     status: Status
+    window: tuple[float, float] | None = None
+    """Where the window begins and ends, seconds; None: the whole video."""
+
+    place: tuple[int, int] = (0, 1)
+    """Number of the window among the video's, from 0, and how many there are."""
+
     message: str = ""
     """Reason why the video cannot be used, or what of it is damaged."""
 
@@ -83,6 +91,7 @@ class Prediction:
                 frames["of"] = self.labels[found.category]
         return {
             "video": os.fspath(self.video),
+            **({} if self.window is None else {"start": self.window[0], "end": self.window[1]}),
             "status": self.status.name.lower(),
             "message": self.message,
             "best": self.best,
@@ -210,7 +219,11 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
             self._pool = None
 
     def predict(
-        self, videos: Iterable[Path], labels: Sequence[str] | None = None
+        self,
+        videos: Iterable[Path],
+        labels: Sequence[str] | None = None,
+        *,
+        windows: Windows | None = None,
     ) -> Generator[Prediction, None, None]:
         """Score the labels in each video; yields them as they come, nearly in order.
 
@@ -220,6 +233,7 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         Args:
             videos: Files.
             labels: Class names, as words; None takes the run's own.
+            windows: A prediction for each window along each video, which is decoded once.
 
         Raises:
             InputError: If there are no labels, or one is empty, double or too long.
@@ -231,19 +245,47 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         else:
             run, blend = self.run, self.blend
             classifier = Trained(run, self.clip, names, blend=blend, model=self._model)
-        return self._predict(list(videos), names, classifier)
+        return self._predict(list(videos), windows, names, classifier)
 
     def _predict(
-        self, paths: list[Path], names: tuple[str, ...], classifier: Classifier
+        self,
+        paths: list[Path],
+        windows: Windows | None,
+        names: tuple[str, ...],
+        classifier: Classifier,
     ) -> Generator[Prediction, None, None]:
         if self._pool is None:
             number = max(1, min(self._decoders, len(paths)))
             self._pool = DecodePool(number, deadline=self._deadline)
-        jobs = (Job(row=i, path=path, choose=self._plan) for i, path in enumerate(paths))
-        outcomes: Any = self._pool.decode(jobs)
+        asked: dict[int, Prediction] = {}
+        outcomes: Any = self._pool.decode(self._jobs(paths, windows, names, asked))
         with contextlib.closing(outcomes):
             for outcome in in_order(outcomes, most_bytes=_HELD_BYTES):
-                yield self._found(paths[outcome.row], outcome, names, classifier)
+                yield self._found(asked.pop(outcome.row), outcome, classifier)
+
+    def _jobs(
+        self,
+        paths: list[Path],
+        windows: Windows | None,
+        names: tuple[str, ...],
+        asked: dict[int, Prediction],
+    ) -> Iterator[Job]:
+        """The videos to decode; what is asked of each is put into `asked`, by row."""
+        lengths = [None] * len(paths) if windows is None else lengths_of(paths)
+        row = 0
+        for path, seconds in zip(paths, lengths, strict=True):
+            whole = Prediction(video=path, labels=names, status=Status.PENDING)
+            if windows is None or not seconds:
+                asked[row] = whole
+                yield Job(row=row, path=path, choose=self._plan)
+                row += 1
+                continue
+            over = windows.over(seconds)
+            for k, window in enumerate(over):
+                asked[row + k] = replace(whole, window=window, place=(k, len(over)))
+            segments = [Segment(start=a, end=b, choose=self._plan) for a, b in over]
+            yield Job(row=row, path=path, segments=tuple(segments))
+            row += len(over)
 
     def _names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
         if labels is None and self.run is not None:
@@ -256,13 +298,11 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         LabelIndex(labels, source="labels")  # no two may be the same
         return tuple(labels)
 
-    def _found(
-        self, path: Path, outcome: Outcome, names: tuple[str, ...], classifier: Classifier
-    ) -> Prediction:
-        """Encode and score a video that was decoded, or say why it was not."""
-        status, message = outcome.status, outcome.message
+    def _found(self, asked: Prediction, outcome: Outcome, classifier: Classifier) -> Prediction:
+        """Encode and score what was decoded, or say why it was not."""
+        path, status, message = asked.video, outcome.status, outcome.message
         if not status.usable:
-            return Prediction(video=path, labels=names, status=status, message=message)
+            return replace(asked, status=status, message=message)
         numbers = self._plan(outcome.num_frames)
         try:
             crops = cut_views(outcome, numbers, self._views, self._tower, video_id="")
@@ -271,19 +311,18 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
             if not _is_out_of_memory(error):
                 raise
             message = f"video {str(path)!r} needs more memory than there is; make it smaller"
-            return Prediction(video=path, labels=names, status=Status.CORRUPT, message=message)
+            return replace(asked, status=Status.CORRUPT, message=message)
         if not bool(frames.isfinite().all()):
             message = f"the embeddings of video {str(path)!r} are not finite in float16"
-            return Prediction(video=path, labels=names, status=Status.CORRUPT, message=message)
+            return replace(asked, status=Status.CORRUPT, message=message)
         scores, highlights = classifier.explain(frames, patches, self._shown)
         shown = crops.unflatten(0, numbers.shape)[self._shown].permute(0, 2, 3, 1)
-        return Prediction(
-            video=path,
-            labels=names,
+        return replace(
+            asked,
             status=status,
             message=message,
             scores=scores,
-            frame_numbers=numbers[self._shown],
+            frame_numbers=outcome.first_frame + numbers[self._shown],
             seconds=None
             if outcome.times is None
             else outcome.times[outcome.places(numbers[self._shown])],

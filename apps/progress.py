@@ -102,20 +102,23 @@ def steps_bar(what: str, *, is_shown: bool = True) -> Iterator[StepsBar]:
 class VideoLines:
     """A log file's lines in place of a bar: one a minute, with the time that is left."""
 
-    def __init__(self, what: str, console: Console) -> None:
-        self._what, self._console = what, console
+    def __init__(self, what: str, console: Console, nouns: str = "videos") -> None:
+        self._what, self._console, self._nouns = what, console, nouns
         self._said: tuple[int, float] | None = None
 
     def __call__(self, done: int, total: int) -> None:
         """Note how far it is."""
         now = time.monotonic()
-        if self._said is None:  # what an earlier process did says nothing of the speed
+        # what an earlier process did says nothing of the speed, nor do another video's windows
+        if self._said is None or done < self._said[0]:
             self._said = done, now
         before, then = self._said
         if now - then >= LINE_SECONDS:
             self._said = done, now
             left = (total - done) * (now - then) / max(done - before, 1) / 60
-            line = f"{self._what}: {done:,} of {total:,} videos, about {left:.0f} min left"
+            line = (
+                f"{self._what}: {done:,} of {total:,} {self._nouns}, about {left:.0f} min left"
+            )
             _say(self._console, line)
 
 

@@ -1,7 +1,8 @@
 """`bieff serve`: a page on this machine to drop a video on, type words, and see what it shows.
 
     GET  /          the page
-    POST /predict   the video as the request's body; ?name= its file name, ?labels= the words
+    POST /predict   the video as the request's body; ?name= its file name, ?labels= the words,
+                    ?windows= and ?every= seconds where scores along its time are asked for
 
 An upload is counted as it comes in, so that a file that is too large or too slow is refused
 before it is whole; it lies in a folder of its own, which is gone with the answer, or with the
@@ -19,7 +20,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ from bieff.apps.connections import Connection
 from bieff.apps.keyframes import shown
 from bieff.apps.predict import open_predictor
 from bieff.apps.predictor import Prediction, Predictor
+from bieff.apps.timeline import described as timeline
+from bieff.apps.timeline import light
 from bieff.extract.datasets.files import VIDEO_SUFFIXES
+from bieff.extract.lengths import Windows
 from bieff.features.class_names import readable
 from bieff.features.errors import BieffError, ConfigError, InputError
 
@@ -53,6 +57,8 @@ PATIENCE, GRACE = 1.0, 10.0
 MOST_LABELS = 1000
 SHOWN = 20
 """Scores that are sent; the best."""
+
+MOST_WINDOWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,13 +293,14 @@ class _Site:
 
     async def _answer(self, request: Request, address: str) -> dict[str, Any]:
         labels = typed_labels(request.query_params.get("labels", ""))
+        windows = typed_windows(request.query_params)
         name = Path(request.query_params.get("name", "")).name or "video"
         suffix = Path(name).suffix.lower()
         with tempfile.TemporaryDirectory(prefix="bieff-serve-") as folder:
             path = Path(folder) / f"upload{suffix if suffix in VIDEO_SUFFIXES else '.mp4'}"
             await self._receive(request, path, address)
             async with self._turn:
-                found = await run_in_threadpool(self._predict, path, labels)
+                found = await run_in_threadpool(self._predict, path, labels, windows)
         return described(found, name)
 
     async def _receive(self, request: Request, path: Path, address: str) -> None:
@@ -336,9 +343,42 @@ class _Site:
         if not upload.received:
             raise _RefusedError(400, "no video came; choose a file")
 
-    def _predict(self, path: Path, labels: list[str] | None) -> Prediction:
-        [found] = self._predictor.predict([path], labels)
+    def _predict(
+        self, path: Path, labels: list[str] | None, windows: Windows | None
+    ) -> list[Prediction]:
+        found = []
+        with contextlib.closing(
+            self._predictor.predict([path], labels, windows=windows)
+        ) as asked:
+            for prediction in asked:
+                _, count = prediction.place
+                if count > MOST_WINDOWS:
+                    raise InputError(
+                        f"windows: expected at most {MOST_WINDOWS:,}, got {count:,}; let them "
+                        "begin further apart"
+                    )
+                found.append(prediction if windows is None else light(prediction))
         return found
+
+
+def typed_windows(typed: Mapping[str, str]) -> Windows | None:
+    """The windows asked for; None where the fields are empty.
+
+    Raises:
+        InputError: If a field is no number.
+        ConfigError: If windows have no length, or leave gaps.
+    """
+    try:
+        length, every = (
+            float(text) if (text := typed.get(name, "").strip()) else None
+            for name in ("windows", "every")
+        )
+    except ValueError:
+        raise InputError(
+            f"windows: expected two numbers of seconds, got {typed.get('windows', '')!r} and "
+            f"{typed.get('every', '')!r}"
+        ) from None
+    return Windows.of(length, every)
 
 
 def typed_labels(text: str) -> list[str] | None:
@@ -361,15 +401,20 @@ def typed_labels(text: str) -> list[str] | None:
     return names
 
 
-def described(found: Prediction, name: str) -> dict[str, Any]:
-    """A prediction as the page shows it, ready for JSON."""
-    message = found.message.replace(repr(str(found.video)), repr(name))
-    caption, frames = shown(found)
+def described(windows: Sequence[Prediction], name: str) -> dict[str, Any]:
+    """The prediction about a video, or those about its windows, as the page shows them."""
+    found = windows[0]
+    reason = next((window.message for window in windows if window.message), "")
+    message = reason.replace(repr(str(found.video)), repr(name))
+    caption, frames = shown(found) if found.window is None else ("", [])
+    along = timeline(windows)
+    ranking = along.pop("mean")[:SHOWN]
     return {
         "name": name,
         "message": message.replace(str(found.video), name),
-        "scores": [{"label": label, "score": score} for label, score in found.ranking(SHOWN)],
+        "scores": [{"label": label, "score": score} for label, score in ranking],
         "num_labels": len(found.labels),
         "caption": caption,
         "frames": frames,
+        "windows": [] if found.window is None else along["windows"],
     }

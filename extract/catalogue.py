@@ -61,6 +61,7 @@ def load(
     labels: Path | None = None,
     first_label: int | None = None,
     trust_labels: bool = False,
+    trim: bool = False,
     make: bool = True,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> DataSet:
@@ -74,6 +75,8 @@ def load(
         first_label: Of "list": whether labels count from 0 or from 1; None finds out.
         trust_labels: Of "list": accept videos that lie in the folder of another class than
             their label says.  Official labels are always kept, and `notes` counts the videos.
+        trim: Of Kinetics, and of "list" with columns of Kinetics: files are whole videos, of
+            which the listed part is meant.
         make: Of the data sets that the project makes itself: make what is not there yet;
             otherwise it is missing.
         watch: Called with clips made and clips to make.
@@ -83,15 +86,19 @@ def load(
             holds none of the videos, a list or label file cannot be read, or the labels of a
             list and the class folders disagree.
     """
-    _check_options(name, lists=lists, labels=labels, first_label=first_label)
+    _check_options(name, lists=lists, labels=labels, first_label=first_label, trim=trim)
     folder = videos or Path("data") / name
     if name == "folder":
         return load_folder(folder, classes=read_class_names(labels) if labels else None)
     if name == "list":
-        data = load_lists(lists or {}, videos=videos, labels=labels, first_label=first_label)
+        data = load_lists(
+            lists or {}, videos=videos, labels=labels, first_label=first_label, trim=trim
+        )
         return data if trust_labels else refuse_mislabelled(data)
     if LOADERS[name] is load_shapes:
         return load_shapes(name, folder, make=make, watch=watch)
+    if LOADERS[name] is load_kinetics:
+        return load_kinetics(name, folder, trim=trim)
     return LOADERS[name](name, folder)
 
 
@@ -104,7 +111,12 @@ def check(name: str, **options: Any) -> Report:
 
 
 def _check_options(
-    name: str, *, lists: object | None, labels: object | None, first_label: int | None
+    name: str,
+    *,
+    lists: object | None,
+    labels: object | None,
+    first_label: int | None,
+    trim: bool,
 ) -> None:
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
@@ -118,5 +130,7 @@ def _check_options(
         )
     if first_label is not None and name != "list":
         raise InputError(f"data set {name!r} has its own labels, got first_label={first_label}")
+    if trim and name != "list" and LOADERS.get(name) is not load_kinetics:
+        raise InputError(f"data set {name!r} has no list of parts to trim; leave --trim out")
     if first_label not in (None, 0, 1):
         raise InputError(f"first label: expected 0 or 1, got {first_label}")

@@ -22,6 +22,7 @@ from torch import Tensor
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
 from bieff.extract.decode.pool import DecodePool, Job, Outcome
+from bieff.extract.decode.segments import Segment
 from bieff.extract.plan import versions_here
 from bieff.extract.tasks import Done, Task, Update
 from bieff.extract.tower import CropStream, VisualTower, cut
@@ -144,10 +145,10 @@ class _UnderWay:
             work = ShardWork.begin(self._store, task, self._tower)
             if not work.wanted:
                 self._finished.append(work)
-            for i in work.wanted:
-                self._at[number] = (work, i)
-                yield Job(row=number, path=work.path(i), choose=work.plans[i])
-                number += 1
+            for places in work.files():
+                self._at.update((number + k, (work, i)) for k, i in enumerate(places))
+                yield work.job(number, places)
+                number += len(places)
 
     def take_all(self, outcomes: Iterable[Outcome]) -> Iterator[Done]:
         """Encode what was decoded; yields the shards that are written."""
@@ -287,6 +288,27 @@ class ShardWork:
         """Path of a video of the shard."""
         return os.fspath(Path(self.root, self.videos[i].path).absolute())
 
+    def files(self) -> list[list[int]]:
+        """The places wanted, those of one file's parts together, by their ends."""
+        files: dict[str | int, list[int]] = {}
+        for i in self.wanted:
+            video = self.videos[i]
+            files.setdefault(i if video.start is None else video.path, []).append(i)
+        return [
+            sorted(places, key=lambda i: self.videos[i].end or 0) for places in files.values()
+        ]
+
+    def job(self, number: int, places: Sequence[int]) -> Job:
+        """What to decode of a file."""
+        path, plans = self.path(places[0]), self.plans
+        segments = tuple(
+            Segment(start=video.start, end=video.end, choose=plans[i])
+            for i in places
+            if (video := self.videos[i]).start is not None and video.end is not None
+        )
+        choose = None if segments else plans[places[0]]
+        return Job(row=number, path=path, choose=choose, segments=segments)
+
     def take(self, i: int, outcome: Outcome) -> None:
         """Cut and encode a video, and write down what became of it."""
         if outcome.status.usable:
@@ -297,7 +319,7 @@ class ShardWork:
             except (MemoryError, RuntimeError) as error:
                 outcome = _without_memory(outcome, error)
             else:
-                self.data.frames[i] = numbers
+                self.data.frames[i] = outcome.first_frame + numbers
                 self.stream.add(i, crops)
                 self.num_images += len(crops)
         if outcome.status is not Status.OK:
@@ -372,7 +394,7 @@ class ShardWork:
         error = VideoError(
             row=self.partition.geometry.rows(self.task.shard).start + i,
             id=self.videos[i].id,
-            path=self.videos[i].path,
+            path=self.videos[i].place,
             status=status,
             stage=stage,
             decoder=decoder,

@@ -15,7 +15,7 @@ from bieff.features.errors import StoreError
 from bieff.features.partition import Partition
 from bieff.features.plan import leaves
 from bieff.features.rows import map_shard
-from bieff.features.schema import ArrayLayout, Status, counted
+from bieff.features.schema import ArrayLayout, Status, columns_of, counted
 from bieff.features.shard import FileSum, bad_rows, file_sum, usable
 from bieff.features.store import FeatureStore
 from bieff.features.videos import identity
@@ -374,9 +374,11 @@ def _check_tables(store: FeatureStore, partition: Partition) -> str:
             return f"{file} has a label without a class name"
     except (OSError, StoreError) as error:
         return f"{file} cannot be read: {error}"
-    try:
-        if partition.labels.tolist() != [video.label for video in videos]:
-            return f"{partition.name}/labels differ from {file}"
-    except StoreError as error:
-        return f"{partition.name}/labels cannot be read: {error}"
+    for name, column in columns_of(videos).items():
+        try:
+            kept = partition.column(name, column.values.dtype.str)
+        except StoreError as error:
+            return f"{partition.name}/{name} cannot be read: {error}"
+        if not np.array_equal(kept, column.values, equal_nan=name != "labels"):
+            return f"{partition.name}/{name} differ from {file}"
     return ""

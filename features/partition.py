@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float16, Int32, Int64, UInt8
+from jaxtyping import Bool, Float16, Int32, Int64, Shaped, UInt8
 
 from bieff.features import shard as shard_files
 from bieff.features.errors import StoreError
@@ -73,9 +73,17 @@ class Partition:
         Raises:
             StoreError: If their file is not there, or its size or checksum differs.
         """
-        file = self.path / "labels" / "c" / "0"
-        data = self._read_file(file, 4 * self.num_rows + CRC_BYTES)
-        return data[:-CRC_BYTES].view("<i4")[: self.num_videos].astype(np.int64)
+        return self.column("labels", "<i4").astype(np.int64)
+
+    def column(self, name: str, dtype: str) -> Shaped[np.ndarray, " N"]:
+        """One of `schema.columns_of`, by row.
+
+        Raises:
+            StoreError: If its file is not there, or its size or checksum differs.
+        """
+        num_bytes = np.dtype(dtype).itemsize * self.num_rows + CRC_BYTES
+        data = self._read_file(self.path / name / "c" / "0", num_bytes)
+        return data[:-CRC_BYTES].view(dtype)[: self.num_videos]
 
     def _read_file(self, file: Path, num_bytes: int) -> np.ndarray:
         try:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Int64
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from bieff.features.errors import InputError, StoreError, StoreMismatchError, StoreMissingError
@@ -28,6 +27,8 @@ from bieff.features.schema import (
     UNLABELLED,
     Geometry,
     PartitionPlan,
+    Video,
+    columns_of,
     rows_per_shard,
 )
 from bieff.features.videos import (
@@ -231,8 +232,7 @@ def write_plan(path: Path, attributes: Mapping[str, Any], partitions: Plans) -> 
     for folder in FOLDERS:
         (path / folder).mkdir(exist_ok=True)
     for name, plan in partitions.items():
-        labels = np.array([video.label for video in plan.videos], np.int64)
-        create_arrays(path / name, geometry(attributes, name), labels)
+        create_arrays(path / name, geometry(attributes, name), plan.videos)
         write_videos(table_file(path, name), plan.videos)
     write_root(path, attributes, partitions)
 
@@ -405,13 +405,13 @@ def _numbered(attributes: Mapping[str, Any]) -> dict[str, str]:
     return {f"class_names.{i:05d}": name for i, name in enumerate(attributes["class_names"])}
 
 
-def create_arrays(partition: Path, geometry: Geometry, labels: Int64[np.ndarray, " N"]) -> None:
-    """Write the zarr group of a partition: metadata of its arrays, and the labels.
+def create_arrays(partition: Path, geometry: Geometry, videos: Sequence[Video]) -> None:
+    """Write the zarr group of a partition: metadata of its arrays, labels and times.
 
     Args:
         partition: Folder of the group; what lies there is replaced.
         geometry: Sizes.
-        labels: Class index of each video; padding becomes -1.
+        videos: By row.
     """
     group = zarr.create_group(
         partition,
@@ -434,21 +434,24 @@ def create_arrays(partition: Path, geometry: Geometry, labels: Int64[np.ndarray,
             attributes=dict(array.attributes),
             dimension_names=("video", *array.dims),
         )
-    padded = np.full(geometry.num_rows, -1, np.int32)
-    padded[: geometry.num_videos] = labels
-    group.create_array(
-        "labels",
-        data=padded,
-        chunks=(geometry.num_rows,),
-        filters=None,
-        compressors=[Crc32cCodec()],
-        fill_value=-1,
-        attributes={"meaning": "index into the class names, -1 for unlabelled and for padding"},
-        dimension_names=("video",),
-        config={"write_empty_chunks": True},  # where nothing is labelled
-    )
-    names = [*geometry.arrays, "labels"]
-    for file in ("labels/c/0", *(f"{name}/{METADATA_NAME}" for name in names)):
+    columns = columns_of(videos)
+    for name, column in columns.items():
+        padded = np.full(geometry.num_rows, column.fill, column.values.dtype)
+        padded[: geometry.num_videos] = column.values
+        group.create_array(
+            name,
+            data=padded,
+            chunks=(geometry.num_rows,),
+            filters=None,
+            compressors=[Crc32cCodec()],
+            fill_value=column.fill,
+            attributes={"meaning": column.meaning},
+            dimension_names=("video",),
+            config={"write_empty_chunks": True},  # where nothing is labelled
+        )
+    names = [*geometry.arrays, *columns]
+    files = [f"{name}/c/0" for name in columns] + [f"{name}/{METADATA_NAME}" for name in names]
+    for file in files:
         sync(partition / file)
     write_group(partition, {"num_videos": geometry.num_videos}, names)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Int32, UInt8
+from jaxtyping import Float16, Float64, Int32, UInt8
 
 
 def counted(number: int, noun: str) -> str:
@@ -64,7 +64,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
-    """One video of a data set's list."""
+    """One video of a data set's list, or a part of one."""
 
     id: str
     """Names the video; unique in its partition, the same on every machine."""
@@ -81,6 +81,17 @@ class Video:
     splits: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Official split -> role, such as {"1": "train", "2": "test"}."""
 
+    start: float | None = None
+    """Of a part: seconds from the first frame of the video; None: the whole video."""
+
+    end: float | None = None
+    """Of a part: what is shown then is no part of it any more."""
+
+    @property
+    def place(self) -> str:
+        """The file, and which part of it, for people."""
+        return self.path if self.start is None else f"{self.path}@{self.start}-{self.end}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoError:
@@ -91,6 +102,8 @@ class VideoError:
 
     id: str
     path: str
+    """The file, with its times behind an @ where a part of it is meant."""
+
     status: Status
     stage: str
     """"find", "decode" or "encode"."""
@@ -234,6 +247,30 @@ class Geometry:
         if self.patches is not None:
             arrays.append(_rows("patches", (views, *self.patches), ("view", "patch", "width")))
         return {array.name: array for array in arrays}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Column:
+    """An array with a number for each video, written when the store is planned."""
+
+    values: Int32[np.ndarray, " N"] | Float64[np.ndarray, " N"]
+    fill: float | int
+    """Value of padding."""
+
+    meaning: str
+
+
+def columns_of(videos: Sequence[Video]) -> dict[str, Column]:
+    """The labels, and where there are parts of videos their times, by name of the array."""
+    labels = np.array([video.label for video in videos], np.int32)
+    meaning = "index into the class names, -1 for unlabelled and for padding"
+    columns = {"labels": Column(labels, -1, meaning)}
+    if any(video.start is not None for video in videos):
+        for name in ("start", "end"):
+            values = np.array([getattr(video, name) for video in videos], np.float64)
+            meaning = f"{name} of a part of a video, seconds from its first frame; else NaN"
+            columns[name] = Column(values, math.nan, meaning)
+    return columns
 
 
 def rows_per_shard(num_videos: int, row_bytes: int) -> int:

@@ -4,12 +4,13 @@ A zarr v3 group, so that anything that reads zarr reads it; rows are videos:
 
     zarr.json                     attributes: schema version, recipe and its hash, class names
                                   and official subsets of them
-    videos/train.jsonl            line = row: id, path, label, bytes, splits
+    videos/train.jsonl            line = row: id, path, label, bytes, splits, start and end
     train/embeddings  f2 [N, V, T, D]     not normalised; NaN where a video is not usable
     train/patches     f2 [N, V, P, W]     only where the recipe has patches
     train/frames      i4 [N, V, T]        frame numbers really decoded, or -1
     train/status      u1 [N]              `schema.Status`
     train/labels      i4 [N]              index into the class names
+    train/start, end  f8 [N]              only where rows are parts of videos: seconds
     ledger/train-00017.json       the shard's marker: sizes, checksums, recipe hash, counts
     errors/train-00017.jsonl      a line for each video that is not ok
 

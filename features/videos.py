@@ -1,7 +1,7 @@
 """The videos of a partition, one JSON object a line: `videos/<partition>.jsonl`, line = row.
 
-Frozen when planned.  Ids, labels and splits say which videos these are; paths and sizes only
-say where they lie, and may be brought up to date.
+Frozen when planned.  Ids, labels, splits and times say which videos, or parts of videos, these
+are; paths and sizes only say where they lie, and may be brought up to date.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ def is_local(path: object) -> bool:
 
 
 def identity(videos: Iterable[Video]) -> str:
-    """SHA-256 over ids, labels and splits, in order; 64 hexadecimal digits."""
+    """SHA-256 over ids, labels, splits and times, in order; 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for video in videos:
         splits = sorted(video.splits.items())
-        digest.update(f"{json.dumps([video.id, video.label, splits])}\n".encode())
+        times = () if video.start is None else (video.start, video.end)
+        digest.update(f"{json.dumps([video.id, video.label, splits, *times])}\n".encode())
     return digest.hexdigest()
 
 
@@ -124,6 +126,10 @@ def _is_sound(video: Video) -> bool:
         and type(video.size) is int
         and isinstance(video.splits, dict)
         and all(isinstance(text, str) for pair in video.splits.items() for text in pair)
+        and (
+            video.start is video.end is None
+            or all(type(time) is float and isfinite(time) for time in (video.start, video.end))
+        )
     )
 
 
@@ -132,7 +138,7 @@ def first_difference(stored: VideoTable, num_stored: int, asked: Sequence[Video]
     if num_stored != len(asked):
         return f"store has {num_stored} videos, asked for {len(asked)}"
     for row, (old, new) in enumerate(zip(stored.read(0, num_stored), asked, strict=True)):
-        for name in ("id", "label", "splits"):
+        for name in ("id", "label", "splits", "start", "end"):
             if getattr(old, name) != getattr(new, name):
                 return (
                     f"{name} of row {row}: store has {getattr(old, name)!r}, "
@@ -149,4 +155,6 @@ def _line(video: Video) -> bytes:
         "size": video.size,
         "splits": dict(video.splits),
     }
+    if video.start is not None:
+        values |= {"start": video.start, "end": video.end}
     return f"{json.dumps(values)}\n".encode()

@@ -71,6 +71,8 @@ class _Part:
     """Name of who lists them."""
 
     clips: Sequence[tuple[KineticsClip, _File | None]]
+    is_listed: bool = True
+    """False where the folders alone tell, which do not know when a clip begins."""
 
     @property
     def num_found(self) -> int:
@@ -82,10 +84,11 @@ class _Part:
         return f"{self.name}: {found}, listed by {self.source}{left_out}"
 
 
-def load_kinetics(name: str, videos: Path) -> DataSet:
+def load_kinetics(name: str, videos: Path, *, trim: bool = False) -> DataSet:
     """Load "k400" or "k600" from the folder `videos`.
 
-    A partition of which no video is found is left out, and `notes` says so.
+    A partition of which no video is found is left out, and `notes` says so.  With `trim` files
+    without seconds in their names are whole videos, of which the listed part is meant.
 
     Raises:
         InputError: If the folder is missing or holds none of the set's videos, or a csv names
@@ -95,7 +98,7 @@ def load_kinetics(name: str, videos: Path) -> DataSet:
     names = [words for _, words in official.class_names(name)]
     all_parts = _parts(name, folder, LabelIndex(names, source=name))
     parts = [part for part in all_parts if part.num_found]
-    partitions = {part.name: _videos(name, part, folder, names) for part in parts}
+    partitions = {part.name: _videos(name, part, folder, names, trim) for part in parts}
     used = {file.path for part in parts for _, file in part.clips if file is not None}
     mislabelled = tuple(
         Mislabelled(part.name, file.path, names[clip.label], names[file.label])
@@ -122,7 +125,7 @@ def load_kinetics(name: str, videos: Path) -> DataSet:
             file.path
             for part in parts
             for _, file in part.clips
-            if file is not None and file.start is None
+            if file is not None and file.start is None and not (trim and part.is_listed)
         ),
         clip_seconds=CLIP_SECONDS,
     )
@@ -151,7 +154,8 @@ def _parts(name: str, folder: Folder, labels: LabelIndex) -> list[_Part]:
             if (file.partition or elsewhere) == part:
                 first.setdefault((file.youtube_id or file.path, file.start, file.label), file)
         source = "the class folders, as no Kinetics csv in the folder does"
-        parts.append(_Part(part, source, [(file.clip, file) for file in first.values()]))
+        clips_found = [(file.clip, file) for file in first.values()]
+        parts.append(_Part(part, source, clips_found, is_listed=False))
     return parts
 
 
@@ -223,7 +227,9 @@ def _match(
     return [(clip, best(clip)) for clip in clips]
 
 
-def _videos(name: str, part: _Part, folder: Folder, names: Sequence[str]) -> list[Video]:
+def _videos(
+    name: str, part: _Part, folder: Folder, names: Sequence[str], trim: bool
+) -> list[Video]:
     """The partition's videos; where it lists one youtube id twice, ids say more."""
     subsets = official.zero_shot_splits() if name == "k600" else {}
     roles = [
@@ -234,6 +240,7 @@ def _videos(name: str, part: _Part, folder: Folder, names: Sequence[str]) -> lis
     videos = []
     for clip, file in part.clips:
         full = f"{names[clip.label]}/{clip.youtube_id}_{clip.start:06d}_{clip.end:06d}"
+        is_cut = trim and part.is_listed and file is not None and file.start is None
         videos.append(
             Video(
                 id=clip.youtube_id if count[clip.youtube_id] == 1 else full,
@@ -241,6 +248,8 @@ def _videos(name: str, part: _Part, folder: Folder, names: Sequence[str]) -> lis
                 label=clip.label,
                 size=folder.videos[file.path] if file else 0,
                 splits=roles[clip.label],
+                start=float(clip.start) if is_cut else None,
+                end=float(clip.end) if is_cut else None,
             )
         )
     return videos

@@ -22,6 +22,7 @@ from bieff.extract.datasets.files import (
     ids_of,
     scan,
 )
+from bieff.extract.datasets.official import CLIP_SECONDS
 from bieff.features.class_names import (
     DELIMITERS,
     ClassNames,
@@ -52,11 +53,16 @@ _LABEL_COLUMNS = (
 )  # fmt: skip
 """Names of columns, by their key; the first of them that a header has is taken."""
 
-_SEGMENT = re.compile(
-    r"(t|time|frame|clip|seg|segment|action)?(start|begin|end|stop)"
+_EDGE = re.compile(
+    r"(t|time|frame|video|clip|seg|segment|action)?(?:(start|begin)|end|stop)"
     r"(t|time|timestamp|frame|index|idx|s|sec|seconds)?"
 )
-_SEGMENTS = "a video is taken whole, and has one class; cut segments into files of their own"
+"""Columns where a part of a video begins or ends."""
+
+_SEGMENTS = (
+    "a video, or a part of it, has one class; for parts put a header above the columns: "
+    "path,start,end,label, times in seconds or h:mm:ss"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +79,17 @@ class Listed:
     whole: str | None = None
     """The label with the number before it, which was taken as a number of frames."""
 
+    times: tuple[float, float] | None = None
+    """Start and end of a part, seconds; None: the whole video."""
 
-def read_list(path: Path) -> list[Listed]:
+
+def read_list(path: Path, part: str = "all", *, trim: bool = False) -> list[Listed]:
     """Read a list file of any form.
+
+    Args:
+        path: The file.
+        part: "train", "val" or "all"; one json of ActivityNet or Kinetics holds both.
+        trim: Lines with a YouTube id mean parts of whole videos, not files of their own.
 
     Raises:
         InputError: If the file cannot be read or is empty, or a line can be read in several
@@ -86,11 +100,11 @@ def read_list(path: Path) -> list[Listed]:
     if not lines:
         raise InputError(f"list {path}: expected a video a line, got an empty file")
     if path.suffix.lower() in (".json", ".jsonl"):
-        return _slashed(_from_json(text, lines, path))
+        return _slashed(_from_json(text, lines, path, part, trim=trim))
     for delimiter in DELIMITERS:
         columns = [column_key(name) for name in split_line(lines[0][1], delimiter)]
         if len(columns) > 1 and _first(columns, (*_PATH_COLUMNS, "youtubeid")):
-            return _slashed(_from_table(lines, columns, delimiter, path))
+            return _slashed(_from_table(lines, columns, delimiter, path, trim=trim))
     words = [column_key(word) for word in lines[0][1].split()]
     if len(words) > 1 and words[0] in _PATH_COLUMNS and words[-1] in _LABEL_COLUMNS:
         lines = lines[1:]
@@ -204,9 +218,14 @@ def _number(fields: Sequence[str]) -> int | None:
 
 
 def _from_table(
-    lines: Sequence[tuple[int, str]], columns: list[str], delimiter: str, source: Path
+    lines: Sequence[tuple[int, str]],
+    columns: list[str],
+    delimiter: str,
+    source: Path,
+    *,
+    trim: bool,
 ) -> list[Listed]:
-    _require_no_segments(columns, f"list {source}, line {lines[0][0]}")
+    edges = _edge_columns(columns, f"list {source}, line {lines[0][0]}")
     label = _label_column(columns)
     listed = []
     for number, line in lines[1:]:
@@ -220,11 +239,13 @@ def _from_table(
             )
         # of two columns of one name the first counts, as it names the label
         values = dict(zip(reversed(columns), reversed(fields), strict=True))
-        listed.append(_from_record(number, values, where))
+        listed.append(_from_record(number, values, edges, where, trim=trim))
     return listed
 
 
-def _from_json(text: str, lines: Sequence[tuple[int, str]], source: Path) -> list[Listed]:
+def _from_json(
+    text: str, lines: Sequence[tuple[int, str]], source: Path, part: str, *, trim: bool
+) -> list[Listed]:
     """Records with a path and a label, in a list or one a line; or labels by path."""
     is_one = source.suffix.lower() == ".json"
     try:
@@ -234,30 +255,71 @@ def _from_json(text: str, lines: Sequence[tuple[int, str]], source: Path) -> lis
     if isinstance(value, dict) and all(isinstance(v, str | int) for v in value.values()):
         value = [{"path": path, "label": label} for path, label in value.items()]
     listed = []
+    value = _annotations(value, part)
     for number, record in enumerate(value if isinstance(value, list) else [value], start=1):
         fields = record.items() if isinstance(record, dict) else ()
         values = {column_key(k): str(v) for k, v in fields if isinstance(v, str | int | float)}
         where = f"list {source}, entry {number}"
         if values.get("startframe") == "0":  # of Diving48, whose clips are files
             del values["startframe"], values["endframe"]
-        _require_no_segments(values, where)
+        edges = _edge_columns(values, where)
         if _first(values, (*_PATH_COLUMNS, "youtubeid")) is None:
             raise InputError(
                 f"{where}: expected a record such as {{'path': ..., 'label': ...}}, got "
                 f"{str(record)[:60]!r}"
             )
-        listed.append(_from_record(number, values, where))
+        listed.append(_from_record(number, values, edges, where, trim=trim))
     return listed
 
 
-def _require_no_segments(columns: Iterable[str], where: str) -> None:
-    times = {"timestart", "timeend"} if "youtubeid" in columns else set()
-    for column in columns:
-        if _SEGMENT.fullmatch(column) and column not in times:
-            raise InputError(
-                f"{where}: expected whole videos, got a column {column!r}; {_SEGMENTS}, or "
-                "leave the column out"
-            )
+def _annotations(value: Any, part: str) -> Any:
+    """A record for each annotation of ActivityNet's json, or Kinetics'; any other as it is."""
+    entries = value.get("database", value) if isinstance(value, dict) else None
+    if not entries or not all(
+        isinstance(entry, dict) and "annotations" in entry for entry in entries.values()
+    ):
+        return value
+    records = []
+    for name, entry in entries.items():
+        if part != "all" and not str(entry.get("subset", part)).startswith(part):
+            continue
+        found = entry["annotations"]
+        for one in found if isinstance(found, list) else [found]:
+            start, end = one["segment"]
+            record = {"label": one["label"], "timestart": start, "timeend": end}
+            # files of ActivityNet are called v_<id>.mp4
+            key = {"path": f"v_{name}"} if entries is not value else {"youtubeid": name}
+            records.append(record | key)
+    return records
+
+
+def _edge_columns(columns: Iterable[str], where: str) -> tuple[str, str] | None:
+    """The columns where parts begin and end; None: videos are whole."""
+    matches = {column: match for column in columns if (match := _EDGE.fullmatch(column))}
+    edges: dict[bool, str] = {}
+    for column, match in matches.items():
+        if not {"frame", "index", "idx"} & {match[1], match[3]}:
+            edges.setdefault(match[2] is not None, column)
+    if not matches or (edges and "youtubeid" in columns):
+        return (edges[True], edges.get(False, "")) if True in edges else None
+    if len(edges) < 2:
+        raise InputError(
+            f"{where}: expected columns of starts and of ends in seconds, got a column "
+            f"{next(iter(matches))!r}; add the other, or leave the column out"
+        )
+    return edges[True], edges[False]
+
+
+def _seconds(text: str, where: str) -> float:
+    """A time as "12.5" or "00:00:12.50"."""
+    try:
+        parts = [float(part) for part in text.split(":")]
+        seconds = sum(part * (1, 60, 3600)[k] for k, part in enumerate(reversed(parts)))
+    except (ValueError, IndexError):
+        seconds = -1.0
+    if not 0 <= seconds < 10**7:
+        raise InputError(f"{where}: expected times in seconds or h:mm:ss, got {text!r}")
+    return round(seconds, 6)
 
 
 def _label_column(columns: Iterable[str]) -> str | None:
@@ -265,7 +327,14 @@ def _label_column(columns: Iterable[str]) -> str | None:
     return _first((column for column in columns if column != path), _LABEL_COLUMNS)
 
 
-def _from_record(line: int, values: Mapping[str, str], where: str) -> Listed:
+def _from_record(
+    line: int,
+    values: Mapping[str, str],
+    edges: tuple[str, str] | None,
+    where: str,
+    *,
+    trim: bool,
+) -> Listed:
     """A line by the keys of its columns; `youtubeid` makes it one of Kinetics."""
     column = _label_column(values)
     value = values[column] if column else ""
@@ -274,17 +343,17 @@ def _from_record(line: int, values: Mapping[str, str], where: str) -> Listed:
         label = _number([value.partition(".")[0]])
     elif column == "template":
         label = re.sub(r"[\[\]]", "", value)  # Something-Something's "Pushing [something]"
+    times = None
+    if edges is not None and (values[edges[0]] or values.get(edges[1])):
+        start = _seconds(values[edges[0]] or "0", where)
+        end = values.get(edges[1])
+        times = (start, _seconds(end, where) if end else start + CLIP_SECONDS)
     if "youtubeid" not in values:
-        return Listed(line, values[_first(values, _PATH_COLUMNS) or ""], label)
-    times = [values.get("timestart") or "0", values.get("timeend") or ""]
-    try:
-        start = int(float(times[0]))
-        end = int(float(times[1] or start + 10))
-    except ValueError:
-        raise InputError(
-            f"{where}: expected times in seconds, got {times[0]!r} and {times[1]!r}"
-        ) from None
-    return Listed(line, f"{values['youtubeid']}_{start:06d}_{end:06d}", label)
+        return Listed(line, values[_first(values, _PATH_COLUMNS) or ""], label, times=times)
+    if trim:
+        return Listed(line, values["youtubeid"], label, times=times)
+    first, last = map(int, times or (0, CLIP_SECONDS))
+    return Listed(line, f"{values['youtubeid']}_{first:06d}_{last:06d}", label)
 
 
 def _first(names: Iterable[str], wanted: Sequence[str]) -> str | None:
@@ -331,6 +400,7 @@ def load_lists(
     videos: Path | None = None,
     labels: Path | None = None,
     first_label: int | None = None,
+    trim: bool = False,
 ) -> DataSet:
     """Load lists; see `bieff.extract.datasets.load`.
 
@@ -343,8 +413,12 @@ def load_lists(
             f"data set 'list': expected a list file for some of {', '.join(PARTITIONS)}, got "
             f"{', '.join(lists) or 'none'}; give --list val=PATH"
         )
-    rows = {part: read_list(path) for part, path in lists.items()}
+    rows = {part: read_list(path, part, trim=trim) for part, path in lists.items()}
     together = [row for part in rows.values() for row in part]
+    if trim and not any(row.times for row in together):
+        raise InputError(
+            "--trim: no list has columns youtube_id, time_start and time_end; leave it out"
+        )
     names = read_class_names(labels) if labels else _names_from(together)
     classes, notes = _classes(names, together, first_label)
     folder = _folder(together, videos, next(iter(lists.values())).parent)
@@ -410,12 +484,18 @@ def _videos(
                 "it the right label file?"
             )
         path, size = index.locate(row.path, where)
+        if path is None and row.path.startswith("v_"):  # of ActivityNet
+            path, size = index.locate(row.path[2:], where)
+        name = first_ids.setdefault(path or row.path, ids[row.path])
+        start, end = row.times or (None, None)
         video = Video(
-            id=first_ids.setdefault(path or row.path, ids[row.path]),
+            id=name if start is None else f"{name}@{start}-{end}",
             path=path or row.path,
             label=UNLABELLED if label is None else label,
             size=size,
             splits={} if part == "all" else {part: part},
+            start=start,
+            end=end,
         )
         before, _ = videos.setdefault(video.id, (video, path is not None))
         if before.label != video.label:
@@ -423,7 +503,10 @@ def _videos(
         lies_in = classes.of_folder(path or row.path)
         if before is video and label is not None and lies_in is not None and lies_in != label:
             wrong.append(Mislabelled(part, video.path, called[label], called[lies_in]))
-    return list(videos.values()), wrong
+    # the parts of a file side by side, so that few shards decode it
+    place = {video.path: k for k, (video, _) in reversed([*enumerate(videos.values())])}
+    ordered = sorted(videos.values(), key=lambda v: (place[v[0].path], v[0].start or 0.0))
+    return ordered, wrong
 
 
 def _names_from(rows: Sequence[Listed]) -> ClassNames:

@@ -5,6 +5,7 @@ container.py   what a file says of itself
 twin.py        a second decoder beside the first, for damage that the first does not notice
 second.py      decord, for files on which the first decoder crashed or hung
 reader.py      frames by number, in this process
+segments.py    parts of a video by time, all of a file in one run
 worker.py      the same in a process of its own
 pool.py        many of those processes, each of which may die
 """

@@ -50,7 +50,10 @@ class Outcome:
     """Seconds from the first frame to each of `frames`; None where nobody can say."""
 
     num_frames: int = 0
-    """Frames of the video that decode; 0 where none was decoded."""
+    """Frames of the video, or of the part of it, that decode; 0 where none was decoded."""
+
+    first_frame: int = 0
+    """Frames of the video before this part of it."""
 
     decoder: str = ""
     """Empty where the process died or hung before it could say."""
@@ -61,6 +64,9 @@ class Outcome:
     attempt: int = 1
     seconds: float = 0.0
     """Time of the last attempt: the decoding, or until it was given up."""
+
+    is_last: bool = True
+    """False where further segments of the job follow."""
 
     def places(self, frame_numbers: ArrayLike) -> Int64[np.ndarray, "..."]:
         """Places in `frames` of the frames of these numbers, which must be among ours."""
@@ -84,24 +90,46 @@ class _Attempt:
     history: str = ""
     """Faults of earlier attempts, in words."""
 
+    num_done: int = 0
+    """Segments that were delivered."""
+
     def second(self, message: str) -> "_Attempt":
         """The try after a failure: with the other decoder, if that is right for the file."""
-        payload = pickle.dumps(replace(self.job, decoder="other"))
+        left = self.job.segments[self.num_done :]
+        payload = pickle.dumps(replace(self.job, decoder="other", segments=left))
         return replace(self, payload=payload, number=2, history=message)
 
-    def outcome(self, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None) -> Outcome:
+    def outcomes(
+        self, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None
+    ) -> Iterator[Outcome]:
+        """The outcome of a video or a segment; of all segments left if the file failed."""
+        count = max(len(self.job.segments), 1)
+        places = range(self.num_done, count if report.is_last else self.num_done + 1)
+        for place in places:
+            yield self._outcome(report, frames, place, is_last=place == count - 1)
+
+    def _outcome(
+        self,
+        report: Report,
+        frames: UInt8[np.ndarray, "n H W 3"] | None,
+        place: int,
+        *,
+        is_last: bool,
+    ) -> Outcome:
         return Outcome(
-            row=self.job.row,
+            row=self.job.row + place,
             path=os.fspath(self.job.path),
             status=report.status,
             frames=frames,
             frame_numbers=report.frame_numbers,
             times=report.times,
             num_frames=report.num_frames,
+            first_frame=report.first_frame,
             decoder=report.decoder,
             message="; then ".join(filter(None, (self.history, report.message))),
             attempt=self.number,
             seconds=report.seconds,
+            is_last=is_last,
         )
 
 
@@ -199,8 +227,9 @@ class DecodePool:
     def decode(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Decode videos; yield what became of each, as they complete.
 
-        Jobs are drawn as there is room for them.  One call at a time; a call that is not
-        exhausted gives up what is left when its iterator is closed.
+        Segments of a video come one by one, in their order.  Jobs are drawn as there is room
+        for them.  One call at a time; a call that is not exhausted gives up what is left when
+        its iterator is closed.
 
         Raises:
             RuntimeError: If the processes do not start, if a job's `choose` fails, or if the
@@ -222,8 +251,9 @@ class DecodePool:
                         num_inside += 1
                 if num_inside == 0:
                     return
-                yield self._take()
-                num_inside -= 1
+                taken = [self._take()]
+                num_inside -= taken[0].is_last
+                yield taken.pop()  # its frames are to be free as soon as they are used
         finally:
             self._begin_call()
             self._is_decoding = False
@@ -291,15 +321,18 @@ class DecodePool:
     def _limit(self, process: "_DecodeProcess") -> float:
         if not process.is_ready:
             return START_SECONDS
-        if process.attempt is None:
+        if process.attempt is None or process.is_paused:
             return float("inf")
         return self._deadline + SECONDS_A_FRAME * process.num_frames
 
     def _patience(self) -> float | None:
-        soonest = min(self._limit(process) - process.seconds for process in self._processes)
+        left = (self._limit(process) - process.seconds for process in self._processes)
+        soonest = min(left, default=0.0)  # the last one may just have been given up
         return None if soonest == float("inf") else max(soonest, 0.0)
 
     def _deal(self) -> None:
+        for process in [p for p in self._processes if p.is_paused]:
+            self._resume(process)
         idle = [p for p in self._processes if p.is_ready and p.attempt is None]
         for process in idle:
             with self._changed:
@@ -311,12 +344,31 @@ class DecodePool:
             except OSError:
                 self._give_up(process, Status.CRASHED)
 
+    def _resume(self, process: "_DecodeProcess") -> None:
+        """Have a process go on with its segments if there is room; end it if unwanted."""
+        assert process.attempt is not None
+        with self._changed:
+            is_wanted = process.attempt.call == self._call
+            has_room = not self._ready or self._fits(self._num_busy())
+        try:
+            if not is_wanted:
+                raise BrokenPipeError
+            if has_room:
+                process.go_on()
+        except OSError:
+            self._give_up(process, Status.CRASHED)
+
     def _has_room(self) -> bool:
         """True if another video may be begun: one always, more by the largest until now."""
-        num_busy = sum(process.attempt is not None for process in self._processes)
+        num_busy = self._num_busy()
+        return num_busy == 0 or self._fits(num_busy)
+
+    def _num_busy(self) -> int:
+        return sum(p.attempt is not None and not p.is_paused for p in self._processes)
+
+    def _fits(self, num_busy: int) -> bool:
         waiting = sum(_num_bytes(outcome) for outcome in self._ready)
-        expected = (num_busy + 1) * self._largest
-        return num_busy == 0 or waiting + expected <= self._most_bytes
+        return waiting + (num_busy + 1) * self._largest <= self._most_bytes
 
     def _hear(self, process: "_DecodeProcess") -> None:
         if process not in self._processes:
@@ -339,6 +391,8 @@ class DecodePool:
         assert attempt is not None
         if report.is_final:
             self._deliver(attempt, report, frames)
+            if not report.is_last:
+                process.pause(replace(attempt, num_done=attempt.num_done + 1))
         else:
             self._retry(attempt, report)
 
@@ -372,15 +426,18 @@ class DecodePool:
     def _deliver(
         self, attempt: _Attempt, report: Report, frames: UInt8[np.ndarray, "n H W 3"] | None
     ) -> None:
-        result: Outcome | Exception = attempt.outcome(report, frames)
-        self._largest = max(self._largest, _num_bytes(result))
+        results: list[Outcome | Exception] = list(attempt.outcomes(report, frames))
+        self._largest = max(self._largest, *map(_num_bytes, results))
         if report.bug is not None:
-            result = RuntimeError(
-                f"choosing frames of row {attempt.job.row} failed in the worker:\n{report.bug}"
-            )
+            results = [
+                RuntimeError(
+                    f"choosing frames of row {attempt.job.row} failed in the worker:\n"
+                    f"{report.bug}"
+                )
+            ]
         with self._changed:
             if attempt.call == self._call:
-                self._ready.append(result)
+                self._ready += results
                 self._changed.notify_all()
 
 
@@ -408,6 +465,9 @@ class _DecodeProcess:
         """Frames of the video, as far as it has told."""
 
         self.is_ready = False
+        self.is_paused = False
+        """True while it waits to be asked for its next segment."""
+
         self.began = time.monotonic()
         """When it got its attempt, or was started."""
 
@@ -448,6 +508,21 @@ class _DecodeProcess:
         os.ftruncate(self._output, 0)
         self.attempt, self.began, self.num_frames = attempt, time.monotonic(), 0
         send(self.channel, attempt.payload)
+
+    def pause(self, attempt: _Attempt) -> None:
+        """Let its time stand still; it has delivered a segment and waits."""
+        self.attempt, self.is_paused = attempt, True
+        self._paused = time.monotonic()
+
+    def go_on(self) -> None:
+        """Ask for its next segment.
+
+        Raises:
+            OSError: If the process is dead.
+        """
+        self.is_paused = False
+        self.began += time.monotonic() - self._paused
+        send(self.channel, pickle.dumps(None))
 
     def hear(self) -> tuple[Report | int | None, int | None]:
         """Receive its report and the file with the frames; before it, how many there are.

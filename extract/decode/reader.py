@@ -72,6 +72,9 @@ class Decoded:
     times: Float64[np.ndarray, " n"] | None = None
     """Seconds from the first frame of the video to each of `frames`; None: nobody can say."""
 
+    first_frame: int = 0
+    """Frames of the video before those counted: of a part of it, see `segments`."""
+
     def places(self, frame_numbers: ArrayLike) -> Int64[np.ndarray, "..."]:
         """Places in `frames` of the frames of these numbers, which must be among ours."""
         return np.searchsorted(self.frame_numbers, np.asarray(frame_numbers))
@@ -330,17 +333,25 @@ _TELL_KEYFRAMES = {"mpeg4", "mpeg2video", "mpeg1video", "av1", "flv1", "h263"}
 
 
 def _frames(
-    container: InputContainer, stream: VideoStream, result: Pass, twin: Twin | None
+    container: InputContainer,
+    stream: VideoStream,
+    result: Pass,
+    twin: Twin | None,
+    only: Callable[[Iterator[Any]], Iterator[Any]] | None = None,
 ) -> Iterator[tuple[av.VideoFrame, int]]:
-    """Yield each frame with the number of its packet, in the order of showing."""
+    """Yield each frame with the number of its packet, in the order of showing.
+
+    With `only` it decodes what that lets through, and begins again behind every None.
+    """
     decoder, codec, header = (
         open_decoder(stream),
         codec_of(stream),
         stream.codec_context.extradata,
     )
     number = -1
-    for packet in _packets(container, stream, result):
-        with _listening(result, number + (packet is not None)):
+    packets = _packets(container, stream, result)
+    for packet in packets if only is None else only(packets):
+        with _listening(result, number if packet is None else packet.opaque.number):
             if packet is not None:
                 number = packet.opaque.number
                 can_begin = can_begin_at(packet, codec, header)
@@ -366,6 +377,9 @@ def _frames(
             if frame.key_frame and codec in _TELL_KEYFRAMES:
                 result.keyframes.add(origin)
             yield frame, origin
+        if packet is None and only is not None:
+            decoder.flush_buffers()
+            twin = twin and Twin.of(stream)
 
 
 def _packets(container: InputContainer, stream: VideoStream, result: Pass) -> Iterator[Any]:

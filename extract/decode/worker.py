@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,26 @@ from numpy.typing import ArrayLike
 
 from bieff.extract.decode.container import DecodeError, MissingVideoError
 from bieff.extract.decode.reader import ChoiceError, Choose, Decoded, Preference
+from bieff.extract.decode.segments import Segment, decode_segments
 from bieff.features.schema import Status
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A video to decode."""
+    """A video to decode, or parts of it."""
 
     row: int
+    """Of the first of several parts; the others have the next."""
+
     path: str | PathLike[str]
-    choose: Choose
+    choose: Choose | None = None
     """Called in the worker, so it must be importable there: best a dataclass of a module."""
 
+    segments: tuple[Segment, ...] = ()
+    """By their ends; then they choose."""
+
     decoder: Preference | None = None
-    """Preference, as for `decode_video`."""
+    """Preference, as for `decode_video`; segments are always decoded by PyAV."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,9 +64,13 @@ class Report:
     frame_numbers: Int64[np.ndarray, " n"] | None = None
     times: Float64[np.ndarray, " n"] | None = None
     num_frames: int = 0
+    first_frame: int = 0
     seconds: float = 0.0
     is_final: bool = True
     """False where another decoder may do better."""
+
+    is_last: bool = True
+    """False where reports of further segments follow, each when the parent asks for it."""
 
     bug: str | None = None
     """The traceback where the caller's own function failed, not the video."""
@@ -116,6 +126,7 @@ def _die_first() -> None:
 
 
 def _serve(channel: socket.socket, decode: Callable[..., Decoded]) -> None:
+    report: Report | None
     frames = None
     try:
         job, _ = receive(channel)
@@ -124,21 +135,30 @@ def _serve(channel: socket.socket, decode: Callable[..., Decoded]) -> None:
     except Exception as error:  # the caller's `choose` cannot be imported here
         report = _bug(error)
     else:
-        report, frames = _decode(job, decode, channel)
-    send(channel, pickle.dumps(report), frames)
+        if job.segments:
+            report = _decode_segments(job, channel)
+        else:
+            report, frames = _decode(job, decode, channel)
+    if report is not None:
+        send(channel, pickle.dumps(report), frames)
 
 
 def _decode(
     job: Job, decode: Callable[..., Decoded], channel: socket.socket
 ) -> tuple[Report, UInt8[np.ndarray, "n H W 3"] | None]:
     begin = time.perf_counter()
+    assert job.choose is not None
     try:
         decoded = decode(
             os.fspath(job.path), _guarded(job.choose, channel), decoder=job.decoder
         )
     except Exception as error:  # whatever a hostile file provokes costs this one video
         return _report_of(error), None
-    report = Report(
+    return _report(decoded, begin), decoded.frames
+
+
+def _report(decoded: Decoded, begin: float) -> Report:
+    return Report(
         status=Status.SALVAGED if decoded.is_salvaged else Status.OK,
         message=decoded.damage or "",
         decoder=decoded.decoder,
@@ -146,14 +166,38 @@ def _decode(
         frame_numbers=decoded.frame_numbers,
         times=decoded.times,
         num_frames=decoded.num_frames,
+        first_frame=decoded.first_frame,
         seconds=time.perf_counter() - begin,
     )
-    return report, decoded.frames
 
 
-def _guarded(choose: Choose, channel: socket.socket) -> Choose:
+def _decode_segments(job: Job, channel: socket.socket) -> Report | None:
+    """Report each segment as it is through; returns what befell the file, for those left."""
+    segments = [replace(s, choose=_guarded(s.choose, None)) for s in job.segments]
+    begin, left = time.perf_counter(), len(segments)
+    try:
+        for found in decode_segments(
+            job.path, segments, told=lambda count: send(channel, pickle.dumps(count))
+        ):
+            left -= 1
+            if isinstance(found, Decoded):
+                report, frames = _report(found, begin), found.frames
+            else:
+                report, frames = _report_of(found), None
+            send(channel, pickle.dumps(replace(report, is_last=not left)), frames)
+            if left:
+                receive(channel)
+    except (EOFError, ConnectionError):
+        raise
+    except Exception as error:  # as above
+        return _report_of(error)
+    return None
+
+
+def _guarded(choose: Choose, channel: socket.socket | None) -> Choose:
     def guarded(num_frames: int) -> ArrayLike:
-        send(channel, pickle.dumps(num_frames))  # so long may it take
+        if channel is not None:
+            send(channel, pickle.dumps(num_frames))  # so long may it take
         try:
             return choose(num_frames)
         except Exception as error:

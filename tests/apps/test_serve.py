@@ -162,6 +162,20 @@ def test_it_scores_as_predict_does(site, clip):
     assert [(s["label"], s["score"]) for s in found["scores"]] == ours.ranking()
 
 
+def test_it_scores_windows_along_a_video(site, clip):
+    query = "/predict?labels=one,two&name=a.mp4&windows=0.4&every="
+    status, _, text = site.ask("POST", query, clip.read_bytes())
+    found = json.loads(text)
+    assert status == 200, found
+    assert [one["start"] for one in found["windows"]] == [0, 0.4, 0.8]
+    assert {one["label"] for one in found["windows"]} <= {"one", "two"}
+    assert all(one["picture"].startswith("data:image/jpeg") for one in found["windows"])
+    assert sum(s["score"] for s in found["scores"]) == pytest.approx(1)
+    status, _, text = site.ask("POST", query.replace("0.4", "ten"), clip.read_bytes())
+    assert status == 400
+    assert "expected two numbers of seconds, got 'ten'" in json.loads(text)["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
