@@ -312,11 +312,14 @@ class DecodePool:
                 self._give_up(process, Status.CRASHED)
 
     def _has_room(self) -> bool:
-        """True if another video may be begun: one always, more by the largest until now."""
+        """True if another video may be begun, as large as the largest until now.
+
+        One may be where nothing else is under way or waits.
+        """
         num_busy = sum(process.attempt is not None for process in self._processes)
         waiting = sum(_num_bytes(outcome) for outcome in self._ready)
         expected = (num_busy + 1) * self._largest
-        return num_busy == 0 or waiting + expected <= self._most_bytes
+        return num_busy + waiting == 0 or waiting + expected <= self._most_bytes
 
     def _hear(self, process: "_DecodeProcess") -> None:
         if process not in self._processes:
