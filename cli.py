@@ -349,6 +349,8 @@ def extract(
         windows=Windows.of(options["windows"], options["every"]),
         **pick("out", "limit"),
     )
+    settings = pick("frames", "train_views", "clips", "crops", "context", "limit")
+    config = command.make_config(settings, overrides)
     if check:
         if not command.check_all(data, echo):
             raise click.exceptions.Exit(1)
@@ -357,8 +359,6 @@ def extract(
         command.say_status(data, echo)
         return
     model = command.ModelOptions(**pick("model", "pretrained", "device", "scheduler"))
-    settings = pick("frames", "train_views", "clips", "crops", "context", "limit")
-    config = command.make_config(settings, overrides)
     if dry_run:
         command.dry_run(data, model, config, echo)
         return

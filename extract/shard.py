@@ -269,7 +269,7 @@ class ShardWork:
             data.embeddings[wanted], data.frames[wanted] = np.nan, -1
             if data.patches is not None:
                 data.patches[wanted] = np.nan
-        views = tuple(View.from_json(v) for v in store.recipe["views"][partition.name])
+        views = tuple(View.from_json(v) for v in store.views(partition.name))
         return cls(
             task=task,
             partition=partition,

@@ -89,7 +89,10 @@ class View:
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise ConfigError(f"view: unknown field {sorted(unknown)[0]!r}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError:
+            raise ConfigError(f"view: expected words and numbers, got {values}") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -122,7 +123,7 @@ def read_class_names(path: Path) -> ClassNames:
             classes have the same name.
     """
     text = read_text(path)
-    if path.suffix.lower() == ".json":
+    if path.suffix.lower() == ".json" or _is_json(text):
         pairs = _from_json(text, path)
     else:
         lines = enumerate(text.splitlines(), start=1)
@@ -308,6 +309,13 @@ def _from_json(text: str, path: Path) -> list[_Pair]:
             )
         pairs.append(_json_pair(fields[name], fields[number], path))
     return pairs
+
+
+def _is_json(text: str) -> bool:
+    """True for what an ending such as .txt does not say; a class may begin with a bracket."""
+    with suppress(ValueError, RecursionError):
+        return text.lstrip()[:1] in ("{", "[") and isinstance(json.loads(text), (dict, list))
+    return False
 
 
 def _parse_json(text: str, path: Path, **options: Any) -> Any:

@@ -28,7 +28,7 @@ from bieff.features.errors import StoreMismatchError
 from bieff.features.files import disk_errors, exclusive
 from bieff.features.partition import Partition
 from bieff.features.plan import canonical
-from bieff.features.schema import PartitionPlan, Status, Video
+from bieff.features.schema import PartitionPlan, Status, Video, counted
 from bieff.features.videos import is_up_to_date, table_file
 
 __all__ = ["FeatureStore", "Partition"]
@@ -41,7 +41,7 @@ class FeatureStore:
         """Use `create` or `open`."""
         self.path = path
         self.attributes = attributes
-        self.recipe: Mapping[str, Any] = attributes["recipe"]
+        self.recipe: Mapping[str, Any] = _Recipe(path, attributes["recipe"])
         self.recipe_hash: str = attributes["recipe_hash"]
         self.class_names: list[str] = attributes["class_names"]
         self.versions: Mapping[str, str] = attributes["versions"]
@@ -148,6 +148,27 @@ class FeatureStore:
             plan.require_recipe(path, attributes["recipe"], asked, only_asked=True)
         return cls(path, attributes)
 
+    def views(self, partition: str) -> list[dict[str, Any]]:
+        """How each view of a partition looks at a video, by the recipe.
+
+        Raises:
+            StoreMismatchError: If the recipe does not say so, as it may come from anybody.
+        """
+        held = self.recipe["views"]
+        views = held.get(partition) if isinstance(held, dict) else None
+        count = self.partitions[partition].num_views
+        if (
+            not isinstance(views, list)
+            or len(views) != count
+            or not all(isinstance(view, dict) for view in views)
+            or not all(type(view.get("clips", 1)) is int for view in views)
+        ):
+            raise StoreMismatchError(
+                f"{self.path}: expected {counted(count, 'view')} of partition {partition!r} in "
+                f"its recipe, got {str(views)[:60]}; the store was not written by bieff extract"
+            )
+        return views
+
     def exclusive(self) -> AbstractContextManager[None]:
         """Hold the only right to write, for as long as the block lasts.
 
@@ -155,6 +176,20 @@ class FeatureStore:
             StoreError: If another run holds it; says which.
         """
         return exclusive(self.path)
+
+
+class _Recipe(dict[str, Any]):
+    """What features were made from; a store from elsewhere may say less than we ask."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise StoreMismatchError(
+            f"{self._path}: its recipe says nothing of {key!r}; the store was not written by "
+            "bieff extract"
+        )
 
 
 def _replaced(partition: Partition, videos: Sequence[Video], *, redo: bool) -> list[int]:

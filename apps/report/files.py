@@ -137,7 +137,7 @@ def _extract_line(store: FeatureStore) -> str:
     words = ["bieff", "extract", "--dataset", str(recipe["data_set"])]
     words += ["--videos", store.root, "--out", str(store.path.resolve())]
     words += ["--frames", str(recipe["frames"])]
-    views = recipe["views"]
+    views = {name: store.views(name) for name in store.partitions}
     if "train" in views:
         words += ["--train-views", str(len(views["train"]) - 1)]
     if others := [chosen for name, chosen in views.items() if name != "train"]:

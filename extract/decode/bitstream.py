@@ -1,6 +1,8 @@
 """Decoders, and what coded pictures say before they are decoded."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import av
@@ -89,3 +91,124 @@ def prefix_size(codec: str, header: bytes | None) -> int:
     if not header or header[0] != 1 or len(header) <= place:
         return 0
     return (header[place] & 3) + 1
+
+
+def pack(units: Iterable[bytes], codec: str, header: bytes | None) -> bytes:
+    """A packet of these units, for a stream with this extradata."""
+    size = prefix_size(codec, header)
+    return b"".join(
+        (len(unit).to_bytes(size, "big") if size else b"\0\0\1") + unit for unit in units
+    )
+
+
+def taller_header(header: bytes | None) -> tuple[bytes | None, int]:
+    """Extradata of H.264 for pictures that are taller, and by how many rows of blocks."""
+    if not header:
+        return None, _MORE
+    if not prefix_size("h264", header):
+        units = list(nal_units(header, "h264", None))
+        rows = next((_rows(unit) for unit in units if unit[0] & 31 == 7), _MORE)
+        return pack((taller(unit, rows) for unit in units), "h264", None), rows
+    changed, place, rows = header[:6], 6, _MORE
+    for i in range(header[5] & 31):
+        end = place + 2 + int.from_bytes(header[place : place + 2], "big")
+        unit = header[place + 2 : end]
+        rows = rows if i else _rows(unit)
+        unit = taller(unit, rows)
+        changed += len(unit).to_bytes(2, "big") + unit
+        place = end
+    return changed + header[place:], rows
+
+
+def taller(unit: bytes, rows: int) -> bytes:
+    """A unit of H.264 that, where it states the size, states so many rows of blocks more.
+
+    One of which that cannot be said comes back as it is.
+    """
+    with suppress(ValueError):
+        place, end, step = _height(unit)
+        if unit[0] & 31 == 7 and step * _MORE == rows:
+            bits = _bits(unit)
+            more = f"{int(bits[place:end], 2) + _MORE:b}"
+            bits = f"{bits[:place]}{more.zfill(2 * len(more) - 1)}{bits[end:]}".rstrip("0")
+            bits += "0" * (-len(bits) % 8)
+            whole = int(bits, 2).to_bytes(len(bits) // 8, "big")
+            return re.sub(rb"\0\0(?=[\0-\3])", b"\0\0\3", whole)
+    return unit
+
+
+_MORE = 8
+"""Units of height that are added; data that were misread may well fill one of them."""
+
+
+def _rows(unit: bytes) -> int:
+    try:
+        return _MORE * _height(unit)[2]
+    except ValueError:
+        return _MORE
+
+
+def _bits(unit: bytes) -> str:
+    data = unit.rstrip(b"\0").replace(b"\0\0\3", b"\0\0")
+    return bin(int.from_bytes(b"\1" + data))[3:]
+
+
+_HIGH = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
+"""Profiles of H.264 whose parameter sets state the kind of colours (H.264, 7.3.2.1.1)."""
+
+
+def _height(unit: bytes) -> tuple[int, int, int]:
+    """Where a sequence parameter set states the height, and how many rows its unit has.
+
+    Raises:
+        ValueError: If it ends before.
+    """
+    bits = _bits(unit)
+    place = 32  # behind profile, constraints and level
+
+    def take(count: int) -> int:
+        nonlocal place
+        place += count
+        return int(bits[place - count : place], 2)
+
+    def golomb() -> int:
+        return take(2 * (bits.index("1", place) - place) + 1) - 1
+
+    def skip(count: int) -> None:
+        for _ in range(count):
+            golomb()
+
+    skip(1)
+    if unit[1] in _HIGH:
+        kind = golomb()
+        if kind == 3:
+            take(1)
+        skip(2)
+        take(1)
+        if take(1):
+            for i in range(12 if kind == 3 else 8):
+                if take(1):
+                    _skip_scaling(golomb, 16 if i < 6 else 64)
+    skip(1)
+    order = golomb()
+    if order == 0:
+        skip(1)
+    elif order == 1:
+        take(1)
+        skip(2)
+        skip(golomb())
+    skip(1)
+    take(1)
+    skip(1)
+    begin = place
+    skip(1)
+    return begin, place, 2 - take(1)
+
+
+def _skip_scaling(golomb: Callable[[], int], count: int) -> None:
+    last = following = 8
+    for _ in range(count):
+        if following:
+            step = golomb()
+            following = (last + (step + 1) // 2 * (step % 2 * 2 - 1)) % 256
+        last = following or last

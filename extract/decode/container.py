@@ -9,8 +9,9 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,18 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     # an absolute path is never taken for a protocol, as in "concat:a|b"
     name = path.absolute()
-    try:
-        if name.stat().st_size == 0 and name.is_file():
-            raise DecodeError(f"video {str(path)!r} is empty; copy or download it again")
-        options = {"protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
-        container = av.open(str(name), metadata_errors="replace", options=options)
-    except FileNotFoundError:
-        raise MissingVideoError(f"no video at {str(path)!r}; check the path") from None
-    except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"cannot open video {str(path)!r}: {reason(error)}") from None
-    with container, _LOG:
+    with ExitStack() as opened:
+        opened.enter_context(_LOG)
+        try:
+            if name.stat().st_size == 0 and name.is_file():
+                raise DecodeError(f"video {str(path)!r} is empty; copy or download it again")
+            options = {"protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
+            container = av.open(str(name), metadata_errors="replace", options=options)
+        except FileNotFoundError:
+            raise MissingVideoError(f"no video at {str(path)!r}; check the path") from None
+        except (av.FFmpegError, OSError) as error:
+            raise DecodeError(f"cannot open video {str(path)!r}: {reason(error)}") from None
+        opened.enter_context(container)
         streams: list[Any] = [container.streams.best("video"), *container.streams.video]
         moving = [stream for stream in streams if _is_moving(stream)]
         if not moving:
@@ -114,6 +117,9 @@ def reason(error: Exception | str) -> str:
     return " ".join(printable.split())[:200]
 
 
+ENDS_EARLY = "the file ends early"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
     """Contents of a video file, by its packets and its first frame."""
@@ -124,8 +130,8 @@ class Contents:
     num_announced: int
     """Frames by the file's header, without hidden ones; `num_packets` where it says nothing."""
 
-    is_cut_off: bool
-    """True where the file ends before its header says it should."""
+    fault: str | None
+    """What is wrong with the file as such, as that it ends before its header says."""
 
     matrix: tuple[int, int, int, int]
     """Turn that players give the first frame, see `display_matrix`."""
@@ -135,7 +141,7 @@ class Contents:
 
     width: int
     bad_bytes: tuple[tuple[int, int], ...]
-    """Parts of the file, begin and end, that fail its own checksum."""
+    """Parts of the file, begin and end, of wrong checksum; none between them: of wrong size."""
 
 
 def scan(path: Path) -> Contents:
@@ -147,7 +153,10 @@ def scan(path: Path) -> Contents:
     """
     frame, error, may_be_cover = None, None, False
     num_shown, num_hidden, ends_early = 0, 0, False
-    with av.logging.Capture(), open_video(path) as (container, stream):
+    times: list[tuple[int | None, int | None]] = []
+    logs: list[Any]
+    with av.logging.Capture() as logs, open_video(path) as (container, stream):
+        fault = _fault_of_tables(logs, stream.index)
         decoder, kind = stream.codec_context, container.format.name
         set_up(decoder)
         is_sized = decoder.width > 0
@@ -158,6 +167,7 @@ def scan(path: Path) -> Contents:
         try:
             for packet in _with_flush(container.demux(stream)):
                 if packet is not None:
+                    times.append((packet.pts, packet.dts))
                     ends_early = ends_early or packet.is_corrupt
                     num_hidden += packet.is_discard
                     num_shown += not packet.is_discard and not packet.is_corrupt
@@ -183,16 +193,52 @@ def scan(path: Path) -> Contents:
     elif kind == "mpegts":
         ends_early = ends_early or _transport_is_cut_off(path)
     num_announced = max(num_listed - num_hidden, num_shown)
+    if ends_early or num_announced > num_shown:
+        fault = ENDS_EARLY
+    elif num_hidden and not fault and not _are_times_sound(times):
+        fault = "its table of times is damaged"
     matrix = display_matrix(frame)
     turned = matrix[0] == 0
     return Contents(
         num_packets=num_shown,
         num_announced=num_announced,
-        is_cut_off=ends_early or num_announced > num_shown,
+        fault=fault,
         matrix=matrix,
         height=frame.width if turned else frame.height,
         width=frame.height if turned else frame.width,
         bad_bytes=tuple(checks.wrong) if checks else (),
+    )
+
+
+def _fault_of_tables(logs: list[Any], stream: int) -> str | None:
+    """What FFmpeg found wrong with the tables of an mp4 when it opened it."""
+    for level, name, text in logs:
+        is_odd = "is invalid" in text or text.startswith(f"stream {stream}, timescale not set")
+        if name.startswith("mov") and (level <= av.logging.ERROR or is_odd):
+            return reason(text)
+    return None
+
+
+_FAR = 32
+"""Frames that none is shown after its turn; 16 are kept at most."""
+
+
+def _are_times_sound(times: list[tuple[int | None, int | None]]) -> bool:
+    """False if frames are hidden by damage of the table of times, not by an edit list.
+
+    Args:
+        times: When each packet is shown, and when it is decoded.
+    """
+    shown = sorted(pts for pts, _ in times if pts is not None)
+    decoded = [dts for _, dts in times if dts is not None]
+    if not len(shown) == len(decoded) == len(times) > 1:
+        return True
+    steps = {b - a for a, b in pairwise(decoded)}
+    if len(steps) == 1:  # then frames are shown in the same steps
+        return len({pts - dts for pts, dts in zip(shown, decoded, strict=True)}) == 1
+    most = _FAR * (decoded[-1] - decoded[0]) / (len(decoded) - 1)
+    return all(
+        abs(pts - dts) <= most for pts, dts in times if pts is not None and dts is not None
     )
 
 
@@ -274,11 +320,25 @@ def _transport_is_cut_off(path: Path) -> bool:
 
 
 _SEGMENT = 0x18538067
+_PARTS = {
+    0x114D9B74,  # where the others are
+    0x1549A966,  # information
+    0x1654AE6B,  # tracks
+    0x1F43B675,  # a cluster
+    0x1C53BB6B,  # cues
+    0x1941A469,  # attachments
+    0x1043A770,  # chapters
+    0x1254C367,  # tags
+    0xEC,  # nothing
+    0xBF,  # a checksum
+}
+"""What a segment consists of (RFC 9559, 5.1)."""
+
 _CHECKSUM = b"\xbf\x84"  # of four bytes; the first element of what it is over
 
 
 class _Matroska:
-    """Damage of a file: shorter than its one segment, or parts with wrong checksums."""
+    """Damage of a file: shorter than its one segment, or parts of wrong size or checksum."""
 
     def __init__(self, path: Path) -> None:
         self.is_cut_off = False
@@ -294,8 +354,10 @@ class _Matroska:
             self.is_cut_off = end > len(data)
             while place < min(end, len(data)):
                 begin = place
-                _, inside, place = _element(data, begin)
-                if place > min(end, len(data)) or place <= begin:
+                name, inside, place = _element(data, begin)
+                if name not in _PARTS or place > end:
+                    self.wrong.append((begin, begin))
+                if name not in _PARTS or place > min(end, len(data)):
                     break
                 is_checked = data[inside : inside + 2] == _CHECKSUM
                 if is_checked and not _holds(data, inside + 2, place):

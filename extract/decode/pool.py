@@ -359,16 +359,22 @@ class DecodePool:
             self._give_up(process, Status.CRASHED)
 
     def _has_room(self) -> bool:
-        """True if another video may be begun: one always, more by the largest until now."""
+        """True if another video may be begun, as large as the largest until now.
+
+        One may be where nothing else is under way or waits.
+        """
         num_busy = self._num_busy()
-        return num_busy == 0 or self._fits(num_busy)
+        return num_busy + self._num_waiting() == 0 or self._fits(num_busy)
 
     def _num_busy(self) -> int:
         return sum(p.attempt is not None and not p.is_paused for p in self._processes)
 
+    def _num_waiting(self) -> int:
+        """Bytes of the outcomes that nobody has taken yet."""
+        return sum(_num_bytes(outcome) for outcome in self._ready)
+
     def _fits(self, num_busy: int) -> bool:
-        waiting = sum(_num_bytes(outcome) for outcome in self._ready)
-        return waiting + (num_busy + 1) * self._largest <= self._most_bytes
+        return self._num_waiting() + (num_busy + 1) * self._largest <= self._most_bytes
 
     def _hear(self, process: "_DecodeProcess") -> None:
         if process not in self._processes:

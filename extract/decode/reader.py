@@ -34,7 +34,7 @@ from bieff.extract.decode.container import (
     scan,
 )
 from bieff.extract.decode.second import read_with_decord
-from bieff.extract.decode.twin import Twin
+from bieff.extract.decode.twin import twins_of
 
 Decoder = Literal["decord", "pyav"]
 
@@ -166,7 +166,7 @@ def _decode_in_sequence(
     frames = np.empty((len(positions), *run.kept[positions[0]].shape), np.uint8)
     for i, position in enumerate(positions):
         frames[i] = run.kept.pop(position)  # never twice in memory
-    is_salvaged = contents.is_cut_off or bool(run.damaged or contents.bad_bytes)
+    is_salvaged = bool(contents.fault or run.damaged or contents.bad_bytes)
     return Decoded(
         frames=frames,
         frame_numbers=numbers,
@@ -179,14 +179,14 @@ def _decode_in_sequence(
 
 
 def _describe(num_sound: int, why: str | None, contents: Contents) -> str:
-    why = why or ("the file ends early" if contents.is_cut_off else _WRONG_CHECKSUM)
+    why = why or contents.fault or _WRONG
     if num_sound < contents.num_announced:
         return f"{num_sound} of {contents.num_announced} frames decode: {why}"
     return f"{num_sound} frames decode: {why}"
 
 
 _NEVER = np.iinfo(np.int64).max
-_WRONG_CHECKSUM = "a checksum of the file is wrong"
+_WRONG = "a size or checksum in the file is wrong"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ class Pass:
     """Packets that do not decode, or not fully."""
 
     garbled: set[int] = field(default_factory=set)
-    """Packets whose frames the decoder's twin does not show so."""
+    """Packets whose data are misread, by the decoder's twins."""
 
     error: str | None = None
     """The first thing that was refused."""
@@ -312,10 +312,9 @@ def decode_pass(
     reformatter = VideoReformatter()
     with av.logging.Capture(), open_video(path) as (container, stream):
         result.unit, result.rate = stream.time_base, stream.average_rate or stream.guessed_rate
-        twin = None if again else Twin.of(stream)
         # the decoder of VP9 is not told how players turn its frames, nor can that change
         matrix = contents.matrix if codec_of(stream) == "vp9" else None
-        for frame, packet in _frames(container, stream, result, twin):
+        for frame, packet in _frames(container, stream, result, is_watched=not again):
             position = len(result.origins)
             result.origins.append(packet)
             result.is_interlaced = result.is_interlaced or frame.interlaced_frame
@@ -336,18 +335,22 @@ def _frames(
     container: InputContainer,
     stream: VideoStream,
     result: Pass,
-    twin: Twin | None,
+    *,
+    is_watched: bool = True,
     only: Callable[[Iterator[Any]], Iterator[Any]] | None = None,
 ) -> Iterator[tuple[av.VideoFrame, int]]:
     """Yield each frame with the number of its packet, in the order of showing.
 
-    With `only` it decodes what that lets through, and begins again behind every None.
+    With `is_watched` the decoder's twins look for damage.  With `only` it decodes what that
+    lets through, and begins again behind every None.
     """
     decoder, codec, header = (
         open_decoder(stream),
         codec_of(stream),
         stream.codec_context.extradata,
     )
+    twins = twins_of(stream) if is_watched else []
+    before = result.garbled
     number = -1
     packets = _packets(container, stream, result)
     for packet in packets if only is None else only(packets):
@@ -366,8 +369,9 @@ def _frames(
                 result.note_error(number, error)
                 if codec == "vp9" and number:  # it may be the one before
                     result.note_error(number - 1, error)
-            if twin is not None:
-                result.garbled |= twin.garbled(packet, frames)
+            for twin in twins:
+                twin.take(packet, frames)
+            result.garbled = before.union(*(twin.garbled() for twin in twins))
         for frame in frames:
             origin = frame.opaque.number if isinstance(frame.opaque, _Packet) else number
             if frame.key_frame and not result.origins and codec == "h264":
@@ -379,7 +383,7 @@ def _frames(
             yield frame, origin
         if packet is None and only is not None:
             decoder.flush_buffers()
-            twin = twin and Twin.of(stream)
+            twins, before = twins_of(stream) if is_watched else [], result.garbled
 
 
 def _packets(container: InputContainer, stream: VideoStream, result: Pass) -> Iterator[Any]:
@@ -413,7 +417,7 @@ _HARMLESS = ("SEI", "mmco", "VUI", "SAR", "ICC", "Exif")
 """Words of FFmpeg's errors that pictures do not suffer from."""
 
 _GAP = "Frame num gap"  # of H.264: a reference picture is missing
-_TELLING = ("concealing", _GAP)
+_TELLING = ("concealing", "bytestream overread", _GAP)
 """Beginnings of lesser messages whose pictures do suffer."""
 
 
@@ -440,19 +444,24 @@ _SKIPPED_BYTES = 16
 
 def _judge(result: Pass, codec: str, bad_bytes: Sequence[tuple[int, int]]) -> None:
     """Note the damage that shows only at the end."""
-    # where every JPEG can do without its last bytes, they are padding
-    if codec != "mjpeg" or len(result.garbled) < max(len(result.origins), 2):
-        for number in sorted(result.garbled):
-            result.note_damage(number, "a picture is garbled")
+    for number in sorted(result.garbled):
+        result.note_damage(number, "a picture is garbled")
     if codec != "h264" and result.packets and 0 not in result.keyframes:
         result.note_damage(0, "it begins between keyframes")
     if result.origins:
         _judge_missing(result, codec)
     for begin, end in bad_bytes:
-        inside = {packet.number for packet in result.packets if begin <= packet.place < end}
+        inside = _inside(result, begin, end)
         if not inside & result.damaged:
             for number in inside:
-                result.note_damage(number, _WRONG_CHECKSUM)
+                result.note_damage(number, _WRONG)
+
+
+def _inside(result: Pass, begin: int, end: int) -> set[int]:
+    """Packets of some bytes of the file; the first one behind them where there is none."""
+    inside = {packet.number for packet in result.packets if begin <= packet.place < end}
+    behind = [packet.number for packet in result.packets if packet.place >= end]
+    return inside or set(behind[:1])
 
 
 def _judge_missing(result: Pass, codec: str) -> None:

@@ -25,7 +25,7 @@ def read_with_decord(
     import decord
 
     doubt, right = examine(path)
-    if doubt or right is None or contents.is_cut_off or contents.bad_bytes:
+    if doubt or right is None or contents.fault or contents.bad_bytes:
         return None
     decord.logging.set_level(decord.logging.QUIET)
     try:

@@ -22,9 +22,8 @@ from jaxtyping import Int64, UInt8
 
 from bieff.extract.decode import reader
 from bieff.extract.decode.bitstream import can_begin_at, codec_of, nal_units
-from bieff.extract.decode.container import Contents, DecodeError, open_video, scan
+from bieff.extract.decode.container import ENDS_EARLY, Contents, DecodeError, open_video, scan
 from bieff.extract.decode.reader import Choose, Decoded, Pass
-from bieff.extract.decode.twin import Twin
 
 _SETS = {"h264": (0, 31, (7, 8)), "hevc": (1, 63, (32, 33, 34))}
 """Shift and mask of a unit's kind, and the kinds that hold parameters of later pictures."""
@@ -224,8 +223,7 @@ class _Run:
         order, found, reformatter = self.index.order, self.found, VideoReformatter()
         rank_of = {} if order is None else {k: rank for rank, k in enumerate(order.tolist())}
         with av.logging.Capture(), open_video(self.path) as (container, stream):
-            twin = Twin.of(stream)
-            shown = reader._frames(container, stream, found, twin, _only(spans))
+            shown = reader._frames(container, stream, found, only=_only(spans))
             for frame, packet in shown:
                 rank = len(self.ranks) if order is None else rank_of.get(packet, -1)
                 if -1 < rank < max(self.ranks[-1:], default=-1):
@@ -271,15 +269,19 @@ class _Run:
                 if missing <= again.kept.keys():
                     break
             kept = kept | again.kept
-        ends_early = self.contents.is_cut_off and part.last == len(ticks)
-        is_salvaged = (is_damaged and len(sound) < count) or ends_early
+        fault = self.contents.fault
+        if fault == ENDS_EARLY and part.last < len(ticks):
+            fault = None  # all of this part is there
+        is_salvaged = (is_damaged and len(sound) < count) or fault is not None
         return Decoded(
             frames=np.stack([kept[rank] for rank in wanted]),
             frame_numbers=numbers,
             num_frames=len(sound),
             is_salvaged=is_salvaged,
             decoder="pyav",
-            damage=f"{len(sound)} of {count} frames decode: {why}" if is_salvaged else None,
+            damage=f"{len(sound)} of {count} frames decode: {fault or why}"
+            if is_salvaged
+            else None,
             times=ticks[wanted] * float(unit),
             first_frame=part.first,
         )
@@ -293,10 +295,9 @@ class _Run:
         keyframes = set(found.keyframes)
         damaged = {packet for packet in found.damaged if packet >= begin}
         # see `reader._judge`, which looks at the whole file
-        if codec != "mjpeg" or len(found.garbled) < max(len(found.origins), 2):
-            damaged |= {packet for packet in found.garbled if packet >= begin}
+        damaged |= {packet for packet in found.garbled if packet >= begin}
         for low, high in self.contents.bad_bytes:
-            inside = {p.number for p in found.packets if low <= p.place < high}
+            inside = reader._inside(found, low, high)
             damaged |= set() if inside & found.damaged else inside
         if codec != "h264" and 0 not in keyframes and not begin:
             damaged.add(0)

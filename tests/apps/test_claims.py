@@ -146,6 +146,27 @@ def test_a_strangers_model_runs_no_code(world, tmp_path):
     assert not (library / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda recipe: recipe["views"].update(val=[{"clips": "3"}]), "of partition 'val' in"),
+        (lambda recipe: recipe.pop("data_set"), "its recipe says nothing of 'data_set'"),
+    ],
+)
+def test_a_recipe_that_is_none_is_one_sentence(world, change, expected):
+    file = world / "features" / "fake" / "zarr.json"
+    metadata = json.loads(file.read_text())
+    held = metadata["attributes"]
+    change(held["recipe"])
+    held["recipe_hash"] = recipe_hash(held["recipe"])
+    file.write_text(json.dumps(metadata))
+    named = ("--model", f"local-dir:{world / 'clip'}")
+    for done in guarded.run_all((*NEED_THE_MODEL["zeroshot"], *named)):
+        assert done["code"] == 1, done
+        assert done["said"].count("\n") == 1, done
+        assert expected in done["said"]
+
+
 def test_a_folder_that_the_user_names_is_compared(world):
     model = f"local-dir:{world / 'clip'}"
     named = [(*NEED_THE_MODEL[command], "--model", model) for command in ("train", "eval")]

@@ -124,6 +124,18 @@ def test_scores_with_holes_are_a_sentence_and_never_a_traceback(world):
             assert result.output.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["videos/label", "videos/row", "lists/0/rows"])
+def test_all_of_a_file_of_scores_has_a_checksum(world, name):
+    with h5py.File(world / "scores.h5", "r+") as opened:
+        opened[name][:] = opened[name][::-1]
+    assert "are damaged" in refused("scores", "scores.h5")
+    with h5py.File(world / "scores.h5", "r+") as opened:
+        opened[name][:] = opened[name][::-1]
+        opened["classes"][0] = "another"
+    said = refused("scores", "scores.h5")
+    assert "do not have the checksum that they were written with" in said
+
+
 def test_a_disk_that_is_full_is_one_sentence_and_the_old_file_stays(world, made):
     named = fake.named(made / "store").words
     before = (world / "run" / "results.json").read_bytes()

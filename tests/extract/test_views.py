@@ -290,6 +290,7 @@ def test_views_survive_json():
         ({"kind": "grid", "speed": 2}, "view: unknown field 'speed'"),
         ({"kind": "dense"}, "expected kind 'grid' or 'random', got 'dense'"),
         ({"clip": 3, "clips": 3}, "expected 0 <= clip < 3, got 3"),
+        ({"clip": "0"}, "expected words and numbers, got {'clip': '0'}"),
         ({"crop": "top"}, "expected a crop of left, centre, right, middle, got 'top'"),
         ({"kind": "random", "index": -1}, "expected index >= 0, got -1"),
         ({"kind": "random", "min_area": 0.0}, r"expected min_area in \(0, 1\], got 0.0"),

@@ -327,6 +327,27 @@ def test_opening_may_expect_a_part_of_the_recipe(store):
         FeatureStore.open(store.path, expect={"clip": {"fingerprint": "cd34"}})
 
 
+GRID = {"kind": "grid", "clips": 1}
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        RECIPE["views"],
+        [],
+        {"val": [GRID]},
+        {"val": [GRID, GRID, 1]},
+        {"val": [{"clips": "3"}] * 3},
+    ],
+)
+def test_views_are_checked_where_they_are_read(tmp_path, views):
+    store = plan_store(tmp_path / "odd", recipe={**RECIPE, "views": views})
+    with pytest.raises(StoreMismatchError, match="odd: expected 3 views of partition 'val'"):
+        store.views("val")
+    with pytest.raises(StoreMismatchError, match="odd: its recipe says nothing of 'data_set'"):
+        store.recipe["data_set"]
+
+
 def test_other_videos_names_or_views_are_refused(store):
     with pytest.raises(StoreMismatchError, match="store has 10 videos, asked for 11"):
         plan_store(store.path, num=11)

@@ -6,16 +6,20 @@ from pathlib import Path
 import numpy as np
 from helpers import stamped
 
-_QUIET = {"preset": "ultrafast", "x265-params": "log-level=none:bframes=2"}
+_X265 = {
+    "codec": "libx265",
+    "gop": 12,
+    "options": {"preset": "ultrafast", "x265-params": "log-level=none:bframes=2"},
+}
 FAMILIES = {
     "h264.mp4": {"gop": 12, "b_frames": 2},
     "h264.mkv": {"gop": 12, "b_frames": 2},
-    "hevc.mkv": {"codec": "libx265", "gop": 12, "options": _QUIET},
+    "h264.ts": {"gop": 12, "b_frames": 2},
+    "hevc.mp4": _X265,
+    "hevc.mkv": _X265,
     "vp9.webm": {"codec": "libvpx-vp9", "gop": 12, "options": {"cpu-used": "8"}},
+    "vp8.webm": {"codec": "libvpx", "gop": 12, "options": {"cpu-used": "8"}},
     "mpeg4.avi": {"codec": "mpeg4", "gop": 12, "b_frames": 2},
-    "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
-    "mpeg2.ts": {"codec": "mpeg2video", "gop": 12, "b_frames": 2},
-    "av1.mp4": {"codec": "libsvtav1", "gop": 12, "options": {"preset": "10"}},
 }
 NUM_FRAMES = 48
 SIZE = (320, 240)
@@ -35,28 +39,35 @@ def write_family(folder: Path, name: str) -> Path:
     return stamped.write(path, stamped.Clip(num_frames=NUM_FRAMES, size=SIZE, **FAMILIES[name]))
 
 
-KINDS = ("noise", "zeros", "lost", "doubled", "cut", "swapped", "noise", "zeros")
+KINDS = ("bit", "byte", "noise", "zeros", "cut", "lost", "doubled", "swapped")
 
 
 def mutate(data: bytes, seed: int) -> bytes:
-    """A damaged copy: noise, zeros, bytes lost, doubled or swapped, the end cut off."""
+    """A damaged copy: a bit turned, a byte, noise, zeros, bytes lost, swapped, and so on."""
     draw = np.random.default_rng(seed)
     kind = KINDS[seed % len(KINDS)]
-    length = int(draw.integers(64, 512))
-    at, other = (int(place) for place in draw.integers(400, len(data) - 512, 2))
+    length = int(draw.integers(2, 512))
+    at, other = (int(place) for place in draw.integers(0, len(data) - length, 2))
     copy = bytearray(data)
-    if kind == "cut":
-        del copy[at:]
+    if kind == "bit":
+        copy[at] ^= 1 << int(draw.integers(8))
+    elif kind == "byte":
+        copy[at] ^= int(draw.integers(1, 256))
     elif kind == "noise":
         copy[at : at + length] = draw.bytes(length)
     elif kind == "zeros":
         copy[at : at + length] = bytes(length)
+    elif kind == "cut":
+        del copy[at:]
     elif kind == "lost":
         del copy[at : at + length]
     elif kind == "doubled":
         copy[at:at] = data[at : at + length]
     else:
-        copy[at : at + length] = data[other : other + length]
+        copy[at : at + length], copy[other : other + length] = (
+            data[other : other + length],
+            data[at : at + length],
+        )
     return bytes(copy)
 
 

@@ -9,6 +9,7 @@ So an evaluation that was stopped goes on, and one that is asked for again is re
 file holds the batches of a few seconds, and is whole or not there.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -224,6 +225,8 @@ def load_scores(file: Path, *, key: str | None = None) -> ScoreTable:
                 raise InputError(f"{file} holds the scores of another evaluation")
             table = _read(opened)
             _require_fitting(table)
+            if opened.attrs.get("sha256", _digest(table)) != _digest(table):  # older: none
+                raise ValueError("they do not have the checksum that they were written with")
             return table
     except InputError:
         raise
@@ -234,6 +237,7 @@ def load_scores(file: Path, *, key: str | None = None) -> ScoreTable:
 def _write(table: ScoreTable, out: h5py.File) -> None:
     out.attrs.update({"format": _FORMAT, "version": _VERSION})
     out.attrs["head"] = json.dumps(asdict(table.head))
+    out.attrs["sha256"] = _digest(table)
     text = h5py.string_dtype()
     out.create_dataset("classes", data=list(table.class_names), dtype=text)
     out.create_dataset("videos/id", data=list(table.ids), dtype=text)
@@ -275,6 +279,18 @@ def _read(opened: h5py.File) -> ScoreTable:
             [np.asarray(part["scores"][:]) for part in _numbered(group)] for group in asked
         ),
     )
+
+
+def _digest(table: ScoreTable) -> str:
+    """Checksum of all that is in a file of scores."""
+    lists = [*table.lists, *table.questions]
+    texts = [asdict(table.head), table.class_names, table.ids, [part.name for part in lists]]
+    digest = hashlib.sha256(json.dumps([*texts, *map(asdict, table.models)]).encode())
+    arrays = [table.rows, table.labels, table.usable]
+    arrays += [array for part in lists for array in (part.rows, part.classes)]
+    for array in (*arrays, *(part for scores in table.scores for part in scores)):
+        digest.update(f"{array.dtype.kind}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def _require_fitting(table: ScoreTable) -> None:

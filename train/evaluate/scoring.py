@@ -89,7 +89,7 @@ def evaluate(
         device=classifiers[0].device,
         wants_patches=any(classifier.wants_patches for classifier in classifiers),
     )
-    views = store.recipe["views"][partition.name]
+    views = store.views(partition.name)
     clips = max(view.get("clips", 1) for view in views)
     scoring = Scoring(
         features=features,

@@ -380,7 +380,7 @@ class Validation:
             wants_patches=config.prompts_see == "patches",
             gigabytes=config.feature_memory,
         )
-        views = store.recipe["views"]["val"]
+        views = store.views("val")
         return cls(features, max(view.get("clips", 1) for view in views))
 
     def accuracies(self, trainer: Trainer) -> dict[str, float]:

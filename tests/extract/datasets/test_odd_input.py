@@ -74,6 +74,7 @@ LONG = "Putting something, something and something on the table"
         ("l.txt", "C\nC++\nC#\n", ("C", "C++", "C#")),
         ("l.txt", "100 metres\n200 metres\n", ("100 metres", "200 metres")),
         ("l.json", '{"abseiling": "0", "archery": "1"}', BOTH),
+        ("l.txt", '{"abseiling": "0", "archery": 1}', BOTH),
         ("l.json", '[{"id": "1", "class": "archery"}, {"id": 0, "class": "abseiling"}]', BOTH),
         ("l.json", '[["Back", "15som"], ["In", "2Twis"]]', ("Back 15som", "In 2Twis")),
     ],

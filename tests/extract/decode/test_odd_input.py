@@ -16,7 +16,9 @@ from helpers.faulty_decoders import Grid
 from helpers.places import SHARED
 
 from bieff.cli import main
-from bieff.extract.decode.pool import DecodePool, Job
+from bieff.extract.decode.bitstream import nal_units, pack, taller, taller_header
+from bieff.extract.decode.container import open_video
+from bieff.extract.decode.pool import DecodePool, Job, _DecodeProcess
 from bieff.extract.decode.reader import decode_video, read_frames
 from bieff.extract.decode.second import examine
 from bieff.features.errors import InputError
@@ -278,6 +280,89 @@ def test_an_extraction_outlives_its_worst_videos(tmp_path):
     assert found == expected | {"a/hevc_damaged.mkv": Status.SALVAGED}
 
 
+X264 = ("", "cabac=0:no-8x8dct=1", "slices=3", "interlaced=1", "cqm=jvt", "qp=0", "ref=6")
+
+
+@pytest.mark.parametrize("options", X264)
+@pytest.mark.parametrize("ending", ["mp4", "ts"])
+def test_pictures_of_h264_become_taller(tmp_path, options, ending):
+    """For the twin, and only for it; of what is sound it finds nothing."""
+    clip = stamped.Clip(num_frames=12, b_frames=2, options={"x264-params": options})
+    path = stamped.write(tmp_path / f"a.{ending}", clip)
+    with open_video(path) as (container, stream):
+        decoder = av.CodecContext.create("h264", "r")
+        decoder.extradata, rows = taller_header(stream.codec_context.extradata)
+        frame = next(f for p in container.demux(stream) for f in decoder.decode(_tall(p, rows)))
+    assert rows == (16 if options == "interlaced=1" else 8)
+    assert (frame.width, frame.height) == (160, 120 + 16 * rows)
+    assert numbers(path) == (False, upright(12))
+
+
+def _tall(packet, rows):
+    if bytes(packet)[:3] not in (b"\0\0\0", b"\0\0\1") or packet.size < 4:
+        return packet
+    units = nal_units(packet, "h264", None)
+    return av.Packet(pack((taller(unit, rows) for unit in units), "h264", None))
+
+
+def test_data_of_h264_that_last_longer_than_the_picture(tmp_path):
+    """The file says that its pictures are a row of blocks shorter than they are coded."""
+    taken = {}
+    for height in (144, 128):
+        clip = stamped.Clip(num_frames=6, size=(160, height), options={"level": "1.3"})
+        with open_video(stamped.write(tmp_path / f"{height}.mp4", clip)) as (_, stream):
+            taken[height] = stream.codec_context.extradata
+    data = (tmp_path / "144.mp4").read_bytes()
+    assert data.count(taken[144]) == 1
+    assert len(taken[144]) == len(taken[128])
+    path = tmp_path / "short.mp4"
+    path.write_bytes(data.replace(taken[144], taken[128]))
+    with pytest.raises(InputError, match="a picture is garbled"):
+        read_frames(path, [0])
+
+
+def test_data_of_vp8_that_last_longer_than_the_picture(tmp_path):
+    """The second of three keyframes says that it is shorter than it is coded."""
+    clip = stamped.Clip(codec="libvpx", num_frames=36, gop=12, size=(160, 128))
+    whole = stamped.write(tmp_path / "a.webm", clip)
+    assert numbers(whole) == (False, upright(36))
+
+    def shorter(number, data):
+        return data if number != 12 else data[:8] + (112).to_bytes(2, "little") + data[10:]
+
+    path = stamped.remux(whole, tmp_path / "b.webm", shorter)
+    assert numbers(path) == (True, [*upright(12), *upright(12, begin=24)])
+
+
+@pytest.mark.parametrize(
+    ("table", "place", "frames"),
+    [("stsz", 16 + 4 * 20, range(20)), ("ctts", 16 + 8 * 9, [*range(10), *range(11, 48)])],
+)
+def test_a_damaged_table_of_an_mp4(tmp_path, table, place, frames):
+    """An impossible size ends the table; a time far away hides a frame, as edit lists do."""
+    data = bytearray(stamped.write(tmp_path / "a.mp4", H264).read_bytes())
+    data[data.index(table.encode()) + place] ^= 64
+    path = tmp_path / "b.mp4"
+    path.write_bytes(data)
+    assert numbers(path) == (True, list(frames))
+
+
+def test_a_damaged_cluster_of_a_webm(tmp_path):
+    """Players skip what they do not know, and twelve frames with it."""
+    clip = stamped.Clip(codec="libvpx", num_frames=48, gop=12, size=(320, 240))
+    data = stamped.write(tmp_path / "a.webm", clip).read_bytes()
+    parts = data.split(CLUSTER)
+    assert len(parts) > 3
+    path = tmp_path / "b.webm"
+    path.write_bytes(CLUSTER.join(parts[:2]) + b"\x1f\x43\xb6\x77" + CLUSTER.join(parts[2:]))
+    is_salvaged, shown = numbers(path)
+    assert is_salvaged
+    assert shown == upright(12) + upright(12, begin=36)
+
+
+CLUSTER = bytes.fromhex("1f43b675")
+
+
 @pytest.mark.parametrize("default", [0, 1])
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])
 def test_of_two_streams_the_default_one_is_read(tmp_path, ending, default):
@@ -370,12 +455,22 @@ def test_a_decoding_process_does_not_grow(tmp_path):
     assert max(resident[4:]) < resident[0] + 150 * 2**20
 
 
-def test_few_frames_are_in_flight_where_they_are_large(tmp_path, monkeypatch):
-    """While the caller holds more than there is room for, one video is decoded at a time."""
+@pytest.mark.parametrize("budget", [1, 2**40])
+def test_few_frames_are_in_flight_where_they_are_large(tmp_path, monkeypatch, budget):
+    """Beyond the budget no video is begun while another is decoded or waits for the caller."""
     path = stamped.write(tmp_path / "a.mp4", stamped.Clip(num_frames=5))
-    monkeypatch.setattr("bieff.extract.decode.pool._BYTES_A_WORKER", 1)
-    jobs = [Job(row=i, path=path, choose=Grid(5)) for i in range(6)]
+    monkeypatch.setattr("bieff.extract.decode.pool._BYTES_A_WORKER", budget)
+    beside = []  # videos beside each that is begun, once it is known how large they are
+    give = _DecodeProcess.give
+
+    def noted(process, attempt):
+        if pool._largest:
+            num_busy = sum(other.attempt is not None for other in pool._processes)
+            beside.append(num_busy + len(pool._ready))
+        give(process, attempt)
+
+    monkeypatch.setattr(_DecodeProcess, "give", noted)
+    jobs = [Job(row=i, path=path, choose=Grid(5)) for i in range(12)]
     with DecodePool(2) as pool:
-        for outcome in pool.decode(jobs):
-            assert pool._largest == outcome.frames.nbytes
-            assert sum(process.attempt is not None for process in pool._processes) <= 2
+        assert len(list(pool.decode(jobs))) == 12
+    assert (max(beside) == 0) == (budget == 1)
