@@ -92,6 +92,7 @@ class Evaluation:
                     protocol,
                     watch=watch,
                     split=None if draw is None else draw.split,
+                    base=None if draw is None else draw.base(store),
                     batch_size=self.batch_size,
                     keep_in=run.path,
                 )
@@ -159,7 +160,7 @@ def _require_unseen(run: Run, draw: FewShotDraw, store: FeatureStore, protocol: 
     """A training video on a test list: other splits list it, and so do `full` and `half10`."""
     if draw.split is None or run.record["data_set"] != str(store.recipe["data_set"]):
         return
-    partition, lists = lists_of(store, protocol, split=draw.split)
+    partition, lists = lists_of(store, protocol, split=draw.split, base=draw.base(store))
     trained_on = {id_ for ids in draw.videos.values() for id_ in ids}
     asked = np.unique(np.concatenate([chosen.rows for chosen in lists])).tolist()
     seen = [id_ for row in asked if (id_ := partition.videos[row].id) in trained_on]
