@@ -600,7 +600,7 @@ def share(run: Path, to: str, private: bool) -> None:
 
     Example: bieff share runs/k400 --to shared/k400
     """
-    from bieff.apps.share import share_run
+    from bieff.apps.report.share import share_run
 
     echo(f"shared: {share_run(run, to, private=private)}")
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from helpers import fake_store as fake
 from safetensors.torch import load_file
 
-from bieff.apps.share import model_card, share_run
+from bieff.apps.report.share import model_card, share_run
 from bieff.apps.train import train_run
 from bieff.cli import main
 from bieff.features.errors import InputError
