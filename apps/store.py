@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bieff.features.errors import InputError, StoreError
 from bieff.features.files import PARTIAL, disk_errors, require_space, write_atomically
 from bieff.features.hdf5 import export_hdf5, import_hdf5
 from bieff.features.partition import Partition
-from bieff.features.schema import UNLABELLED, Status, Video, counted
+from bieff.features.schema import UNLABELLED, Status, counted
 from bieff.features.store import FeatureStore
 from bieff.train.evaluate.scores import ScoreTable
 
@@ -190,7 +191,7 @@ def video_rows(store: FeatureStore) -> list[dict[str, Any]]:
             zip(partition.videos, partition.status().tolist(), strict=True)
         ):
             rows.append(
-                {"partition": name, "row": row, **_video_fields(video)}
+                {"partition": name, "row": row, **asdict(video)}
                 | {
                     "class": _class(store.class_names, video.label),
                     "status": Status(status).name.lower(),
@@ -198,11 +199,6 @@ def video_rows(store: FeatureStore) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def _video_fields(video: Video) -> dict[str, Any]:
-    fields = ("id", "path", "label", "size")
-    return {name: getattr(video, name) for name in fields} | {"splits": dict(video.splits)}
 
 
 def _class(names: Sequence[str], label: int) -> str | None:

@@ -114,6 +114,11 @@ def shots_of_list(store: FeatureStore, file: Path, *, split: str | None) -> FewS
     (partition, listed), (test_part, test) = split_lists(store, split)
     status, names = partition.status(), store.class_names
     train_rows = {partition.videos[row].path: row for row in listed.rows.tolist()}
+    if len(train_rows) < len(listed.rows):
+        raise InputError(
+            f"list {file}: {store.path} has several rows of one file, which a path does not "
+            "tell apart; draw with --shots"
+        )
     test_paths = [test_part.videos[row].path for row in test.rows.tolist()]
     train, tested = (Folder(file, dict.fromkeys(p, 0)) for p in (train_rows, test_paths))
     index = LabelIndex(names, source=str(store.path))

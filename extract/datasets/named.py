@@ -25,7 +25,9 @@ class _Files:
 
     train: Sequence[str]
     val: Sequence[str]
-    labels: Sequence[str]
+    labels: Sequence[str] = ()
+    """None: the lists name the classes."""
+
     num_classes: int | None = None
     """None where editions differ."""
 
@@ -94,7 +96,7 @@ def load_named(
     labels = labels or _find(videos, files.labels)
     if labels is None and files.shipped is not None:
         labels = DATA / files.shipped
-    if labels is None:
+    if labels is None and files.labels:
         raise InputError(
             f"data set {name!r}: expected {files.labels[0]} in {videos} or a folder of it; put "
             "the official label file there, or name it with --labels"
@@ -102,10 +104,11 @@ def load_named(
     data = load_lists(lists, videos=videos, labels=labels)
     if files.num_classes not in (None, len(data.class_names)):
         raise InputError(
-            f"data set {name!r}: expected the {files.num_classes} classes in {labels}, got "
-            f"{len(data.class_names)}; take the official label file, or --dataset list"
+            f"data set {name!r}: expected {files.num_classes} classes in "
+            f"{labels or 'its lists'}, got {len(data.class_names)}; take the owners' files, or "
+            "--dataset list"
         )
-    read = [*lists.values(), labels]
+    read = dict.fromkeys([*lists.values(), *([labels] if labels else [])])
     return replace(
         data,
         name=name,

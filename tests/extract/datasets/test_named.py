@@ -91,7 +91,7 @@ def test_the_owners_older_names_and_lists_elsewhere(tmp_path):
         shutil.copy(tmp_path / "lists" / "labels" / f"{part}.json", tmp_path / "videos" / name)
     assert set(load("ssv2", videos=tmp_path / "videos").partitions) == {"train", "val"}
     labels = put(tmp_path, few_dot_txt=f"{SSV2[0]}\n{SSV2[1]}\n") / "few.txt"
-    with pytest.raises(InputError, match=r"expected the 174 classes in .*few.txt, got 2"):
+    with pytest.raises(InputError, match=r"expected 174 classes in .*few.txt, got 2"):
         load("ssv2", videos=tmp_path / "videos", labels=labels)
 
 
