@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test slow long check size dev link clean
+.PHONY: help demo test slow long lowest check size dev link clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,6 +27,14 @@ slow: $(READY)  ## the slow tests: killed processes, Dask over TCP, large lists,
 long: $(READY)  ## evaluation of stores as large as HMDB-51 and UCF-101, some 20 minutes
 	$(BIN)/python -m pytest -m long
 
+LOWEST = av==17.0.0 zarr==3.1.4 open_clip_torch==3.0.0
+
+lowest: $(READY)  ## the tests of decoding, stores and CLIPs with the lowest av, zarr, open_clip
+	rm -rf .lowest
+	$(BIN)/python -m pip install --quiet --no-deps --target .lowest $(LOWEST)
+	PYTHONPATH=$(CURDIR)/.lowest $(BIN)/python -m pytest -m "not slow and not long and not gpu" \
+	  tests/extract/decode tests/features tests/test_clip.py
+
 check: $(READY) link  ## linters, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +54,4 @@ link:  ## what type checkers and editors read as the package `bieff`
 	@for f in extract features train apps cli.py clip.py; do ln -sfn ../../$$f .typing/bieff/$$f; done
 
 clean:  ## remove everything made here but data, features and runs
-	rm -rf .venv .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .lowest .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

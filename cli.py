@@ -52,7 +52,10 @@ def _dashed(arguments: Sequence[str]) -> str:
 
 
 class _Place(click.Path):
-    """A path that is a folder, or a file, if it is there; otherwise it is bad input."""
+    """A path that is a folder, or a file, if it is there; otherwise it is bad input.
+
+    A run may also be named as `hf-hub:ORG/NAME`, which is no path of this machine.
+    """
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         try:
@@ -150,7 +153,9 @@ _split = _option("--split", "Official split to draw from and to test on.  [defau
 _device = _option("--device", "cpu, cuda, cuda:1.  [default: cuda if there is one]")
 
 _asking = _group(
-    _option("--run", "A trained run.  [default: none, CLIP as it is]", _FOLDER),
+    _option(
+        "--run", "A trained run, or hf-hub:ORG/NAME.  [default: none, CLIP as it is]", _FOLDER
+    ),
     _blend,
     _shorter("Frames of a video.  [default: the run's, or 8]"),
     _model("As for `bieff extract`.  [default: the run's, or ViT-B-16-quickgelu]"),
@@ -252,9 +257,11 @@ def models(part: str | None) -> None:
 @_many("--dataset names", "See `bieff datasets`; may be repeated.", required=True)
 @_option("--videos", "Folder of the videos.  [default: data/DATASET]", _FOLDER)
 @_many(
-    "--list lists", "Of --dataset list: train=FILE, val=FILE or all=FILE.", metavar="PART=FILE"
+    "--list lists",
+    "Of --dataset list, ssv2, jester, diving48 and mit: train=FILE, val=FILE or all=FILE.",
+    metavar="PART=FILE",
 )
-@_option("--labels", "Class names, of --dataset list and folder.", _FILE)
+@_option("--labels", "Class names, of --dataset folder and those with lists of yours.", _FILE)
 @_option(
     "--first-label",
     "Of --dataset list: whether labels count from 0 or 1.  [default: found out]",
@@ -414,15 +421,26 @@ def verify(path: Path, drop: bool) -> None:
 
 @store.command(name="export")
 @click.argument("path", type=_FOLDER)
-@_option("--to", "The file.  [default: PATH.h5]", _FILE)
-def export_(path: Path, to: Path | None) -> None:
-    """Write the store at PATH to one HDF5 file.
+@_option(
+    "--to",
+    "The file, of npy the folder.  [default: PATH.h5, PATH-npy, PATH.parquet]",
+    click.Path(path_type=Path),
+)
+@_given(
+    "--format kind",
+    "hdf5: one file, which `import` reads; npy: a file a video, in folders as the videos'; "
+    "parquet: the table of the videos.",
+    "hdf5",
+    kind=click.Choice(["hdf5", "npy", "parquet"]),
+)
+def export_(path: Path, to: Path | None, kind: str) -> None:
+    """Write the store at PATH in a form that others load.
 
     Example: bieff store export features/k400 --to k400.h5
     """
     from bieff.apps.store import export_store
 
-    export_store(path, to, echo)
+    export_store(path, to, echo, kind=kind)
 
 
 @store.command(name="import")
@@ -452,6 +470,7 @@ def import_(file: Path, to: Path | None) -> None:
 @_split
 @_option("--draw", "Seed of the videos drawn.  [default: 0]", int)
 @_option("--same-shots", "A run whose few videos to train on again.", _FOLDER)
+@_option("--shots-list", "Train on the videos of a list: a path and a label a line.", _FILE)
 @_named
 @_device
 @_flag("--dry-run", "Say what would be trained, and count the parameters.")
@@ -523,8 +542,9 @@ def zeroshot(
 @click.argument("file", type=_FILE)
 @_mix("Combine ours and frozen CLIP anew.")
 @_option("--video", "Print what is said of one video.", metavar="ID")
+@_option("--parquet", "Write the scores of every video to this file; no more.", _FILE)
 @_looking
-def scores(file: Path, mix: float | None, video: str | None) -> Any:
+def scores(file: Path, mix: float | None, video: str | None, parquet: Path | None) -> Any:
     """Look at the scores in FILE again, which --save-scores wrote; needs no model.
 
     Example: bieff scores scores.h5 --confusions 20
@@ -534,6 +554,11 @@ def scores(file: Path, mix: float | None, video: str | None) -> Any:
     from bieff.train.evaluate.tables import video_table
 
     table = read_scores(file, mix=mix)
+    if parquet is not None:
+        from bieff.apps.store import export_scores
+
+        export_scores(table, parquet, echo)
+        return []
     if video is None:
         return results_of(table)
     _print_table(*video_table(table, video))
@@ -622,6 +647,22 @@ def report(without_videos: bool, **options: Any) -> None:
     from bieff.apps.report.page import report as write_report
 
     echo(f"report: {write_report(**options, with_videos=not without_videos)}")
+
+
+@main.command()
+@click.argument("run", type=_FOLDER)
+@_option("--to", "hf-hub:ORG/NAME, or a folder.", required=True)
+@_flag("--private", "A repository that is made for it is private.")
+def share(run: Path, to: str, private: bool) -> None:
+    """Write RUN for others: a model card, the weights and the record, in Hugging Face's layout.
+
+    Everybody then loads it by `--run hf-hub:ORG/NAME`.  Paths of this machine are left out.
+
+    Example: bieff share runs/k400 --to shared/k400
+    """
+    from bieff.apps.report.share import share_run
+
+    echo(f"shared: {share_run(run, to, private=private)}")
 
 
 @main.command()
@@ -719,6 +760,12 @@ def ablate(tables: str, zeroshot: str, **options: Any) -> None:
 @_features("A store, such as features/hmdb51.", required=True)
 @_given("--shots", "Training videos a base class.", 16)
 @_given("--draws", "Choices of videos, a run each.", 3)
+@_many(
+    "--shots-list shots_lists",
+    "A list of the videos of one draw, in place of --shots and --draws; may be repeated.  Its "
+    "classes are the base.",
+    kind=_FILE,
+)
 @_split
 @_from("A finished run to start from, trained on another set.")
 @_blend
@@ -726,7 +773,7 @@ def ablate(tables: str, zeroshot: str, **options: Any) -> None:
 @_out("Folder.  [default: runs/STORE-base2novel]")
 @_named
 @_device
-def base2novel(**options: Any) -> None:
+def base2novel(shots_lists: Sequence[Path], **options: Any) -> None:
     """Train on few videos of half the classes, evaluate on both halves, beside frozen CLIP.
 
     Ctrl-C saves; the same command again goes on.
@@ -734,9 +781,14 @@ def base2novel(**options: Any) -> None:
     Example: bieff base2novel --features features/hmdb51 --shots 16 --draws 3
     """
     from bieff.apps.progress import steps_bar, videos_bar
+    from bieff.apps.train import shots_of_list
     from bieff.train.experiments.base_to_novel import base2novel as run_all
 
-    found = run_all(**options, steps_bar=steps_bar, videos_bar=videos_bar, command=sys.argv)
+    def listed(store: Any) -> list[Any]:
+        return [shots_of_list(store, f, split=options["split"]) for f in shots_lists]
+
+    bars: dict[str, Any] = {"steps_bar": steps_bar, "videos_bar": videos_bar}
+    found = run_all(**options, **bars, command=sys.argv, listed=listed)
     rows = [
         (
             line.model,

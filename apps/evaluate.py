@@ -75,7 +75,9 @@ class Evaluation:
         run.require_finished()  # weights that change would leave figures of both
         draw = FewShotDraw.of_run(run)
         split = None if draw is None else draw.split
-        _require_unseen(run, store, protocol, split)
+        is_own = draw is not None and run.record["data_set"] == store.recipe["data_set"]
+        base = draw.base(store) if draw is not None and is_own else None
+        _require_unseen(run, store, protocol, split, base)
         results = run.path / RESULTS
         if results.exists():
             load_results(results)  # rather now than when hours of scoring are done
@@ -93,6 +95,7 @@ class Evaluation:
                     protocol,
                     watch=watch,
                     split=split,
+                    base=base,
                     batch_size=self.batch_size,
                     keep_in=run.path,
                 )
@@ -158,7 +161,13 @@ def read_scores(file: Path, *, mix: float | None = None) -> ScoreTable:
     return table if mix is None else table.with_mix(mix)
 
 
-def _require_unseen(run: Run, store: FeatureStore, protocol: str, split: str | None) -> None:
+def _require_unseen(
+    run: Run,
+    store: FeatureStore,
+    protocol: str,
+    split: str | None,
+    base: Sequence[int] | None,
+) -> None:
     """A training video on a test list: other splits list it, and so do `full` and `half10`."""
     draws = [(run.record["data_set"], FewShotDraw.of_run(run))]
     draws += [(one.data_set, FewShotDraw.read(one.shots, one.run)) for one in run.ancestors]
@@ -171,7 +180,7 @@ def _require_unseen(run: Run, store: FeatureStore, protocol: str, split: str | N
     }
     if not trained_on:
         return
-    partition, lists = lists_of(store, protocol, split=split)
+    partition, lists = lists_of(store, protocol, split=split, base=base)
     asked = np.unique(np.concatenate([chosen.rows for chosen in lists])).tolist()
     seen = [id_ for row in asked if (id_ := partition.videos[row].id) in trained_on]
     if seen:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 from bieff.apps.progress import steps_bar
 from bieff.clip import Clip, ClipName, pick_device
-from bieff.features.errors import ConfigError
+from bieff.extract.datasets.files import Folder
+from bieff.extract.datasets.lists import read_list
+from bieff.features.class_names import LabelIndex
+from bieff.features.errors import ConfigError, InputError, StoreError
+from bieff.features.schema import Status
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
 from bieff.train.distributed import current, joined
+from bieff.train.evaluate.lists import split_lists
 from bieff.train.fit.cost import slow_text
 from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions
 from bieff.train.fit.loop import train
@@ -37,20 +42,30 @@ def train_run(
     command: Sequence[str] = (),
     few: FewShotOptions | None = None,
     start: Path | None = None,
+    shots_list: Path | None = None,
 ) -> str:
     """Train a run, or go on with one; returns what there is to say of it.
 
     One that starts from the run in `start` has its settings but where others are asked for.
+    `shots_list` names the videos to train on, of the split that `few` names, if any.
 
     Raises:
         BieffError: If an option, the store, its CLIP or the run is not as it must be.
     """
     if resume and dry_run:
         raise ConfigError("--resume and --dry-run contradict each other; leave one out")
-    if resume and few is not None:
+    if resume and (few is not None or shots_list is not None):
         raise ConfigError("--resume goes on with the run's own videos; leave --shots out")
     if resume and start is not None:
         raise ConfigError("--resume goes on with the run's own weights; leave --from out")
+    if (
+        few is not None
+        and shots_list is not None
+        and (few.shots, few.seed, few.same_as) != (None,) * 3
+    ):
+        raise ConfigError(
+            "--shots-list names the videos; leave --shots, --draw and --same-shots out"
+        )
     if frames is not None:
         if any(text.partition("=")[0].strip() == "frames" for text in overrides):
             raise ConfigError("frames are given by --frames and by --set; leave one out")
@@ -71,6 +86,8 @@ def train_run(
     store = FeatureStore.open(features)
     if earlier is not None:
         shots = FewShotDraw.of_run(earlier)
+    elif shots_list is not None:
+        shots = shots_of_list(store, shots_list, split=None if few is None else few.split)
     else:
         shots = None if few is None else few.draw(store)
     with joined(pick_device(device)) as where:
@@ -95,6 +112,70 @@ def train_run(
                 ancestors=ancestors,
             )
         return _summary(run, loaded) if current().writes else ""
+
+
+def shots_of_list(store: FeatureStore, file: Path, *, split: str | None) -> FewShotDraw:
+    """The videos of a list, such as the few-shot lists that ViFi-CLIP published.
+
+    A line is a path and a label, in any form that `bieff extract` takes.  The class is the
+    store's: the list's own numbers may begin anew, as those of base classes do, but each must
+    mean one class.  Videos that the store could not use are left out.
+
+    Raises:
+        InputError: If a video is on the test list, or the labels are not those of the store.
+        StoreError: If a label has no usable video.
+    """
+    (partition, listed), (test_part, test) = split_lists(store, split)
+    status, names = partition.status(), store.class_names
+    train_rows = {partition.videos[row].path: row for row in listed.rows.tolist()}
+    if len(train_rows) < len(listed.rows):
+        raise InputError(
+            f"list {file}: {store.path} has several rows of one file, which a path does not "
+            "tell apart; draw with --shots"
+        )
+    test_paths = [test_part.videos[row].path for row in test.rows.tolist()]
+    train, tested = (Folder(file, dict.fromkeys(p, 0)) for p in (train_rows, test_paths))
+    index = LabelIndex(names, source=str(store.path))
+    meant: dict[int | str, int] = {}
+    shots: dict[int, set[str]] = {}
+    lines = read_list(file)
+    for line in lines:
+        where, fitting = f"list {file}, line {line.line}", train.fitting(line.path)
+        if len(fitting) > 1:
+            raise InputError(
+                f"{where}: {line.path!r} may be {fitting[0]!r} or {fitting[1]!r}; write paths "
+                "that tell them apart"
+            )
+        if not fitting and tested.fitting(line.path):
+            raise InputError(
+                f"{where}: {line.path!r} is on the test list of {store.path}; name the split "
+                "that the list is of with --split"
+            )
+        if not fitting or not Status(status[row := train_rows[fitting[0]]]).usable:
+            continue
+        label = int(partition.labels[row])
+        if line.label is not None:
+            known = index.find(line.label) if isinstance(line.label, str) else label
+            means = meant.setdefault(line.label, -1 if known is None else known)
+            if means != label or (len({*meant.values()}) < len(meant)):
+                raise InputError(
+                    f"{where}: label {line.label!r} is not that of {names[label]!r}, which "
+                    f"{line.path!r} shows in {store.path}; is it the list of this data set?"
+                )
+        shots.setdefault(label, set()).add(partition.videos[row].id)
+    lost = {str(line.label) for line in lines if line.label is not None} - {*map(str, meant)}
+    if lost or not shots:
+        raise StoreError(
+            f"list {file}: {store.path} has no usable training video of label "
+            f"{min(lost, default='any')!r}; is it the list of this data set and split?"
+        )
+    return FewShotDraw(
+        store=store.recipe_hash,
+        split=(split or "1") if partition.name == "all" else None,
+        shots=max(map(len, shots.values())),
+        seed=None,
+        videos={names[label]: sorted(shots[label]) for label in sorted(shots)},
+    )
 
 
 def _plan(

@@ -9,6 +9,7 @@ from bieff.extract.datasets.dataset import DataSet, Report, refuse_mislabelled
 from bieff.extract.datasets.folder import load_folder
 from bieff.extract.datasets.kinetics import load_kinetics
 from bieff.extract.datasets.lists import load_lists
+from bieff.extract.datasets.named import SETS, load_named
 from bieff.extract.datasets.official import load_three_splits
 from bieff.extract.shapes.clips import load_shapes
 from bieff.features.class_names import read_class_names
@@ -25,8 +26,13 @@ _ROWS = (
     ("shapes-unseen", "zero-shot: new shapes", "24", "360", _SPLITS),
     ("k400", "Kinetics-400; train from your csv or folders", "400", "19,906 val", _CLOSED),
     ("k600", "Kinetics-600; lists from your csv or folders", "600", "as found", _CLOSED),
+    ("k700", "Kinetics-700; lists from your csv or folders", "700", "as found", _CLOSED),
     ("ucf101", "UCF-101", "101", "13,320", _SPLITS),
     ("hmdb51", "HMDB-51", "51", "6,766", _SPLITS),
+    ("ssv2", "Something-Something v2; your official lists", "174", "193,690", _CLOSED),
+    ("jester", "Jester; your official lists", "27", "133,349", _CLOSED),
+    ("diving48", "Diving48; your official lists", "48", "as listed", _CLOSED),
+    ("mit", "Moments in Time; your official lists", "by file", "as listed", _CLOSED),
     ("folder", "class folders, or a flat folder of clips", "by folder", "as found", "any"),
     ("list", "your list files and label file", "by file", "as listed", "any"),
 )
@@ -34,6 +40,7 @@ _ROWS = (
 LOADERS: dict[str, Callable[..., DataSet]] = {
     "k400": load_kinetics,
     "k600": load_kinetics,
+    "k700": load_kinetics,
     "ucf101": load_three_splits,
     "hmdb51": load_three_splits,
     "shapes": load_shapes,
@@ -42,7 +49,7 @@ LOADERS: dict[str, Callable[..., DataSet]] = {
 }
 """Data sets that need no more than a folder: name -> function of the name and the folder."""
 
-NAMES = (*LOADERS, "folder", "list")
+NAMES = (*LOADERS, *SETS, "folder", "list")
 """Every name that `load` takes."""
 
 
@@ -70,8 +77,9 @@ def load(
     Args:
         name: One of `NAMES`.
         videos: Folder of the videos; None is `data/<name>`.
-        lists: Of "list": partition ("train", "val", "all") -> list file.
-        labels: Of "list" and "folder": the label file.
+        lists: Of "list": partition ("train", "val", "all") -> list file.  Of sets with lists of
+            the user's, such as "ssv2": in place of those in the folder.
+        labels: Of "list", "folder" and such sets: the label file.
         first_label: Of "list": whether labels count from 0 or from 1; None finds out.
         trust_labels: Of "list": accept videos that lie in the folder of another class than
             their label says.  Official labels are always kept, and `notes` counts the videos.
@@ -95,6 +103,8 @@ def load(
             lists or {}, videos=videos, labels=labels, first_label=first_label, trim=trim
         )
         return data if trust_labels else refuse_mislabelled(data)
+    if name in SETS:
+        return load_named(name, folder, lists=lists, labels=labels)
     if LOADERS[name] is load_shapes:
         return load_shapes(name, folder, make=make, watch=watch)
     if LOADERS[name] is load_kinetics:
@@ -122,9 +132,9 @@ def _check_options(
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(f"unknown data set {name!r}{hint}: expected one of {', '.join(NAMES)}")
-    if lists and name != "list":
+    if lists and name != "list" and name not in SETS:
         raise InputError(f"data set {name!r} has its own lists; use --dataset list with yours")
-    if labels and name not in ("list", "folder"):
+    if labels and name not in ("list", "folder", *SETS):
         raise InputError(
             f"data set {name!r} has its own class names; use --dataset list or folder"
         )

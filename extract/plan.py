@@ -25,10 +25,18 @@ DECODERS = ("av", "decord", "libavcodec")
 """Those of a shard's versions that decide its pixels."""
 
 
+def version(package: str) -> str:
+    """The installed version; "none" of decord on a machine without it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
 @cache
 def versions_here() -> dict[str, str]:
     """Versions of the libraries that decode and encode in this process."""
-    here = {name: importlib.metadata.version(name) for name in ("av", "decord", "torch")}
+    here = {name: version(name) for name in ("av", "decord", "torch")}
     return here | {"libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
 
 
@@ -92,7 +100,7 @@ class StorePlan:
             recipe=self.recipe,
             class_names=self.class_names,
             partitions=self.partitions,
-            versions={name: importlib.metadata.version(name) for name in PACKAGES},
+            versions={name: version(name) for name in PACKAGES},
             root=self.root,
             class_subsets=self.class_subsets,
             redo_replaced=redo_replaced,

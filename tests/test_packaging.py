@@ -109,7 +109,7 @@ def test_what_a_part_must_not_know(part, forbidden):
 
 def test_no_folder_is_crowded_and_no_two_files_import_each_other():
     known = modules()
-    assert len(known) <= 100
+    assert len(known) <= 110
     for name in {folder(name) for name in known}:
         assert sum(folder(other) == name for other in known) <= 13, name
     left = {name: set(ours(path, known)) - {name} for name, path in known.items()}

@@ -24,6 +24,7 @@ from jaxtyping import UInt8
 from bieff.apps.bench.timing import flops_of, seconds
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
+from bieff.extract.decode import second
 from bieff.extract.decode.pool import DecodePool, Job
 from bieff.extract.decode.reader import decode_video
 from bieff.extract.shard import BATCH
@@ -105,6 +106,18 @@ class TowerRate:
     """FLOP of one image."""
 
     precision: str
+
+
+def decoder_lines() -> list[str]:
+    """What is lost where decord is not installed."""
+    return (
+        []
+        if second.is_here()
+        else [
+            "decoding: without decord, which has no wheel for this machine; frames are the "
+            "same, but a file on which PyAV crashes or hangs is tried again by PyAV alone"
+        ]
+    )
 
 
 def num_cores() -> int:

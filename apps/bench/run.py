@@ -13,6 +13,7 @@ from bieff import clip as clips
 from bieff.apps.bench.extract import (
     DecodeCost,
     TowerRate,
+    decoder_lines,
     measure_decoding,
     measure_tower,
     num_cores,
@@ -240,6 +241,7 @@ def _ceiling_lines(bench: Bench) -> list[str]:
         f"text tower: {text.tree:.3g} s a batch as a tree, {text.whole:.3g} s with every "
         f"prompt encoded whole: {text.whole / text.tree:,.0f} times",
         f"visual tower: {bench.tower.precision}",
+        *decoder_lines(),
     ]
 
 

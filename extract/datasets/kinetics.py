@@ -1,9 +1,9 @@
-"""Kinetics-400 and -600 as people have them.
+"""Kinetics-400, -600 and -700 as people have them.
 
 Files are called `<youtube id>.mp4` or `<youtube id>_000417_000427.mp4` (any video suffix), in
 class folders with spaces or underscores, under `train*/` and `val*/` or not, or flat.
 
-    val     k400: the official list, shipped.  k600: the user's csv, or else the class folders
+    val     k400: the official list, shipped.  Others: the user's csv, or else the class folders
     train   the user's Kinetics csv if one lies in the folder, or else the class folders
 
 A video's id is its youtube id, whichever of these named it.
@@ -85,7 +85,7 @@ class _Part:
 
 
 def load_kinetics(name: str, videos: Path, *, trim: bool = False) -> DataSet:
-    """Load "k400" or "k600" from the folder `videos`.
+    """Load "k400", "k600" or "k700" from the folder `videos`.
 
     A partition of which no video is found is left out, and `notes` says so.  With `trim` files
     without seconds in their names are whole videos, of which the listed part is meant.
@@ -141,7 +141,7 @@ def _parts(name: str, folder: Folder, labels: LabelIndex) -> list[_Part]:
     listed = {clip.youtube_id for _, clips in lists.values() for clip in clips}
     free = [f for f in files if f.label is not None and f.youtube_id not in listed]
     # Kinetics-600 without folders or lists is for evaluation
-    elsewhere = "train" if name == "k400" else "val"
+    elsewhere = "val" if name == "k600" else "train"
     parts = []
     for part in ("train", "val"):
         if part in lists:

@@ -20,8 +20,8 @@ ROLES = {"1": "train", "2": "test"}
 
 @cache
 def class_names(name: str) -> tuple[tuple[str, str], ...]:
-    """Official and readable name of each class of "ucf101", "hmdb51", "k400" or "k600"."""
-    if name in ("k400", "k600"):
+    """Official and readable name of each class of a set whose names are shipped."""
+    if name in ("k400", "k600", "k700", "ssv2"):
         return tuple((line, line) for line in _lines(f"{name}_names.txt"))
     rows = csv.DictReader(_lines(f"{name}_names.csv"))
     return tuple((row["name"], row["readable"]) for row in rows)

@@ -11,7 +11,7 @@ base2novel-base, base2novel-novel    that test list's videos of half of the clas
 docs/protocols.md says exactly what each one is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,11 @@ Listed = tuple[Partition, EvalList]
 
 
 def lists_of(
-    store: FeatureStore, protocol: str, *, split: str | None = None
+    store: FeatureStore,
+    protocol: str,
+    *,
+    split: str | None = None,
+    base: Sequence[int] | None = None,
 ) -> tuple[Partition, list[EvalList]]:
     """The lists of a protocol, usable videos or not, and the partition that all are of.
 
@@ -65,6 +69,7 @@ def lists_of(
         store: With labels; it need not be finished.
         protocol: One of `PROTOCOLS`.
         split: Official split of fewshot and base2novel; None takes the first.
+        base: Labels of the base classes; None takes those of `halves`.
 
     Raises:
         ConfigError: If there is no such protocol or split.
@@ -84,7 +89,7 @@ def lists_of(
             f"{store.path} has no {name!r} partition, it has {', '.join(store.partitions)}; "
             f"{protocol} is not for it{hint}"
         )
-    lists = _lists(store, protocol, partition, every, split)
+    lists = _lists(store, protocol, partition, every, (split, base))
     for chosen in lists:
         if not len(chosen.rows):
             raise StoreError(
@@ -152,11 +157,13 @@ def split_lists(store: FeatureStore, split: str | None) -> tuple[Listed, Listed]
     )
 
 
-def halves(store: FeatureStore, split: str | None) -> dict[str, Int[np.ndarray, " k"]]:
+def halves(
+    store: FeatureStore, split: str | None, base: Sequence[int] | None = None
+) -> dict[str, Int[np.ndarray, " k"]]:
     """Labels of the "base" and of the "novel" classes, ascending.
 
     Base classes are the half that occurs more often in the training list, ties by label; of an
-    odd number the base gets one more.
+    odd number the base gets one more.  Where `base` says which these are, the others are novel.
 
     Raises:
         ConfigError: If there is a single class.
@@ -165,6 +172,9 @@ def halves(store: FeatureStore, split: str | None) -> dict[str, Int[np.ndarray, 
     number = len(store.class_names)
     if number < 2:
         raise ConfigError(f"base2novel needs two classes, {store.path} has {number}")
+    if base is not None:
+        chosen = np.unique(np.array(base, np.int64))
+        return {"base": chosen, "novel": np.setdiff1d(listed.classes, chosen)}
     counts = np.bincount(partition.labels[listed.rows], minlength=number)
     often = np.argsort(-counts, kind="stable")
     middle = (number + 1) // 2
@@ -181,7 +191,11 @@ def half_of(num_classes: int, draw: int) -> Int[np.ndarray, " k"]:
 
 
 def _lists(
-    store: FeatureStore, protocol: str, partition: Partition, every: EvalList, split: str | None
+    store: FeatureStore,
+    protocol: str,
+    partition: Partition,
+    every: EvalList,
+    divided: tuple[str | None, Sequence[int] | None],
 ) -> list[EvalList]:
     match protocol:
         case "closed" | "full" | "fewshot":
@@ -211,7 +225,7 @@ def _lists(
             }
         case _:
             half = protocol.removeprefix("base2novel-")
-            subsets = {half: halves(store, split)[half]}
+            subsets = {half: halves(store, *divided)[half]}
     labels = partition.labels[every.rows]
     return [
         EvalList(name, every.rows[np.isin(labels, classes)], classes)

@@ -59,6 +59,7 @@ def evaluate(
     *,
     watch: Watch,
     split: str | None = None,
+    base: Sequence[int] | None = None,
     batch_size: int | None = None,
     keep_in: Path | None = None,
 ) -> ScoreTable:
@@ -72,6 +73,7 @@ def evaluate(
         protocol: One of `PROTOCOLS`.
         watch: Called after every batch.
         split: Official split, of protocols that take one.
+        base: Labels of the base classes, of those protocols; None takes the usual half.
         batch_size: Videos at a time; None takes each model's own.
         keep_in: Folder of a run, for the scores: what is there of the same evaluation is not
             scored again.
@@ -81,7 +83,7 @@ def evaluate(
         StoreError: If the store does not fit the protocol, or is not finished.
         InputError: If a score is not a number.
     """
-    partition, lists = lists_of(store, protocol, split=split)
+    partition, lists = lists_of(store, protocol, split=split, base=base)
     rows = np.unique(np.concatenate([chosen.rows for chosen in lists]))
     features = load_features(
         partition,
@@ -142,11 +144,20 @@ def evaluate_run(
     watch: Watch,
     split: str | None = None,
     blend: float | None = None,
+    base: Sequence[int] | None = None,
 ) -> ScoreTable:
     """Scores of a run's last weights and of frozen CLIP beside them, kept with the run."""
     ours = Trained(run, clip, store.class_names, blend=blend)
     frozen = Frozen(clip, store.class_names, num_frames=ours.about.frames)
-    return evaluate(store, [ours, frozen], protocol, watch=watch, split=split, keep_in=run.path)
+    return evaluate(
+        store,
+        [ours, frozen],
+        protocol,
+        watch=watch,
+        split=split,
+        base=base,
+        keep_in=run.path,
+    )
 
 
 def probabilities(

@@ -25,7 +25,7 @@ from bieff.train import config as settings
 from bieff.train.evaluate.lists import BASE, NOVEL, halves
 from bieff.train.evaluate.results import Result, merge_results, results_of
 from bieff.train.evaluate.scoring import evaluate_run
-from bieff.train.fit.few_shot import draw_shots
+from bieff.train.fit.few_shot import FewShotDraw, draw_shots
 from bieff.train.fit.loop import train_or_go_on
 from bieff.train.runs.ancestor import after, require_new
 from bieff.train.runs.run import RESULTS, clip_of, lineage, open_run
@@ -80,6 +80,7 @@ def base2novel(
     pretrained: str | None = None,
     device: str | None = None,
     command: Sequence[str] = (),
+    listed: Callable[[FeatureStore], Sequence[FewShotDraw]] | None = None,
 ) -> list[Figures]:
     """Train and evaluate every draw; the same call again goes on.
 
@@ -98,6 +99,8 @@ def base2novel(
         pretrained: Its weights.
         device: Where to train.
         command: What the user typed, for the record.
+        listed: Gives the draws, of the same classes, where they are not to be drawn here;
+            these classes are the base.
 
     Returns:
         Figures of ours and of frozen CLIP.
@@ -109,18 +112,33 @@ def base2novel(
     if draws < 1:
         raise ConfigError(f"draws must be positive, got {draws}")
     parent = None if start is None else open_run(start)
-    base = settings.DEFAULT_PRESET if parent is None else parent.base
-    config = settings.load(overrides=overrides, base=base)
+    config = settings.load(
+        overrides=overrides, base=settings.DEFAULT_PRESET if parent is None else parent.base
+    )
     store = FeatureStore.open(features)
     out = out or Path("runs") / f"{features.resolve().name}-{PROTOCOL}"
-    classes = {half: labels.tolist() for half, labels in halves(store, split).items()}
+    given = None if listed is None else listed(store)
+    if given:
+        shots, draws = max(draw.shots for draw in given), len(given)
+        if len({frozenset(draw.videos) for draw in given}) > 1 or given[0].base(store) is None:
+            raise ConfigError(
+                "the lists of shots: expected the same part of the classes in each, got "
+                f"{', '.join(str(len(draw.videos)) for draw in given)} of "
+                f"{len(store.class_names)}; give the lists of one choice of base classes"
+            )
+    base = given[0].base(store) if given else None
+    classes = {half: labels.tolist() for half, labels in halves(store, split, base).items()}
     named = ClipName.given(model, pretrained)
     clip = clip_of(store, device=pick_device(device), named=named)
     ancestors = () if parent is None else lineage(parent, clip, config)
     require_new(ancestors, store)
     found: dict[str, list[list[Result]]] = {half: [] for half in HALVES}
     for draw in range(draws):
-        chosen = draw_shots(store, shots=shots, split=split, seed=draw, classes=classes["base"])
+        chosen = (
+            given[draw]
+            if given
+            else draw_shots(store, shots=shots, split=split, seed=draw, classes=classes["base"])
+        )
         with steps_bar(f"draw {draw}") as bar:
             bar.say(chosen.text())
             run = train_or_go_on(
@@ -136,7 +154,14 @@ def base2novel(
         for half, protocol in HALVES.items():
             with videos_bar(f"{run.id}, evaluating {half}") as watch:
                 table = evaluate_run(
-                    run, clip, store, protocol, watch=watch, split=split, blend=blend
+                    run,
+                    clip,
+                    store,
+                    protocol,
+                    watch=watch,
+                    split=split,
+                    base=classes["base"],
+                    blend=blend,
                 )
             found[half].append(results_of(table))
             merge_results(run.path / RESULTS, found[half][-1])

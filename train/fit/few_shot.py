@@ -31,8 +31,8 @@ class FewShotDraw:
     shots: int
     """Videos asked for a class."""
 
-    seed: int
-    """Seed of the draw."""
+    seed: int | None
+    """Seed of the draw; None where a list named the videos."""
 
     videos: Mapping[str, Sequence[str]]
     """Class -> ids of its videos; the classes in the order of their labels."""
@@ -58,6 +58,19 @@ class FewShotDraw:
         """The protocol that a run on it is evaluated by."""
         has_all = len(self.videos) == len(store.class_names)
         return FEW_SHOT if has_all else BASE  # of half of them in a run of `bieff base2novel`
+
+    def base(self, store: FeatureStore) -> list[int] | None:
+        """Labels of its classes; None where these are all of the store's.
+
+        Raises:
+            StoreMismatchError: If the store has no such class.
+        """
+        names = store.class_names
+        if len(self.videos) == len(names):
+            return None
+        if other := sorted(set(self.videos) - set(names)):
+            raise StoreMismatchError(f"{store.path} has no class {other[0]!r}, which was drawn")
+        return [names.index(name) for name in self.videos]
 
     def listed(self, store: FeatureStore) -> Listed:
         """Rows of the videos in the store, and the classes they are told apart among.
@@ -86,8 +99,9 @@ class FewShotDraw:
         fewer = sum(len(ids) < self.shots for ids in self.videos.values())
         note = f", {fewer} classes have fewer" if fewer else ""
         where = "" if self.split is None else f" of split {self.split}"
+        how = "as listed" if self.seed is None else f"draw {self.seed}"
         return (
-            f"{self.shots} videos a class{where}, draw {self.seed}: {count:,} videos of "
+            f"{self.shots} videos a class{where}, {how}: {count:,} videos of "
             f"{len(self.videos)} classes{note}"
         )
 

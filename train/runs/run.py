@@ -43,6 +43,7 @@ from bieff.train.method.model import BiEfficient
 from bieff.train.method.pre_prompt import embedded_words
 from bieff.train.runs.ancestor import Ancestor, read_ancestors, read_weights
 from bieff.train.runs.checkpoint import BEST, LAST
+from bieff.train.runs.hub import fetch, is_on_hub
 from bieff.train.text.tower import TextTower, not_a_tree
 from bieff.train.text.whole import WholeTower, token_embedding
 
@@ -230,11 +231,13 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def open_run(path: Path) -> Run:
-    """Open a run by its folder.
+    """Open a run by its folder, or as `hf-hub:ORG/NAME`, which is fetched first.
 
     Raises:
         InputError: If there is none, or it cannot be read.
     """
+    if is_on_hub(path):
+        path = fetch(str(path), record=RECORD)
     if not (path / RECORD).exists():
         raise InputError(f"no run at {path}; make one with `bieff train`")
     then = "bring back what the run wrote, or train again"

@@ -33,6 +33,8 @@ AS_THEY_ARE = {
     "k400_val.csv": "358eaf47e7f80ebf9b17d49eb0635ad5e0fdab98a9cbd75ffdd2ee5d5e5b6944",
     "k400_names.txt": "e9f2806fe9109b851a80a74841244f6f8c9d10917fa0229cd82bab67f2f8e28f",
     "k600_names.txt": "8dfca4202520ea8291ce0242ef33b006d0a0772b409663c090a2876bc1978dcf",
+    "k700_names.txt": "2f265d35aa76060219f7e83aff12f5aaba9d1fe27360aa83f11aad7a3648fc51",
+    "ssv2_names.txt": "c9c5a86ece619e1ab2e7ca0614c85377a534873e17108b13243e5d22089a0a85",
     "k600_zero_shot_1.csv": "5350f8c28f5883af6995361c397c34192b290696eb5469723575615325420c81",
     "k600_zero_shot_2.csv": "15fc9f8289532c581c21018f14947c636bbce07f02065214c098f1636c1151e5",
     "k600_zero_shot_3.csv": "51a2bf921a38422c18463efbc252cb4f4e526fbf77818751d249f73df816ad96",
@@ -92,7 +94,7 @@ def test_hmdb51_is_official_to_the_byte():
 
 
 @pytest.mark.parametrize("file", AS_THEY_ARE)
-def test_kinetics_lists_are_official_to_the_byte(file):
+def test_lists_are_those_of_their_sources_to_the_byte(file):
     assert sha256((official.DATA / file).read_bytes()) == AS_THEY_ARE[file]
 
 

@@ -1,5 +1,6 @@
 """Never a wrong frame: clips whose frames carry their number, in every family of files."""
 
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 from helpers import stamped
 from helpers.places import VIDEOS
 
+from bieff.apps.bench.extract import decoder_lines
 from bieff.extract.decode.container import scan
 from bieff.extract.decode.reader import Decoded, Pass, decode_video, read_frames
 from bieff.extract.decode.second import examine
+from bieff.extract.plan import version
 from bieff.features.errors import InputError
 
 REAL = [
@@ -144,6 +147,19 @@ def test_an_edit_list_at_the_end_is_obeyed(make, tmp_path):
     path.write_bytes(data)
     decoded = check(path, first=0, num_frames=31)
     assert not decoded.is_salvaged
+
+
+def test_without_decord_the_frames_are_the_same(make, monkeypatch):
+    """As on a machine for which it has no wheel; the bench says what is lost."""
+    monkeypatch.setitem(sys.modules, "decord", None)
+    path = make("GOP 12, B-frames")
+    decoded, other = (decode_video(path, range, decoder=d) for d in (None, "other"))
+    assert (decoded.decoder, other.decoder) == ("pyav", "pyav")
+    np.testing.assert_array_equal(other.frames, decoded.frames)
+    assert "tried again by PyAV alone" in decoder_lines()[0]
+    monkeypatch.undo()
+    assert decoder_lines() == []
+    assert (version("decord"), version("no such package")) == ("0.6.0", "none")
 
 
 def test_plain_decord_is_wrong_where_we_are_right(make, tmp_path):

@@ -14,9 +14,14 @@ from safetensors.torch import load_file
 
 from bieff.apps.evaluate import Evaluation, evaluate_on
 from bieff.apps.progress import steps_bar, videos_bar
-from bieff.apps.train import train_run
+from bieff.apps.train import shots_of_list, train_run
 from bieff.cli import main
-from bieff.features.errors import ConfigError, StoreError, StoreMismatchError
+from bieff.features.errors import (
+    ConfigError,
+    InputError,
+    StoreError,
+    StoreMismatchError,
+)
 from bieff.features.schema import UNLABELLED
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
@@ -353,3 +358,98 @@ def test_novel_videos_are_told_apart_among_novel_classes(clip, splits, tmp_path)
         right += novel[int(total.argmax())] == whole.labels[row]
         count += 1
     assert ours.novel == pytest.approx(100 * right / count)
+
+
+# --- videos that a list names
+
+
+def shots_file(path, store, draw, number, *, suffix=".avi"):
+    """A list as ViFi-CLIP writes them: bare file names, and numbers of classes."""
+    part = store.partitions["all" if "all" in store.partitions else "train"]
+    name = {video.id: video.path.rpartition("/")[2][:-4] for video in part.videos}
+    lines = [
+        f"{name[id_]}{suffix} {number(label)}"
+        for label, ids in enumerate(draw.videos.values())
+        for id_ in ids
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_list_names_the_videos(splits, tmp_path):
+    draw = draw_shots(splits, shots=2, split="2", seed=9)
+    file = shots_file(tmp_path / "train1_few_shot_2.txt", splits, draw, str)
+    listed = shots_of_list(splits, file, split="2")
+    assert {**listed.to_dict(), "seed": 9} == draw.to_dict()
+    assert listed.text() == "2 videos a class of split 2, as listed: 10 videos of 5 classes"
+    # what the store cannot use is left out, and counted
+    file.write_text(file.read_text() + f"{BAD[2]}.avi 0\ngone.avi 1\n")
+    assert shots_of_list(splits, file, split="2") == listed
+
+    few = FewShotOptions(shots=None, split="2", seed=None, same_as=None)
+    said = train_here(splits.path, out=tmp_path / "run", shots_list=file, few=few)
+    assert "as listed: 10 videos of 5 classes" in said
+    assert open_run(tmp_path / "run").record["shots"] == listed.to_dict()
+
+
+def test_a_list_that_is_not_of_the_store_is_refused(splits, tmp_path):
+    draw = draw_shots(splits, shots=2, split="2", seed=9)
+    file = tmp_path / "list.txt"
+    names = list(splits.class_names)
+    shots_file(file, splits, draw, lambda label: names[label])
+    assert shots_of_list(splits, file, split="2").videos == draw.videos
+    shots_file(file, splits, draw, lambda label: names[label - 1])
+    with pytest.raises(InputError, match=r"line 1: label 'playing drums' is not that of"):
+        shots_of_list(splits, file, split="2")
+    shots_file(file, splits, draw, lambda label: label // 2)
+    with pytest.raises(InputError, match=r"line 3: label 0 is not that of 'archery'"):
+        shots_of_list(splits, file, split="2")
+    text = shots_file(file, splits, draw, str).read_text()
+    file.write_text(text.replace(" 0\n", " 7\n", 1))
+    with pytest.raises(InputError, match=r"line 2: label 0 is not that of 'playing guitar'"):
+        shots_of_list(splits, file, split="2")
+    with pytest.raises(InputError, match=r"is on the test list of .*--split"):
+        shots_of_list(splits, shots_file(file, splits, draw, str), split="1")
+    file.write_text("gone.avi 3\n")
+    with pytest.raises(StoreError, match="no usable training video of label '3'"):
+        shots_of_list(splits, file, split="2")
+    few = FewShotOptions(shots=2, split=None, seed=None, same_as=None)
+    with pytest.raises(ConfigError, match="--shots-list names the videos; leave --shots"):
+        train_run(features=splits.path, shots_list=file, few=few)
+
+
+def test_base_to_novel_of_lists(splits, tmp_path):
+    """The classes of the lists are the base, whatever half occurs more often."""
+    base = [int(label) for label in halves(splits, None)["novel"]]
+    draws = [draw_shots(splits, shots=3, seed=seed, classes=base) for seed in (4, 5)]
+    # numbers begin anew
+    files = [
+        shots_file(tmp_path / f"fs_base_s{i}_train.txt", splits, draw, str)
+        for i, draw in enumerate(draws)
+    ]
+
+    def listed(store):
+        return [shots_of_list(store, file, split=None) for file in files]
+
+    ask = {"shots": 16, "draws": 3, "overrides": SHORT, "out": tmp_path / "out", **HERE}
+    ask["model"] = fake.named(splits).model
+    base2novel(splits.path, **ask, listed=listed)
+    kept = json.loads((tmp_path / "out" / "base2novel.json").read_text())
+    names = [splits.class_names[label] for label in base]
+    assert kept["classes"]["base"] == names
+    assert sorted([*names, *kept["classes"]["novel"]]) == sorted(splits.class_names)
+    assert (kept["shots"], kept["draws"]) == (3, 2)
+    # `bieff eval` asks about the classes of the list, too
+    half = Evaluation(device="cpu", model_only=True, model=ask["model"])
+    run = tmp_path / "out" / "draw-1"
+    (alone,) = evaluate_on(half, run=run, protocol="closed")
+    of_base = kept["results"]["base"][1][0]
+    assert [dataclasses.asdict(one) for one in alone.lists] == of_base["lists"]
+    _, (partition, tested) = split_lists(splits, None)
+    labels = partition.labels[tested.rows]
+    counts = (len(base), int(np.isin(labels, base).sum()))
+    assert (alone.lists[0].n_classes, alone.lists[0].n_listed) == counts
+    files = files[:1]
+    shots_file(files[0], splits, draw_shots(splits, shots=1), str)
+    with pytest.raises(ConfigError, match="expected the same part of the classes in each"):
+        base2novel(splits.path, **ask, listed=listed)
