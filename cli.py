@@ -248,7 +248,7 @@ def models(part: str | None) -> None:
 
     Example: bieff models --filter siglip2
     """
-    from bieff.apps.models import table
+    from bieff.apps.bench.models import table
 
     _print_table(*table(part or ""))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.extracting import SET, write_clips
 
-from bieff.apps.models import table
+from bieff.apps.bench.models import table
 from bieff.clip import ClipName, import_open_clip, load
 from bieff.extract.config import ExtractConfig
 from bieff.extract.decode import read_frames
