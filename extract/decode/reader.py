@@ -435,8 +435,9 @@ def _judge(result: Pass, codec: str, bad_bytes: Sequence[tuple[int, int]]) -> No
         _judge_missing(result, codec)
     for begin, end in bad_bytes:
         inside = {packet.number for packet in result.packets if begin <= packet.place < end}
-        behind = [packet.number for packet in result.packets if packet.place >= end]
-        inside = inside or set(behind[:1])
+        if begin == end:  # what stood there is not read
+            behind = [packet.number for packet in result.packets if packet.place >= end]
+            inside = set(behind[:1])
         if not inside & result.damaged:
             for number in inside:
                 result.note_damage(number, _WRONG)
