@@ -458,10 +458,11 @@ def _judge(result: Pass, codec: str, bad_bytes: Sequence[tuple[int, int]]) -> No
 
 
 def _inside(result: Pass, begin: int, end: int) -> set[int]:
-    """Packets of some bytes of the file; the first one behind them where there is none."""
-    inside = {packet.number for packet in result.packets if begin <= packet.place < end}
-    behind = [packet.number for packet in result.packets if packet.place >= end]
-    return inside or set(behind[:1])
+    """Packets of some bytes of the file; of no bytes, the first one behind them."""
+    if begin == end:  # what stood there is not read
+        behind = [packet.number for packet in result.packets if packet.place >= end]
+        return set(behind[:1])
+    return {packet.number for packet in result.packets if begin <= packet.place < end}
 
 
 def _judge_missing(result: Pass, codec: str) -> None:

@@ -127,10 +127,10 @@ def test_scores_with_holes_are_a_sentence_and_never_a_traceback(world):
 @pytest.mark.parametrize("name", ["videos/label", "videos/row", "lists/0/rows"])
 def test_all_of_a_file_of_scores_has_a_checksum(world, name):
     with h5py.File(world / "scores.h5", "r+") as opened:
-        opened[name][:] = opened[name][::-1]
+        opened[name][:] = opened[name][:][::-1]
     assert "are damaged" in refused("scores", "scores.h5")
     with h5py.File(world / "scores.h5", "r+") as opened:
-        opened[name][:] = opened[name][::-1]
+        opened[name][:] = opened[name][:][::-1]
         opened["classes"][0] = "another"
     said = refused("scores", "scores.h5")
     assert "do not have the checksum that they were written with" in said

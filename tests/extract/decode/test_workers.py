@@ -133,7 +133,8 @@ def test_frames_come_back_as_decoded(clip, tmp_path):
 )
 def test_a_fault_costs_its_video_alone(folder, fault, status, message):
     paths = folder("a.mp4", f"{fault}.mp4", "b.mp4", f"{fault}_once.mp4", "c.mp4")
-    with DecodePool(2, deadline=1.5, decode=FAULTY) as pool:
+    deadline = 1.5 if fault == "hang" else 60.0  # the shorter one would fail on a busy machine
+    with DecodePool(2, deadline=deadline, decode=FAULTY) as pool:
         outcomes = run(pool, paths)
         pids = pool.pids
     assert not any(is_alive(pid) for pid in pids)
@@ -304,21 +305,28 @@ def test_workers_import_nothing_heavy(clip):
     assert outcome.status == Status.OK, outcome.message
 
 
+def count_frames() -> int:
+    """Files of frames that this process holds open."""
+    links = [file for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return sum("memfd:frames" in str(file.readlink()) for file in links if file.is_symlink())
+
+
 def test_memory_and_descriptors_come_back(clip):
     """Frames live as long as an array refers to them, and nothing stays open after."""
-    open_files = count_files("/proc/self/fd")
+    gc.collect()
+    open_files, before = count_files("/proc/self/fd"), count_frames()
     shared = count_files("/dev/shm")
     with DecodePool(2) as pool:
         jobs = [Job(row=i, path=clip, choose=Grid(3)) for i in range(9)]
         kept = [outcome.frames for outcome in pool.decode(jobs)]
         gc.collect()
         assert [stamped.read_numbers(f) for f in kept] == [Grid(3)(29).tolist()] * 9
-        inside = count_files("/proc/self/fd")
+        assert count_frames() == before + 9
         kept.clear()
         gc.collect()
-        assert count_files("/proc/self/fd") == inside - 9
+        assert count_frames() == before
         assert count_files("/dev/shm") == shared
-    assert count_files("/proc/self/fd") == open_files
+    assert count_files("/proc/self/fd") <= open_files  # of other tests some may be gone
     assert "decode supervisor" not in {thread.name for thread in threading.enumerate()}
 
 
