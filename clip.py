@@ -574,7 +574,7 @@ def _known_file(open_clip: Any, file: Path, model: str) -> tuple[tuple[str, str]
         marks = re.findall(r"[/-]([0-9a-f]{64}|[0-9a-f]{8})(?=/|\.pt$)", address)
         if marks and digest.startswith(marks[-1]):
             found.append(pair)
-            is_whole = len(marks[-1]) == len(digest)
+            is_whole |= len(marks[-1]) == len(digest)
     found.sort(key=lambda pair: pair[0] != model)
     return (found[0] if found else None), is_whole
 
@@ -594,13 +594,29 @@ def _preprocessing(name: ClipName, config: dict[str, Any]) -> Preprocessing:
                 f"CLIP {str(name)!r}: expected {key} {' or '.join(map(repr, expected))}, got "
                 f"{config[key]!r}, which is not supported"
             )
+    mean, std = (
+        (value,) * 3 if isinstance(value, int | float) else tuple(value)
+        for value in (config["mean"], config["std"])
+    )
+    fill = config.get("fill_color", 0)
+    numbers = [*mean, *std, fill]
+    if not (
+        len(mean) == len(std) == 3
+        and all(isinstance(value, int | float) and abs(value) < 1e3 for value in numbers)
+        and min(std) > 0
+        and fill in range(256)
+    ):
+        raise InputError(
+            f"CLIP {str(name)!r}: expected three numbers as mean and as std, and a fill_color "
+            f"of 0 to 255, got {mean}, {std} and {fill!r}"
+        )
     return Preprocessing(
         size=height,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=mean,
+        std=std,
         interpolation=config.get("interpolation", "bicubic"),
         resize_mode=config.get("resize_mode", "shortest"),
-        fill=config.get("fill_color", 0),
+        fill=int(fill),
     )
 
 
@@ -619,7 +635,7 @@ def _remedy(name: ClipName) -> str:
     tag, file = name.tag_and_file
     if file:
         return "take the file that open_clip publishes, or save a state_dict of its model"
-    if _is_of_open_clip(name):
+    if tag is not None:
         return (
             f"check the connection, or give --pretrained {tag}=FILE with the file of these "
             "weights"

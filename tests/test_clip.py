@@ -237,6 +237,9 @@ def test_weights_of_another_shape_are_named(tmp_path):
         ("resize_mode", "fill", "'longest' or 'squash', got 'fill', which is"),
         ("interpolation", "random", "'bicubic' or 'bilinear', got 'random'"),
         ("mode", "L", "expected mode 'RGB', got 'L'"),
+        ("mean", [0.5, 0.5], r"three numbers as mean and as std, .* got \(0.5, 0.5\), "),
+        ("std", [0.5, 0.5, "x"], "three numbers as mean and as std"),
+        ("fill_color", 256, "a fill_color of 0 to 255, got .* and 256"),
     ],
 )
 def test_a_preprocessing_that_is_not_known_is_refused(tmp_path, key, value, message):

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import extracting, stamped
+from PIL import Image
 from rich.console import Console
 
 from bieff.apps.progress import RunProgress
+from bieff.clip import import_open_clip
 from bieff.extract.decode.pool import Outcome
 from bieff.extract.decode.reader import read_frames
-from bieff.extract.plan import plan, versions_here
+from bieff.extract.plan import StorePlan, plan, versions_here
 from bieff.extract.run import extract
 from bieff.extract.shapes.clips import load_shapes
 from bieff.extract.shard import cut_views, in_order
@@ -95,6 +97,34 @@ def test_training_views_and_patches_too(tmp_path):
     assert extracting.extract_small(store, config=config).counts == {"ok": 10}
     check_rows(store, "train", range(5))
     check_rows(store, "val", [0, 4])
+
+
+def test_rows_of_a_model_that_squashes_are_open_clips(clips, tmp_path):
+    looks = replace(
+        extracting.tinyclip().preprocessing, interpolation="bilinear", resize_mode="squash"
+    )
+    clip = replace(extracting.tinyclip(), preprocessing=looks)
+    data, config = load_shapes(extracting.SET, clips), replace(CONFIG, limit=1, clips=1)
+    store = StorePlan.of(data, config, clip).write(tmp_path / "s")
+    assert store.recipe["preprocessing"]["resize_mode"] == "squash"
+    assert extract(store, clip, config, device=extracting.CPU).counts == {"ok": 1}
+    part = store.partitions["all"]
+    pictures = read_frames(Path(store.root) / part.videos[0].path, part.frames([0])[0, 0])
+    transform = import_open_clip().image_transform(
+        looks.size,
+        is_train=False,
+        mean=looks.mean,
+        std=looks.std,
+        resize_mode="squash",
+        interpolation="bilinear",
+    )
+    with torch.no_grad():
+        shown = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
+        want = clip.model.visual(shown)
+    got = torch.from_numpy(part.read([0])[0, 0]).float()
+    torch.testing.assert_close(got, want, rtol=2**-10, atol=1e-2)
+    three = StorePlan.of(data, replace(config, crops=3), clip).recipe["views"]["all"]
+    assert [view["crop"] for view in three] == ["left", "middle", "right"]
 
 
 def test_a_finished_store_is_left_alone(whole, clips):
@@ -417,10 +447,10 @@ def test_frames_that_do_not_fit_the_memory_cost_that_video_alone(clips, tmp_path
     store = extracting.plan_small(clips, tmp_path / "store")
     seen = iter(range(10**6))
 
-    def full(frames, crop):
+    def full(frames, crop, looks):
         if next(seen) == 2:  # the second video's first view
             raise torch.OutOfMemoryError("out of memory")
-        return cut(frames, crop)
+        return cut(frames, crop, looks)
 
     monkeypatch.setattr("bieff.extract.shard.cut", full)
     summary = extracting.extract_small(store)
@@ -428,7 +458,7 @@ def test_frames_that_do_not_fit_the_memory_cost_that_video_alone(clips, tmp_path
     (error,) = summary.bad
     assert re.fullmatch(r"no memory for its \d+ frames of 80 x 64 pixels", error.message)
 
-    def broken(frames, crop):
+    def broken(frames, crop, looks):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("bieff.extract.shard.cut", broken)
