@@ -10,11 +10,10 @@ import av
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import fake_store as fake
 
 from bieff.apps.bench.extract import KINDS, DecodeCost, TowerRate, write_clip
 from bieff.apps.bench.hours import SIZES, bottleneck, hours
-from bieff.apps.bench.run import bench, clip_name
+from bieff.apps.bench.run import clip_name
 from bieff.apps.bench.timing import flops_of, once, seconds
 from bieff.apps.bench.train import EvalCost, StepCost
 from bieff.cli import main
@@ -125,12 +124,6 @@ def test_weights_are_random_unless_the_model_brings_its_own():
     assert clip_name("ViT-B-32", "openai").pretrained == "openai"
     with pytest.raises(InputError, match="brings its own weights"):
         clip_name("tinyclip", "openai")
-
-
-def test_a_tower_whose_prompts_form_no_tree_is_one_sentence(tmp_path):
-    name = fake.write_clip(tmp_path / "clip", no_causal_mask=True)
-    with pytest.raises(InputError, match="form a tree, got a bidirectional one; `bieff extra"):
-        bench(name.model, device="cpu")
 
 
 def test_an_unknown_model_is_one_sentence():

@@ -5,10 +5,12 @@ import runpy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import fake_store as fake
 from helpers.places import TESTS
 from helpers.whole_prompts import CLIP_FORM, VOCABULARY, PlainTower, clip_of, embedding, encode
 from torch import Tensor, nn
 
+from bieff.apps.bench.run import bench
 from bieff.clip import Clip, TokenForm, import_open_clip
 from bieff.features.errors import InputError
 from bieff.train.evaluate.classifier import class_embeddings
@@ -186,6 +188,12 @@ def test_the_tree_reads_tokens_that_begin_without_a_start():
     for M, Q in ((5, 1), (0, 3), (4, 0), (0, 0)):
         context, video = rows(M) if M else None, rows(2, Q) if Q else None
         check(clip, context, video, torch.tensor([3, 0, 1, 0]))
+
+
+def test_bench_asks_for_a_tree_before_it_measures(tmp_path):
+    name = fake.write_clip(tmp_path / "clip", no_causal_mask=True)
+    with pytest.raises(InputError, match="form a tree, got a bidirectional one; `bieff extra"):
+        bench(name.model, device="cpu")
 
 
 def test_a_tower_of_another_library_is_refused():
