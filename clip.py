@@ -38,7 +38,8 @@ RANDOM = "random"
 
 _UNREADABLE = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError),
-    *(ArithmeticError, AssertionError, SafetensorError, pickle.UnpicklingError),
+    *(ArithmeticError, AssertionError, ImportError),
+    *(SafetensorError, pickle.UnpicklingError),
 )
 """Errors of open_clip and torch at a name, a configuration or weights that are no good."""
 

@@ -33,9 +33,11 @@ from bieff.apps.bench.train import (
     measure_text,
 )
 from bieff.clip import ClipName
+from bieff.features.errors import InputError
 from bieff.train.config import TrainConfig
 from bieff.train.fit.step import prepare
 from bieff.train.runs.run import commit, versions
+from bieff.train.text.tower import not_a_tree
 
 PAPER_GPU_HOURS = 152
 """Hours of RTX 3090, Kinetics-400, 16 frames, the whole training (Table 3)."""
@@ -139,7 +141,7 @@ def bench(
         say: Called with what is being measured.
 
     Raises:
-        InputError: If the model or the device cannot be had.
+        InputError: If the model or the device cannot be had, or its prompts form no tree.
     """
     begin = time.monotonic()
     where = clips.pick_device(device)
@@ -148,6 +150,11 @@ def bench(
     name = clip_name(model, pretrained)
     say(f"loading {name} on {where}")
     clip = clips.load(name, device=where)
+    if reason := not_a_tree(clip.model):
+        raise InputError(
+            f"CLIP {name}: expected a text tower whose prompts form a tree, {reason}; "
+            "`bieff extract --dry-run` estimates stage one for it, `bieff train --dry-run` two"
+        )
     with tempfile.TemporaryDirectory(prefix="bieff-bench-") as temporary:
         folder = Path(temporary)
         say("ceilings")

@@ -61,7 +61,7 @@ class WholeTower(nn.Module):
         self.tower: Any = getattr(clip, "text", clip)
         self.num_start, self.lengths = num_start, lengths.cpu()
         self.num_names, self.context_length = tokens.shape
-        self.is_plain = _is_plain(self.tower)
+        self.is_plain = _is_plain(self.tower, tokens.cpu(), num_start + self.lengths)
         self.blocks: Any = self.tower.transformer.resblocks if self.is_plain else ()
         weight = self.embedding.weight
         self.width: int = weight.shape[1]
@@ -122,12 +122,14 @@ class WholeTower(nn.Module):
         )
 
     def max_videos(self, free_bytes: float, *, num_context: int, num_video_rows: int) -> int:
-        """Videos that fit in memory at once under `torch.no_grad` with all names.
+        """Videos that fit in memory at once under `torch.no_grad` with all names, at least one.
 
-        An estimate from above: two tensors hold the last block's inputs, at least one.
+        An estimate from above: the last block's inputs are there twice; without a row of the
+        video there are classes alone, which the model widens.
         """
         self.require_fit(num_context, num_video_rows)
-        numbers = 2 * self.num_names * self.context_length * self.width
+        rows = 2 * self.context_length if num_video_rows else 18
+        numbers = rows * self.num_names * self.width
         free = free_bytes - 6 * self._limit(CHUNK_BYTES)
         return max(1, int(free / (numbers * self.embedding.weight.element_size())))
 
@@ -318,14 +320,18 @@ def token_embedding(clip: nn.Module) -> Any:
     )
 
 
-def _is_plain(tower: Any) -> bool:
-    """True for open_clip's blocks without any mask, pooled at one row."""
-    blocks = getattr(tower.transformer, "resblocks", ())
-    return bool(
-        hasattr(tower, "positional_embedding")
-        and len(tower.positional_embedding) == tower.context_length
-        and tower.attn_mask is None
-        and not getattr(tower, "use_pad_mask", False)
-        and pool_of(tower)[0] in ("first", "last", "argmax", "eos")
-        and all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks)
-    )
+def _is_plain(tower: Any, tokens: Int[Tensor, "K length"], ends: Int[Tensor, " K"]) -> bool:
+    """True for open_clip's blocks without any mask, pooled at one row that is known."""
+    if (
+        not hasattr(tower, "positional_embedding")
+        or len(tower.positional_embedding) != tower.context_length
+        or tower.attn_mask is not None
+        or getattr(tower, "use_pad_mask", False)
+    ):
+        return False
+    pool, eos = pool_of(tower)
+    pooled = {"first": ends, "last": ends, "argmax": tokens.argmax(dim=1)}
+    at = {**pooled, "eos": (tokens == eos).int().argmax(dim=1)}.get(pool)
+    is_known = at is not None and at.equal(ends)
+    blocks = tower.transformer.resblocks
+    return is_known and all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks)

@@ -54,6 +54,20 @@ def refused(store, clip, message, *overrides):
         prepare(store, clip, load(overrides=[*SHORT, *overrides]))
 
 
+def planned(store, *overrides):
+    return train_run(
+        features=store.path,
+        out=None,
+        frames=None,
+        preset=None,
+        config=None,
+        overrides=[*SHORT, *overrides],
+        device="cpu",
+        dry_run=True,
+        model=fake.named(store).model,
+    )
+
+
 def test_settings_that_leave_nothing_to_train(clip, store):
     with pytest.raises(BieffError, match="leave nothing to train; set temporal_layers=1"):
         prepare(store, clip, load(overrides=["temporal_layers=0"], base="baseline"))
@@ -64,17 +78,12 @@ def test_a_name_too_long_for_the_prompt_is_told_before_a_batch_draws_it(clip, st
     tokens = f"num_context={16 - 2 - longest}"  # a token too much, with start, video and end
     refused(store, clip, "expected at most 16 tokens, got 17; use a smaller", tokens)
     with pytest.raises(BieffError, match="expected at most 16 tokens, got 17; use a smaller"):
-        train_run(
-            features=store.path,
-            out=None,
-            frames=None,
-            preset=None,
-            config=None,
-            overrides=[*SHORT, tokens],
-            device="cpu",
-            dry_run=True,
-            model=fake.named(store).model,
-        )
+        planned(store, tokens)
+
+
+def test_a_dry_run_says_what_whole_prompts_take(store):
+    assert "\nthis CLIP's prompts share no rows: a step encodes 26 x 5 " in planned(store)
+    assert "share no rows" not in planned(store, "prompt=learnable")
 
 
 def test_names_that_are_one_to_the_tower(tmp_path, clip):

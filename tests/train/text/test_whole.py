@@ -1,11 +1,16 @@
 """Prompts encoded whole, against open_clip's own modules on every prompt by itself."""
 
+import runpy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import fake_store as fake
+from helpers.places import TESTS
 from helpers.whole_prompts import CLIP_FORM, VOCABULARY, PlainTower, clip_of, embedding, encode
 from torch import Tensor, nn
 
+from bieff.apps.bench.run import bench
 from bieff.clip import Clip, TokenForm, import_open_clip
 from bieff.features.errors import InputError
 from bieff.train.evaluate.classifier import class_embeddings
@@ -31,6 +36,7 @@ KINDS: dict[str, tuple[dict[str, object], TokenForm, bool]] = {
         True,
     ),
     "padding is masked": (BOTH_WAYS, CLIP_FORM, True),
+    "the largest token is a word": (BOTH_WAYS, NO_START, True),
     "class embedding": ({"embed_cls": True}, CLIP_FORM, True),
     "causal, pooled last": ({"pool_type": "last"}, NO_START, True),
     "other blocks": ({"qk_norm": True, "scale_heads": True}, CLIP_FORM, True),
@@ -155,6 +161,21 @@ def test_prompts_that_nothing_changes_are_encoded_once(monkeypatch):
     assert encoded == [5, 5, 2, 5]
 
 
+def test_as_many_videos_as_are_said_to_fit_do_fit(monkeypatch):
+    monkeypatch.setattr(whole, "CHUNK_BYTES", {"cpu": 1 << 17})
+    clip = build("pooled last")
+    tower = text_tower(clip, clip.tokenize(NAMES))
+    count = tower.max_videos(8e6, num_context=5, num_video_rows=1)
+    peak_bytes = runpy.run_path(str(TESTS / "bench_text_tower.py"))["peak_bytes"]
+    context, video = rows(5), rows(count, 1)
+    with torch.no_grad():
+        pooled = torch.ones(count, clip.dim)
+        peak = peak_bytes(lambda: tower(context, video).word_similarity(pooled))
+    assert 4e6 < peak < 8e6
+    assert tower.max_videos(1.0, num_context=5, num_video_rows=1) == 1
+    assert tower.max_videos(8e6, num_context=5, num_video_rows=0) > 1.5 * count
+
+
 def test_the_tree_reads_tokens_that_begin_without_a_start():
     """As mT5's: the tree has no row before the context."""
     open_clip = import_open_clip()
@@ -167,6 +188,12 @@ def test_the_tree_reads_tokens_that_begin_without_a_start():
     for M, Q in ((5, 1), (0, 3), (4, 0), (0, 0)):
         context, video = rows(M) if M else None, rows(2, Q) if Q else None
         check(clip, context, video, torch.tensor([3, 0, 1, 0]))
+
+
+def test_bench_asks_for_a_tree_before_it_measures(tmp_path):
+    name = fake.write_clip(tmp_path / "clip", no_causal_mask=True)
+    with pytest.raises(InputError, match="form a tree, got a bidirectional one; `bieff extra"):
+        bench(name.model, device="cpu")
 
 
 def test_a_tower_of_another_library_is_refused():
