@@ -29,6 +29,10 @@ _SETS = {"h264": (0, 31, (7, 8)), "hevc": (1, 63, (32, 33, 34))}
 """Shift and mask of a unit's kind, and the kinds that hold parameters of later pictures."""
 
 
+_MOST_REORDERED = 17
+"""Frames that may be shown before one that was decoded earlier."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
     """A part of a video."""
@@ -70,8 +74,10 @@ def decode_segments(
     parts = deque(_Part.of(segment, index, path) for segment in segments)
     uses = Counter(rank for part in parts for rank in part.wanted.tolist())
     run = _Run(path, contents, index)
+    # where frames are counted a missing one is known only when none can come late any more
+    lag = _MOST_REORDERED if index.order is None else 0
     for rank in run.frames(_joined(part.span for part in parts if part.span), uses):
-        while parts and parts[0].last <= rank:
+        while parts and parts[0].last + lag <= rank:
             yield run.finish(parts[0])
             run.forget(parts.popleft(), uses)
         if not parts:
@@ -290,7 +296,7 @@ class _Run:
         """Numbers in the file of a segment's sound frames; whether damage is near."""
         found, index, codec = self.found, self.index, self.index.codec
         begin = index.begin(part.first, part.last, found.keyframes)
-        place = self.places.get(begin, 0)
+        place = self.places.get(begin, 0) if begin else 0
         origins, ranks = found.origins[place:], np.array(self.ranks[place:], np.int64)
         keyframes = set(found.keyframes)
         damaged = {packet for packet in found.damaged if packet >= begin}
@@ -307,17 +313,35 @@ class _Run:
             and min(damaged, default=inf) > min(origins, default=0)
         ):
             keyframes.add(origins[0])
-        if index.order is not None and codec in reader._SHOW_EACH and not found.is_interlaced:
-            first = min(ranks[ranks >= 0][:1].tolist(), default=part.last)
-            for rank in range(min(first, part.first), part.last):
-                packet = int(index.order[rank])
-                comes_first = rank < first and origins and packet > origins[0]
-                is_empty = index.packets[packet].size <= reader._SKIPPED_BYTES
-                if packet not in self.places and not is_empty and not comes_first:
-                    damaged.add(packet)
+        if origins and codec in reader._SHOW_EACH and not found.is_interlaced:
+            damaged |= self._missing(part, origins, ranks)
         judged = Pass(origins=origins, keyframes=keyframes, damaged=damaged)
         sound = np.unique(ranks[judged.sound()])
         return sound[(sound >= part.first) & (sound < part.last)], bool(damaged)
+
+    def _missing(
+        self, part: _Part, origins: list[int], ranks: Int64[np.ndarray, " m"]
+    ) -> set[int]:
+        """Packets up to the end of a segment that should have shown a frame, and have not."""
+        packets, order = self.index.packets, self.index.order
+        first = packets[origins[0]]
+        if order is None:
+            last = max(
+                (o for o, r in zip(origins, ranks, strict=True) if r < part.last), default=0
+            )
+            expected = range(origins[0], last + 1)
+        else:
+            begin = min(part.first, *ranks[ranks >= 0][:1].tolist())
+            expected = order[begin : part.last].tolist()
+        missing = (packets[k] for k in expected if k not in self.places)
+        return {
+            packet.number
+            for packet in missing
+            if packet.is_shown
+            and packet.size > reader._SKIPPED_BYTES
+            # what refers to frames before the file is not missing
+            and not (packet.number > first.number and (packet.stamp or 0) < (first.stamp or 0))
+        }
 
 
 def _only(spans: Sequence[tuple[int, int]]) -> Callable[[Iterable[Any]], Iterator[Any]]:

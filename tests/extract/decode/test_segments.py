@@ -188,6 +188,20 @@ def test_of_a_damaged_segment_is_chosen_anew(tmp_path):
     assert found.is_salvaged
 
 
+def test_where_frames_are_counted_a_missing_one_is_noticed_too(tmp_path):
+    """An AVI without its 29th packet, to which frames before and behind it refer."""
+    clip = stamped.Clip(codec="mpeg4", gop=12, b_frames=2)
+    source = stamped.write(tmp_path / "a.avi", clip)
+    path = stamped.remux(source, tmp_path / "b.avi", lambda n, data: None if n == 28 else data)
+    right = read_frames(source, range(61))
+    before, into = decode_segments(path, whole((0.4, 0.8), (0.9, 1.4)))
+    assert stamped.read_numbers(before.frames) == list(range(10, 20))
+    assert into.is_salvaged
+    numbers = stamped.read_numbers(into.frames)
+    np.testing.assert_array_equal(into.frames, right[numbers])
+    assert set(numbers) <= {*range(23, 28), *range(34, 40)}
+
+
 def test_a_file_that_ends_early_costs_its_last_segments(tmp_path):
     clip = stamped.Clip(gop=12, container={"movflags": "faststart"})
     source = stamped.write(tmp_path / "a.mp4", clip)
