@@ -106,7 +106,8 @@ from extract import JOB, extract
 with SLURMCluster(**JOB) as cluster:
     print(cluster.job_script())
 kept = {k: v for k, v in JOB.items() if k in ("cores", "processes", "worker_extra_args")}
-sys.exit(extract(LocalCluster(**kept, memory="2GB", host="127.0.0.1"), 1, sys.argv[1:]))
+here = {"memory": "2GB", "scheduler_options": {"host": "127.0.0.1"}}
+sys.exit(extract(LocalCluster(**kept, **here), 1, sys.argv[1:]))
 """
     out = tmp_path / "store"
     words = ("--dataset", extracting.SET, "--videos", clips, "--out", out, *SMALL)
