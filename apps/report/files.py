@@ -157,7 +157,8 @@ def _train_line(run: Run) -> str:
     words = ["bieff", "train", "--features", str(run.record["store"]), "--out", str(run.path)]
     if run.ancestors:
         parent = str(Path(run.ancestors[0].file).parent)
-        words += ["--from", parent, "--preset", "paper"]
+        words += ["--from", parent]
+    words += ["--preset", "paper"]
     for name, value, paper in settings(run):
         if value != paper:
             words += ["--set", f"{name}={value}"]

@@ -113,8 +113,8 @@ def decoded(monkeypatch):
     seen = []
     frames = reader._frames
 
-    def counting(*arguments):
-        for frame, packet in frames(*arguments):
+    def counting(*arguments, **options):
+        for frame, packet in frames(*arguments, **options):
             seen.append(packet)
             yield frame, packet
 

@@ -14,7 +14,7 @@ from bieff.train.evaluate.classifier import Trained
 from bieff.train.evaluate.scoring import evaluate_run
 from bieff.train.fit.loop import train
 from bieff.train.fit.step import prepare
-from bieff.train.method.pre_prompt import hand_crafted_context
+from bieff.train.method.pre_prompt import embedded_words
 from bieff.train.runs.metrics import read_metrics
 from bieff.train.text.whole import WholeTower
 
@@ -78,7 +78,7 @@ def test_a_name_too_long_for_the_prompt_is_told_before_a_batch_draws_it(clip, st
     tokens = f"num_context={16 - 2 - longest}"  # a token too much, with start, video and end
     refused(store, clip, "expected at most 16 tokens, got 17; use a smaller", tokens)
     with pytest.raises(BieffError, match="expected at most 16 tokens, got 17; use a smaller"):
-        planned(store, tokens)
+        planned(store, tokens, "context_start=random")
 
 
 def test_a_dry_run_says_what_whole_prompts_take(store):
@@ -95,4 +95,5 @@ def test_names_that_are_one_to_the_tower(tmp_path, clip):
 @pytest.mark.parametrize("form", ["xlm", "mt5", "SigLIP"])
 def test_the_hand_crafted_context_has_five_rows_with_any_tokenizer(clip, form):
     other = replace(clip, _tokenizer=IdsByWord(FORMS[form], 16))
-    assert hand_crafted_context(other).shape == (5, 11)
+    for text in ("prompt=hand-crafted", "context_start=This is a video about"):
+        assert embedded_words(load(overrides=[text]), other).shape == (5, 11)
