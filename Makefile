@@ -27,7 +27,7 @@ slow: $(READY)  ## the slow tests: killed processes, Dask over TCP, large lists,
 long: $(READY)  ## evaluation of stores as large as HMDB-51 and UCF-101, some 20 minutes
 	$(BIN)/python -m pytest -m long
 
-LOWEST = av==17.0.0 zarr==3.1.4 open_clip_torch==3.0.0
+LOWEST = av==17.1.0 zarr==3.1.6 open_clip_torch==3.0.0
 
 lowest: $(READY)  ## the tests of decoding, stores and CLIPs with the lowest av, zarr, open_clip
 	rm -rf .lowest
