@@ -71,7 +71,7 @@ class DataOptions:
             "lists": _parse_lists(self.lists) if is_list else None,
             "labels": self.labels if is_list or name == "folder" else None,
             "first_label": self.first_label if is_list else None,
-            "trim": self.trim and (is_alone or name in ("k400", "k600")),
+            "trim": self.trim and (is_alone or name in ("k400", "k600", "k700")),
         }
 
     def load(self, name: str, say: Say, *, make: bool = True) -> DataSet:

@@ -33,6 +33,7 @@ _ROWS = (
     ("jester", "Jester; your official lists", "27", "133,349", _CLOSED),
     ("diving48", "Diving48; your official lists", "48", "as listed", _CLOSED),
     ("mit", "Moments in Time; your official lists", "by file", "as listed", _CLOSED),
+    ("activitynet", "ActivityNet, its parts; your official list", "200", "as listed", _CLOSED),
     ("folder", "class folders, or a flat folder of clips", "by folder", "as found", "any"),
     ("list", "your list files and label file", "by file", "as listed", "any"),
 )

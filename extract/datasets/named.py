@@ -5,6 +5,7 @@
     jester     jester-v1-train.csv, -validation.csv and -labels.csv
     diving48   Diving48_V2_train.json, Diving48_V2_test.json and Diving48_vocab.json
     mit        trainingSet.csv, validationSet.csv and moments_categories.txt
+    activitynet    activity_net.v1-3.min.json: a row for each annotated part
 
 They lie in the videos' folder or in folders of it, or are named with --list and --labels.
 """
@@ -59,6 +60,11 @@ SETS = {
         train=("trainingSet.csv",),
         val=("validationSet.csv",),
         labels=("moments_categories.txt",),
+    ),
+    "activitynet": _Files(
+        train=("activity_net.v1-3.min.json",),
+        val=("activity_net.v1-3.min.json",),
+        num_classes=200,
     ),
 }
 

@@ -163,6 +163,28 @@ def test_moments_in_time(tmp_path):
     assert not data.missing
 
 
+def test_activitynet(tmp_path):
+    """One json of both lists; a row is a part, in seconds."""
+    names = [f"Sport {chr(65 + k // 26)}{chr(65 + k % 26)}" for k in range(200)]
+
+    def entry(subset, *parts):
+        found = [{"label": names[label], "segment": times} for label, *times in parts]
+        return {"subset": subset, "duration": 99.5, "url": "", "annotations": found}
+
+    database = {f"train{k:06}": entry("training", (k, 0.5, 9)) for k in range(200)}
+    database["vvvvvvvvvvv"] = entry("validation", (7, 12.25, 30.5), (3, 1, 2))
+    database["ttttttttttt"] = entry("testing")
+    official_list = {"version": "VERSION 1.3", "taxonomy": [], "database": database}
+    put(tmp_path, **{"activity_net_dot_v1-3_dot_min_dot_json": official_list})
+    put(tmp_path, videos__v_vvvvvvvvvvv_dot_mp4="", videos__v_train000000_dot_mp4="")
+    data = load("activitynet", videos=tmp_path)
+    assert data.class_names == tuple(names)
+    parts = [(v.path, v.label, v.start, v.end) for v in data.partitions["val"]]
+    path = "videos/v_vvvvvvvvvvv.mp4"
+    assert parts == [(path, 3, 1.0, 2.0), (path, 7, 12.25, 30.5)]
+    assert len(data.partitions["train"]) == 200
+
+
 def test_kinetics_700(tmp_path):
     """Lists and folders as of Kinetics-600; without a list the folders are training."""
     put(tmp_path, **{"abseiling__-0aBcDeFgHi_000012_000022_dot_mp4": ""})
@@ -180,7 +202,7 @@ def test_kinetics_700(tmp_path):
 def test_they_are_listed():
     listed = {row[0]: row for row in table()[1]}
     assert listed["ssv2"][2:4] == ("174", "193,690")
-    assert {"k700", "jester", "diving48", "mit"} <= set(listed)
+    assert {"k700", "jester", "diving48", "mit", "activitynet"} <= set(listed)
 
 
 @pytest.mark.slow
