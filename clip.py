@@ -296,6 +296,8 @@ def load(
             # generator
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.manual_seed(seed)
+            if name.is_random:
+                stack.enter_context(_marked_memory())
             model = open_clip.create_model(
                 schema_name,
                 pretrained=None if name.is_random else os.fspath(file) if file else tag,
@@ -306,6 +308,8 @@ def load(
                 # OpenAI's are programs of TorchScript, run only if they are these very files
                 weights_only=not is_known,
             )
+            if name.is_random:
+                _draw_marked(model)
             tokenizer = open_clip.get_tokenizer(schema_name)
             config = open_clip.get_model_config(schema_name)
     except BieffError:
@@ -411,6 +415,24 @@ def _form(tokenizer: Callable[..., Tensor]) -> TokenForm:
         )
     start = short[0] if short[0] == long[0] else None
     return TokenForm(start, short[-1] if short[-1] == long[-1] else padding, padding)
+
+
+@contextlib.contextmanager
+def _marked_memory() -> Iterator[None]:
+    """Have torch fill memory that nobody sets with NaN."""
+    was = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was)
+
+
+def _draw_marked(model: nn.Module) -> None:
+    """Draw the weights that open_clip's models leave as the memory was, as CoCa's decoder."""
+    for weight in model.parameters():
+        if weight.isnan().any():
+            nn.init.normal_(weight, std=0.02)
 
 
 def pick_device(name: str | None) -> torch.device:

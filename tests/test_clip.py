@@ -68,6 +68,22 @@ def test_the_fingerprint_sees_one_changed_bit(tiny):
     assert fingerprint(other) != tiny.fingerprint
 
 
+@pytest.mark.slow  # a process that loads a large model
+def test_random_weights_are_drawn_where_open_clip_leaves_memory_as_it_was():
+    """CoCa's decoder has a projection that nobody sets."""
+    program = (
+        "import torch; from bieff.clip import ClipName, load;"
+        "junk = [torch.randn(1000, 1000) for _ in range(200)]; del junk;"
+        "print(load(ClipName(model='coca_ViT-B-32', pretrained='random')).fingerprint)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, check=True
+    )
+    here = load(ClipName(model="coca_ViT-B-32", pretrained="random"))
+    assert done.stdout.decode().strip() == here.fingerprint
+    assert not any(weight.isnan().any() for weight in here.model.parameters())
+
+
 def test_random_weights_are_seeded_and_leave_the_generator_alone():
     torch.manual_seed(11)
     expected = torch.rand(3)
