@@ -82,7 +82,7 @@ def _read(path: Path, version: tuple[int, int]) -> Tar:
     try:
         with tarfile.open(path, "r:", errors="surrogateescape") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined] # it would keep all
                 if info.isdir():
                     continue
                 name = plain(info.name)
