@@ -64,6 +64,7 @@ class _Place(click.Path):
             raise InputError(f"{param.opts[-1]}: {error.message.rstrip('.')}") from None
 
 
+_ANY = _Place(path_type=Path)
 _FOLDER = _Place(path_type=Path, file_okay=False)
 _FILE = _Place(path_type=Path, dir_okay=False)
 
@@ -255,7 +256,12 @@ def models(part: str | None) -> None:
 
 @main.command()
 @_many("--dataset names", "See `bieff datasets`; may be repeated.", required=True)
-@_option("--videos", "Folder of the videos.  [default: data/DATASET]", _FOLDER)
+@_option(
+    "--videos",
+    "Folder of the videos, a tar file, or an address as s3://BUCKET/FOLDER.  "
+    "[default: data/DATASET]",
+    _ANY,
+)
 @_many(
     "--list lists",
     "Of --dataset list, ssv2, jester, diving48 and mit: train=FILE, val=FILE or all=FILE.",

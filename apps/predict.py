@@ -12,8 +12,9 @@ from bieff.apps.predictor import Prediction, Predictor  # docs/api.md names them
 from bieff.apps.progress import VideoLines
 from bieff.apps.terminal import Console, clean
 from bieff.clip import ClipName
-from bieff.extract.datasets.files import scan
+from bieff.extract.datasets.files import VIDEO_SUFFIXES, is_tar, scan, suffix
 from bieff.extract.lengths import Windows
+from bieff.extract.sources.urls import require_open, url_of
 from bieff.features.class_names import read_class_names, readable
 from bieff.features.errors import BieffError, ConfigError, InputError
 
@@ -121,7 +122,9 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         inside = [path]
-        if path.is_dir():
+        require_open(path)
+        is_object = url_of(path) is not None and suffix(path.name) in VIDEO_SUFFIXES
+        if path.is_dir() or is_tar(path) or (url_of(path) is not None and not is_object):
             layout = "videos at any depth"
             inside = [path / video for video in scan(path, layout=layout).videos]
         found |= dict.fromkeys(inside)

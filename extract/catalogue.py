@@ -12,6 +12,7 @@ from bieff.extract.datasets.lists import load_lists
 from bieff.extract.datasets.named import SETS, load_named
 from bieff.extract.datasets.official import load_three_splits
 from bieff.extract.shapes.clips import load_shapes
+from bieff.extract.sources.urls import require_open
 from bieff.features.class_names import read_class_names
 from bieff.features.errors import InputError
 
@@ -95,6 +96,7 @@ def load(
             holds none of the videos, a list or label file cannot be read, or the labels of a
             list and the class folders disagree.
     """
+    require_open(videos or "")
     _check_options(name, lists=lists, labels=labels, first_label=first_label, trim=trim)
     folder = videos or Path("data") / name
     if name == "folder":

@@ -29,6 +29,7 @@ from bieff.clip import Clip, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.plan import DECODERS, versions_here
 from bieff.extract.shard import DECODE, ShardExtractor
+from bieff.extract.sources.urls import url_of
 from bieff.extract.tasks import Done, RunCount, Task, Update
 from bieff.features.errors import ConfigError, StoreError
 from bieff.features.files import disk_errors
@@ -189,7 +190,7 @@ def what_is_wrong(probe: Path, token: str, videos: Path) -> str:
             f"does not see the store {probe.parent}; keep it on a file system that all "
             "workers share, under one path"
         )
-    if not videos.is_dir():
+    if not videos.exists() and url_of(videos) is None:
         return f"does not see the videos in {videos}; share them with all workers"
     return ""
 

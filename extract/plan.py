@@ -12,6 +12,7 @@ import av
 from bieff.clip import Clip
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
+from bieff.extract.sources.urls import url_of
 from bieff.extract.tower import PATCH_NORM, patches_of
 from bieff.extract.views import View, views_for
 from bieff.features.plan import geometry, plan_attributes
@@ -68,7 +69,7 @@ class StorePlan:
                 part: PartitionPlan(videos=videos[: config.limit], num_views=len(views[part]))
                 for part, videos in data.partitions.items()
             },
-            root=data.root.resolve(),
+            root=data.root if url_of(data.root) else data.root.resolve(),
             class_subsets=data.class_subsets,
         )
 

@@ -24,6 +24,8 @@ from bieff.extract.config import ExtractConfig
 from bieff.extract.decode.pool import DecodePool, Job, Outcome
 from bieff.extract.decode.segments import Segment
 from bieff.extract.plan import versions_here
+from bieff.extract.sources.tars import member_at
+from bieff.extract.sources.urls import url_of
 from bieff.extract.tasks import Done, Task, Update
 from bieff.extract.tower import CropStream, VisualTower, cut
 from bieff.extract.views import View, ViewPlan, crop_of
@@ -258,7 +260,7 @@ class ShardWork:
             _, file = partition.shard_files(task.shard)
             # a salvaged file may be mended at the same size; if it is gone its frames are kept
             status = [Status(int(value)) for value in data.status]
-            there = [Path(store.root, video.path).is_file() for video in videos]
+            there = [_is_there(store.root, video) for video in videos]
             wanted = [
                 i
                 for i in wanted
@@ -286,7 +288,8 @@ class ShardWork:
 
     def path(self, i: int) -> str:
         """Path of a video of the shard."""
-        return os.fspath(Path(self.root, self.videos[i].path).absolute())
+        path = Path(self.root, self.videos[i].path)
+        return os.fspath(path if url_of(self.root) else path.absolute())
 
     def files(self) -> list[list[int]]:
         """The places wanted, those of one file's parts together, by their ends."""
@@ -402,6 +405,11 @@ class ShardWork:
             attempt=attempt,
         )
         self.errors.append(error)
+
+
+def _is_there(root: str, video: Video) -> bool:
+    path = Path(root, video.path)
+    return video.size > 0 if url_of(root) else path.is_file() or member_at(path) is not None
 
 
 def _empty(partition: Partition, count: int) -> ShardData:

@@ -29,6 +29,7 @@ def imported(path):
 
 FLOORS = (
     ("features",),
+    ("extract.sources",),
     ("clip", "extract.decode", "extract.datasets", "train", "train.text"),
     ("extract.shapes", "train.method"),
     ("extract", "train.runs"),

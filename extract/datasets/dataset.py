@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from bieff.extract.sources.urls import shown
 from bieff.features.class_names import has_sides
 from bieff.features.errors import InputError
 from bieff.features.schema import Video
@@ -160,7 +161,10 @@ class Report:
     def lines(self, *, limit: int = 5) -> list[str]:
         """The report as text; of each kind of trouble the first `limit`, and how many more."""
         data = self.data
-        text = [f"{data.name} in {data.root}: {len(data.class_names)} classes", *data.notes]
+        text = [
+            f"{data.name} in {shown(data.root)}: {len(data.class_names)} classes",
+            *data.notes,
+        ]
         text += [
             f"{name:<16}{listed:>9,} listed {found:>9,} found {missing:>9,} missing"
             for name, listed, found, missing in self.counts()

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from bieff.extract.sources.tars import SUFFIX as TAR
+from bieff.extract.sources.tars import tar_at
+from bieff.extract.sources.urls import objects_at, shown, url_of
 from bieff.features.class_names import LabelIndex, folded, key
 from bieff.features.errors import InputError
 
@@ -92,16 +95,19 @@ def _may_be_youtube(*paths: str) -> bool:
 
 
 def scan(root: Path, *, layout: str) -> Folder:
-    """List the videos under `root`, at any depth.
+    """List the videos under `root`, at any depth, also in tar files.
 
     Args:
-        root: The videos' folder.
+        root: The videos' folder, a tar file, or an address.
         layout: One clause that says what is expected there, for the error message.
 
     Raises:
-        InputError: If the folder is missing or holds no video.
+        InputError: If the folder is missing, cannot be listed, or holds no video.
     """
-    if not root.is_dir():
+    if (url := url_of(root)) is not None:
+        sizes, odd = objects_at(url)
+        return _folder_of(root, sizes, layout, notes=_left_out(url, odd))
+    if not root.is_dir() and not is_tar(root):
         raise InputError(
             f"no videos' folder at {root}: expected {layout}; put the videos there or give "
             "their folder with --videos"
@@ -109,8 +115,9 @@ def scan(root: Path, *, layout: str) -> Folder:
     videos: dict[str, int] = {}
     tables: list[str] = []
     unreadable: list[str] = []
+    tars: list[str] = [""] if is_tar(root) else []
     try:
-        for path, entry in _walk(root):
+        for path, entry in () if tars else _walk(root):
             end = suffix(path)
             if not path.isprintable() and _is_undecoded(path):
                 unreadable += [path] if end in VIDEO_SUFFIXES else []
@@ -118,20 +125,76 @@ def scan(root: Path, *, layout: str) -> Folder:
                 videos[path] = entry.stat().st_size
             elif end == ".csv":
                 tables.append(path)
+            elif path.endswith(TAR) and entry.is_file():
+                tars.append(path)
+        inside, notes = _in_tars(root, sorted(tars))
     except OSError as error:
         raise InputError(
             f"cannot read the videos' folder {root}: {error}; check its permissions"
         ) from None
     escaped = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in unreadable]
-    notes = _require_utf8(root, escaped) if escaped else ()
-    videos |= dict.fromkeys(escaped, 0)
+    notes += _require_utf8(root, escaped) if escaped else ()
+    videos = inside | videos | dict.fromkeys(escaped, 0)  # files of their own before members
+    return _folder_of(root, videos, layout, tables, notes, frozenset(escaped))
+
+
+def is_tar(path: Path) -> bool:
+    """True of a tar file, by its name."""
+    return path.suffix == TAR and path.is_file()
+
+
+def _in_tars(root: Path, tars: Iterable[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Path and bytes of the files in tar files, where these are unpacked; and notes."""
+    sizes: dict[str, int] = {}
+    notes: list[str] = []
+    for path in tars:
+        tar = tar_at(root / path)
+        folder = f"{path.removesuffix(TAR)}/" if path else ""
+        sizes |= {folder + name: member.size for name, member in tar.members.items()}
+        notes += _left_out(path or root.name, tar.refused)
+        if tar.fault:
+            count = f"{len(tar.members):,} files before that"
+            notes.append(f"tar file {path or root.name!r}: {tar.fault}; {count} are read")
+    return sizes, tuple(notes)
+
+
+def _left_out(source: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The note on videos that no path leads to."""
+    odd = sorted(name for name in names if suffix(name) in VIDEO_SUFFIXES)
+    if not odd:
+        return ()
+    return (
+        f"{source}: {len(odd):,} videos left out, which are links or have names that lead "
+        f"elsewhere or cannot be printed, the first is {odd[0]!r}",
+    )
+
+
+def _folder_of(
+    root: Path,
+    files: dict[str, int],
+    layout: str,
+    tables: Iterable[str] = (),
+    notes: tuple[str, ...] = (),
+    unreadable: frozenset[str] = frozenset(),
+) -> Folder:
+    """The videos among files, by path.
+
+    Raises:
+        InputError: If there is none.
+    """
+    hidden = (".", "__MACOSX")
+    videos = {
+        path: size
+        for path, size in sorted(files.items())
+        if suffix(path) in VIDEO_SUFFIXES
+        and not any(part.startswith(hidden) for part in path.split("/"))
+    }
     if not videos:
         raise InputError(
-            f"no videos in {root}: expected {layout}; the suffixes looked for are "
+            f"no videos in {shown(root)}: expected {layout}; the suffixes looked for are "
             f"{' '.join(sorted(VIDEO_SUFFIXES))}"
         )
-    videos = dict(sorted(videos.items()))
-    return Folder(root, videos, tuple(sorted(tables)), notes, frozenset(escaped))
+    return Folder(root, videos, tuple(sorted(tables)), notes, unreadable)
 
 
 def _is_undecoded(path: str) -> bool:

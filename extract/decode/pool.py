@@ -28,6 +28,8 @@ from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import ArrayLike
 
 from bieff.extract.decode.worker import Job, Report, anonymous_file, map_frames, receive, send
+from bieff.extract.sources.tars import member_at
+from bieff.extract.sources.urls import url_of
 from bieff.features.schema import Status
 
 __all__ = ["DecodePool", "Job", "Outcome"]
@@ -176,7 +178,7 @@ class DecodePool:
             )
         self._num_workers = num_workers
         self._deadline = deadline
-        self._setup = (decode, list(sys.path))
+        self._setup = (decode, deadline, list(sys.path))
         self._is_decoding = False
         # shared with the thread, under the condition
         self._changed = threading.Condition()
@@ -247,6 +249,8 @@ class DecodePool:
                     job = next(source, None)
                     has_more = job is not None
                     if job is not None:
+                        if url_of(job.path) is None:
+                            job = replace(job, member=member_at(job.path))
                         self._submit(_Attempt(job=job, payload=pickle.dumps(job), call=call))
                         num_inside += 1
                 if num_inside == 0:

@@ -32,6 +32,10 @@ from numpy.typing import ArrayLike
 from bieff.extract.decode.container import DecodeError, MissingVideoError
 from bieff.extract.decode.reader import ChoiceError, Choose, Decoded, Preference
 from bieff.extract.decode.segments import Segment, decode_segments
+from bieff.extract.decode.source import at_hand
+from bieff.extract.sources.tars import Member
+from bieff.extract.sources.urls import url_of
+from bieff.features.errors import InputError
 from bieff.features.schema import Status
 
 
@@ -51,6 +55,9 @@ class Job:
 
     decoder: Preference | None = None
     """Preference, as for `decode_video`; segments are always decoded by PyAV."""
+
+    member: Member | None = None
+    """Where it lies in a tar file; found by the pool."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -83,8 +90,9 @@ class _ChooseFailed(Exception):
 def main(channel_number: int, parent: int) -> None:
     """Serve one parent over a socket until it hangs up.
 
-    The first message is (decode, sys.path): the name "module:function" of what decodes, called
-    as `decode_video` is, and where the parent finds modules.  The answer None says "ready".
+    The first message is (decode, deadline, sys.path): the name "module:function" of what
+    decodes, called as `decode_video` is, the seconds that it may take beside those for its
+    frames, and where the parent finds modules.  The answer None says "ready".
 
     Args:
         channel_number: Descriptor of the socket.
@@ -96,12 +104,12 @@ def main(channel_number: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     channel = socket.socket(fileno=channel_number)
     with channel, contextlib.suppress(EOFError, ConnectionError):
-        (name, sys.path[:]), _ = receive(channel)
+        (name, deadline, sys.path[:]), _ = receive(channel)
         module, _, function = name.partition(":")
         decode = getattr(importlib.import_module(module), function)
         send(channel, pickle.dumps(None))
         while True:
-            _serve(channel, decode)
+            _serve(channel, decode, deadline)
 
 
 _PR_SET_PDEATHSIG = 1
@@ -125,7 +133,11 @@ def _die_first() -> None:
         Path("/proc/self/oom_score_adj").write_text("800")
 
 
-def _serve(channel: socket.socket, decode: Callable[..., Decoded]) -> None:
+_BYTES_A_FRAME = 50_000
+"""Bytes that are fetched in the time that the parent gives for a frame: 1 MB a second."""
+
+
+def _serve(channel: socket.socket, decode: Callable[..., Decoded], deadline: float) -> None:
     report: Report | None
     frames = None
     try:
@@ -135,23 +147,50 @@ def _serve(channel: socket.socket, decode: Callable[..., Decoded]) -> None:
     except Exception as error:  # the caller's `choose` cannot be imported here
         report = _bug(error)
     else:
-        if job.segments:
-            report = _decode_segments(job, channel)
-        else:
-            report, frames = _decode(job, decode, channel)
+        report, frames = _at_hand(job, decode, channel, deadline)
     if report is not None:
         send(channel, pickle.dumps(report), frames)
 
 
+def _at_hand(
+    job: Job, decode: Callable[..., Decoded], channel: socket.socket, deadline: float
+) -> tuple[Report | None, UInt8[np.ndarray, "n H W 3"] | None]:
+    """Decode a job from a file of this machine, which its messages do not name."""
+    path, extra, own = os.fspath(job.path), 0, ""
+
+    def told(num_frames: int) -> None:  # so long may it take
+        send(channel, pickle.dumps(num_frames + extra))
+
+    def coming(size: int) -> None:
+        nonlocal extra
+        extra = size // _BYTES_A_FRAME
+        told(0)
+
+    def named(report: Report) -> Report:
+        name = url_of(path) or path
+        if own in ("", path):
+            return report
+        return replace(report, message=report.message.replace(repr(own), repr(name)))
+
+    try:
+        with at_hand(path, job.member, deadline=deadline, coming=coming) as own:
+            here = replace(job, path=own)
+            if job.segments:
+                report, frames = _decode_segments(here, channel, told, named), None
+            else:
+                report, frames = _decode(here, decode, told)
+    except InputError as error:
+        report, frames = _report_of(error), None
+    return None if report is None else named(report), frames
+
+
 def _decode(
-    job: Job, decode: Callable[..., Decoded], channel: socket.socket
+    job: Job, decode: Callable[..., Decoded], told: Callable[[int], None]
 ) -> tuple[Report, UInt8[np.ndarray, "n H W 3"] | None]:
     begin = time.perf_counter()
     assert job.choose is not None
     try:
-        decoded = decode(
-            os.fspath(job.path), _guarded(job.choose, channel), decoder=job.decoder
-        )
+        decoded = decode(os.fspath(job.path), _guarded(job.choose, told), decoder=job.decoder)
     except Exception as error:  # whatever a hostile file provokes costs this one video
         return _report_of(error), None
     return _report(decoded, begin), decoded.frames
@@ -171,20 +210,23 @@ def _report(decoded: Decoded, begin: float) -> Report:
     )
 
 
-def _decode_segments(job: Job, channel: socket.socket) -> Report | None:
+def _decode_segments(
+    job: Job,
+    channel: socket.socket,
+    told: Callable[[int], None],
+    named: Callable[[Report], Report],
+) -> Report | None:
     """Report each segment as it is through; returns what befell the file, for those left."""
     segments = [replace(s, choose=_guarded(s.choose, None)) for s in job.segments]
     begin, left = time.perf_counter(), len(segments)
     try:
-        for found in decode_segments(
-            job.path, segments, told=lambda count: send(channel, pickle.dumps(count))
-        ):
+        for found in decode_segments(job.path, segments, told=told):
             left -= 1
             if isinstance(found, Decoded):
                 report, frames = _report(found, begin), found.frames
             else:
                 report, frames = _report_of(found), None
-            send(channel, pickle.dumps(replace(report, is_last=not left)), frames)
+            send(channel, pickle.dumps(named(replace(report, is_last=not left))), frames)
             if left:
                 receive(channel)
     except (EOFError, ConnectionError):
@@ -194,10 +236,10 @@ def _decode_segments(job: Job, channel: socket.socket) -> Report | None:
     return None
 
 
-def _guarded(choose: Choose, channel: socket.socket | None) -> Choose:
+def _guarded(choose: Choose, told: Callable[[int], None] | None) -> Choose:
     def guarded(num_frames: int) -> ArrayLike:
-        if channel is not None:
-            send(channel, pickle.dumps(num_frames))  # so long may it take
+        if told is not None:
+            told(num_frames)
         try:
             return choose(num_frames)
         except Exception as error:

@@ -19,6 +19,7 @@ from helpers.places import TESTS
 
 from bieff import clip as clips
 from bieff.clip import TINYCLIP, ClipName
+from bieff.extract.catalogue import load
 from bieff.extract.config import ExtractConfig
 from bieff.extract.plan import StorePlan
 from bieff.extract.run import InProcess, extract
@@ -98,7 +99,10 @@ def main(folder, out, decode=None):
     sys.path.insert(0, str(TESTS))
     tinyclip()
     print("ready", flush=True)
-    store = plan_small(Path(folder), Path(out))
+    if (Path(folder) / MARKER).is_file():
+        store = plan_small(Path(folder), Path(out))
+    else:
+        store = plan_data(load("folder", videos=Path(folder)), Path(out))
     print("done", extract_small(store, decode=decode).text(), flush=True)
 
 
