@@ -22,7 +22,7 @@ test: $(READY)  ## the fast tests, on all cores (pytest-xdist)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not long and not gpu"
 
 slow: $(READY)  ## the slow tests: killed processes, Dask over TCP, large lists, full-size CLIP
-	$(BIN)/python -m pytest -m "slow and not long and not gpu"
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 -m "slow and not long and not gpu"
 
 long: $(READY)  ## evaluation of stores as large as HMDB-51 and UCF-101, some 20 minutes
 	$(BIN)/python -m pytest -m long
