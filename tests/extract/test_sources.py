@@ -348,7 +348,7 @@ def test_killed_and_resumed_the_store_is_that_of_plain_files(clips, tmp_path, re
     killed(videos, out)
     before = FeatureStore.open(out).partitions["all"].done().sum()
     store = extracting.plan_data(load("folder", videos=videos), out)
-    summary = extracting.extract_small(store)
+    summary = extracting.extract_small(store, config=extracting.PATIENT)
     assert summary.is_whole
     assert summary.shards_written == 6 - before
     extracting.assert_same(store, plain)

@@ -36,6 +36,9 @@ from bieff.features.schema import Status
 CPU = torch.device("cpu")
 SET = "shapes-unseen"
 CONFIG = ExtractConfig(frames=3, clips=2, batch_size=32, decoders=1, deadline=20.0)
+PATIENT = replace(CONFIG, deadline=120.0)
+"""For what loads a client of S3, which takes long where every core is busy."""
+
 ROWS = 4
 
 
@@ -100,10 +103,10 @@ def main(folder, out, decode=None):
     tinyclip()
     print("ready", flush=True)
     if (Path(folder) / MARKER).is_file():
-        store = plan_small(Path(folder), Path(out))
+        store, config = plan_small(Path(folder), Path(out)), CONFIG
     else:
-        store = plan_data(load("folder", videos=Path(folder)), Path(out))
-    print("done", extract_small(store, decode=decode).text(), flush=True)
+        store, config = plan_data(load("folder", videos=Path(folder)), Path(out)), PATIENT
+    print("done", extract_small(store, config=config, decode=decode).text(), flush=True)
 
 
 if __name__ == "__main__":
