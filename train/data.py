@@ -29,9 +29,8 @@ CPU = torch.device("cpu")
 
 def bring(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy from memory; a device is not waited for, as it would be without pinned memory."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    held = tensor.pin_memory() if device.type == "cuda" else tensor
+    return held.to(device, non_blocking=True)
 
 
 # --- what is loaded

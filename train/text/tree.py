@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bieff.features.errors import InputError
-from bieff.train.data import bring
 
 GROUP_ROWS = 128
 """Names' rows that attend to one another under one mask; more names are divided into groups."""
@@ -173,7 +172,9 @@ class Names:
                     start=start,
                     stop=start + own + len(rows),
                     num_names=len(part),
-                    mask=bring(_with_ancestors(mask, num_prefix, video, own).to(dtype), device),
+                    mask=_bring(
+                        _with_ancestors(mask, num_prefix, video, own).to(dtype), device
+                    ),
                 )
             )
             tokens.append(rows)
@@ -185,12 +186,12 @@ class Names:
         return Tree(
             num_prefix=num_prefix,
             num_video_rows=video,
-            tokens=bring(torch.cat(tokens), device),
-            positions=bring(torch.cat(depths) + num_prefix + video, device),
+            tokens=_bring(torch.cat(tokens), device),
+            positions=_bring(torch.cat(depths) + num_prefix + video, device),
             groups=tuple(groups),
-            order=bring(place, device) if len(groups) > 1 else None,
-            words=bring(torch.cat(words)[place].where(word_mask, 0), device),
-            word_mask=bring(word_mask, device),
+            order=_bring(place, device) if len(groups) > 1 else None,
+            words=_bring(torch.cat(words)[place].where(word_mask, 0), device),
+            word_mask=_bring(word_mask, device),
         )
 
     def _divide(self, categories: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
@@ -265,3 +266,9 @@ def _with_ancestors(
     full[own:, prefix + video :] = mask
     full[:own, prefix:] = full[:own, prefix:].tril()
     return torch.zeros(full.shape).masked_fill(~full, float("-inf"))
+
+
+def _bring(tensor: Tensor, device: torch.device) -> Tensor:
+    """As `train.data.bring`, which stands on the same floor."""
+    held = tensor.pin_memory() if device.type == "cuda" else tensor
+    return held.to(device, non_blocking=True)
