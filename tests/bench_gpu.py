@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,16 @@ from bieff.apps.bench.train import (
     measure_text,
     stepping,
 )
+from bieff.apps.demo import RECIPE, demo
 from bieff.clip import TINYCLIP, Clip, ClipName, load, pick_device
 from bieff.extract.config import ExtractConfig
+from bieff.extract.shapes.clips import Edition
+from bieff.features.store import FeatureStore
 from bieff.train.config import load as settings
 from bieff.train.fit.cost import forget_peak, peak_memory
+from bieff.train.fit.loop import train
 from bieff.train.fit.step import Trainer, prepare
-from bieff.train.runs.run import commit
+from bieff.train.runs.run import commit, open_run
 
 TESTS = Path(__file__).parent
 OUT = Path("gpu.jsonl")
@@ -159,12 +164,37 @@ def cosines(tiny: bool) -> Line:
     }
 
 
+def points(tiny: bool) -> Line:
+    """The demo, and its training again in each precision: percent right."""
+    config = replace(RECIPE, epochs=2, warmup_epochs=1) if tiny else RECIPE
+    edition = Edition(train_clips=1, val_clips=1, zero_shot_clips=1) if tiny else None
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        clip = load(ClipName(model=TINYCLIP, pretrained=None), device=pick_device(None))
+        begin = time.perf_counter()
+        results = demo(out, edition=edition, config=config).results
+        demo_s = time.perf_counter() - begin
+        store = FeatureStore.open(out / "features" / "shapes")
+        found = {}
+        for precision in ("float32", "bfloat16"):
+            wanted = replace(config, precision=precision)
+            train(store, clip, wanted, out / precision, watch=lambda *_: None)
+            record = open_run(out / precision).record
+            found[precision] = {
+                "val_top1": record["evaluation"]["val_top1"],
+                "seconds": record["seconds"],
+                "peak_bytes": record["peak_memory_bytes"],
+            }
+    return {"demo_s": round(demo_s, 1), "results": len(results), **found}
+
+
 PARTS: dict[str, tuple[Callable[[bool], Line], int]] = {
     "tower": (tower, 100),
     "steps_8": (lambda tiny: steps(tiny, 8), 80),
     "steps_32": (lambda tiny: steps(tiny, 32), 80),
     "evaluation": (evaluation, 50),
     "cosines": (cosines, 40),
+    "points": (points, 100),
 }
 """Parts in their order, and the seconds that each may take: with the tests ten minutes."""
 

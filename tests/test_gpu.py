@@ -6,6 +6,7 @@ The same tests run on the CPU as slow ones, so that none of them is first tried 
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 
@@ -16,11 +17,13 @@ from helpers import extracting
 from helpers import fake_store as fake
 from helpers.places import TESTS
 from helpers.processes import bieff, wait_for
+from safetensors.torch import load_file
 
 from bieff import clip as clips
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
 from bieff.train.fit.step import prepare
+from bieff.train.runs.checkpoint import LAST, RESUME
 
 DEVICES = [
     pytest.param("cpu", marks=pytest.mark.slow),
@@ -91,6 +94,31 @@ def ended(process):
     said = process.communicate(timeout=600)[0]
     assert process.returncode == 0, said
     return said
+
+
+def epochs(out):
+    """Lines of metrics at the ends of epochs."""
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "epoch" in line]
+
+
+@on_devices
+def test_a_training_that_was_killed_goes_on(store, tmp_path, device):
+    options = ("epochs=12", "eval_every=6")
+    ended(bieff(*train_command(store, tmp_path / "straight", device, *options)))
+    out = tmp_path / "killed"
+    process = bieff(*train_command(store, out, device, *options, "save_seconds=0.05"))
+    wait_for((out / RESUME).exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    words = ["train", "--resume", "--out", out, "--device", device, *fake.named(store).words]
+    assert "going on after" in ended(bieff(*words))
+    want, got = (load_file(tmp_path / name / LAST) for name in ("straight", "killed"))
+    if device == "cpu":
+        assert all(torch.equal(got[name], value) for name, value in want.items())
+    # a GPU's attention adds up its gradients in an order of its own
+    for first, second in zip(epochs(tmp_path / "straight"), epochs(out), strict=True):
+        assert second == pytest.approx(first, abs=6.0 if device == "cuda" else 0)
 
 
 @on_devices
