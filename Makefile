@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test slow long lowest check size dev link clean
+.PHONY: help demo test slow long lowest gpu wheels check size dev link clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,6 +35,26 @@ lowest: $(READY)  ## the tests of decoding, stores and CLIPs with the lowest av,
 	PYTHONPATH=$(CURDIR)/.lowest $(BIN)/python -m pytest -m "not slow and not long and not gpu" \
 	  tests/extract/decode tests/features tests/test_clip.py
 
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+GPU_VERSION ?= 3.12
+CARRIED = anyio av beartype cloudpickle dask distributed donfig execnet ftfy google-crc32c h11 httpcore2 \
+  httpx2 huggingface_hub idna importlib_metadata jaxtyping lazy-importer locket msgpack numcodecs \
+  open_clip_torch partd protobuf psutil pytest-timeout pytest-xdist PyYAML regex safetensors \
+  sortedcontainers starlette tblib tensorboardX timm toolz tornado tqdm truststore uvicorn \
+  wadler_lindig wcwidth zarr zict zipp
+
+gpu: link  ## on a GPU, with a python that has torch: tests marked gpu, then benches; ten minutes
+	export PYTHONPATH=$(CURDIR)/.typing:$(CURDIR)/.wheels/here; \
+	timeout 150 $(GPU_PYTHON) -m pytest -m gpu; tests=$$?; \
+	$(GPU_PYTHON) tests/bench_gpu.py --out $(or $(OUT),.)/gpu.jsonl && exit $$tests
+
+wheels: $(READY)  ## what `make gpu` needs beside torch, for a machine without network
+	rm -rf .wheels
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest .wheels \
+	  --python-version $(GPU_VERSION) \
+	  --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
+	  $$(for name in $(CARRIED); do grep -i "^$$name==" constraints.txt; done)
+
 check: $(READY) link  ## linters, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +74,4 @@ link:  ## what type checkers and editors read as the package `bieff`
 	@for f in extract features train apps cli.py clip.py; do ln -sfn ../../$$f .typing/bieff/$$f; done
 
 clean:  ## remove everything made here but data, features and runs
-	rm -rf .venv .lowest .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .lowest .wheels .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,9 +8,9 @@ tower is given the decoded frames, in memory, so its part is upload, cutting, re
 encoding.  Processes are started before a clock runs, except in `extract_s`, which begins with
 nothing but the loaded model.
 
-The last line is one JSON object.  On CUDA it also holds images a second of the tower alone, of
-tower and preprocessing from uint8 frames, and from mp4 to the store, beside the rate at which
-the device multiplies bfloat16 matrices.
+The last line is one JSON object: also images a second of the tower alone, of tower and
+preprocessing from uint8 frames, of decoding, and from mp4 to the store, beside the rate at
+which the device multiplies matrices in the tower's precision.
 """
 
 import json
@@ -27,9 +27,15 @@ import torch
 from helpers import stamped
 
 from bieff import clip as clips
-from bieff.apps.bench.extract import KINDS, measure_decoding, measure_tower, num_cores
-from bieff.apps.bench.timing import ceilings, device_name, once, seconds
-from bieff.clip import TINYCLIP, Clip, ClipName
+from bieff.apps.bench.extract import (
+    KINDS,
+    TowerRate,
+    measure_decoding,
+    measure_tower,
+    num_cores,
+)
+from bieff.apps.bench.timing import ceilings, device_name, once
+from bieff.clip import TINYCLIP, ClipName
 from bieff.extract.config import ExtractConfig
 from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.decode.pool import DecodePool, Job, Outcome
@@ -63,35 +69,39 @@ def make_clips(folder: Path, count: int, length: int) -> DataSet:
     return DataSet(name="bench", class_names=("a",), partitions={"val": videos}, root=folder)
 
 
-def main(count: int = 100, length: int = 10) -> None:
+def main(
+    count: int = 100, length: int = 10, config: ExtractConfig = CONFIG
+) -> dict[str, float | str]:
+    """Measure, print, and give the figures of the last line."""
     device = clips.pick_device(None)
     name = ClipName(model=TINYCLIP, pretrained=None)
     if device.type == "cuda":
         name = ClipName(model="ViT-B-16-quickgelu", pretrained="random")
     clip = clips.load(name, device=device)
-    images = count * 96
+    each = config.frames * config.clips * config.crops
+    images = count * each
     with tempfile.TemporaryDirectory() as folder:
         data = make_clips(Path(folder), count, length)
-        store = plan(data, CONFIG, clip, Path(folder) / "store")
+        store = plan(data, config, clip, Path(folder) / "store")
         cpu = [cpu_seconds()]
-        outcomes, decode_s = decode_all(store, data)
+        outcomes, decode_s = decode_all(store, data, config)
         cpu.append(cpu_seconds())
         tower = VisualTower(clip, device=device, batch_size=BATCH[device.type])
         tower_s = tower_all(tower, store, outcomes)
         cpu.append(cpu_seconds())
-        figures = gpu_figures(tower, images / tower_s) if device.type == "cuda" else {}
         del outcomes
         cpu.append(cpu_seconds())
         extracted: list[Summary] = []
 
         def run() -> None:
             with InProcess(device=device) as runner:
-                extracted.append(extract(store, clip, CONFIG, device=device, runner=runner))
+                extracted.append(extract(store, clip, config, device=device, runner=runner))
 
         extract_s = once(run)
         cpu.append(cpu_seconds())
         assert extracted[0].is_whole
-        expected_s = count * estimated(clip, device, Path(folder))
+        rate = measure_tower(clip, device)
+        expected_s = count * estimated(rate, each, device, Path(folder))
     print(
         f"{commit()} extract {count} clips of {length} s | {name} on {device_name(device)}, "
         f"{num_cores()} cores, torch {torch.__version__} | {images / extract_s:,.0f} images/s, "
@@ -99,16 +109,24 @@ def main(count: int = 100, length: int = 10) -> None:
         f"tower {cpu[2] - cpu[1]:.1f}, extract {cpu[4] - cpu[3]:.1f} | `bieff bench` expects "
         f"{expected_s:.1f} s, took {extract_s:.1f} s | load {os.getloadavg()[0]:.1f}"
     )
-    result = {
+    ceiling = ceilings(device).flops
+    result: dict[str, float | str] = {
         "bench": "extract",
         "decode_s": round(decode_s, 2),
         "tower_s": round(tower_s, 2),
         "extract_s": round(extract_s, 2),
         "ratio": round(extract_s / (decode_s + tower_s), 3),
+        "of_slower": round(extract_s / max(decode_s, tower_s), 3),
+        "images_per_s_tower": round(rate.tower),
+        "images_per_s_from_uint8": round(images / tower_s),
+        "images_per_s_decoded": round(images / decode_s),
+        "images_per_s_from_mp4": round(images / extract_s),
+        "images_per_s_ceiling": round(ceiling / rate.flops),
+        "matmul_tflops": round(ceiling / 1e12, 3),
+        "precision": rate.precision,
     }
-    if figures:
-        figures["images_per_s_from_mp4"] = round(images / extract_s)
-    print(json.dumps(result | figures))
+    print(json.dumps(result))
+    return result
 
 
 def cpu_seconds() -> float:
@@ -119,14 +137,16 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def decode_all(store: FeatureStore, data: DataSet) -> tuple[list[Outcome], float]:
+def decode_all(
+    store: FeatureStore, data: DataSet, config: ExtractConfig
+) -> tuple[list[Outcome], float]:
     """Outcomes of all videos, and the seconds of decoding them with all cores."""
     views = tuple(View.from_json(v) for v in store.recipe["views"]["val"])
     jobs = [
         Job(
             row=i,
             path=data.root / video.path,
-            choose=ViewPlan(views, CONFIG.frames, video.id),
+            choose=ViewPlan(views, config.frames, video.id),
         )
         for i, video in enumerate(data.partitions["val"])
     ]
@@ -151,28 +171,12 @@ def tower_all(tower: VisualTower, store: FeatureStore, outcomes: list[Outcome]) 
     return taken
 
 
-def estimated(clip: Clip, device: torch.device, folder: Path) -> float:
+def estimated(rate: TowerRate, images: int, device: torch.device, folder: Path) -> float:
     """Seconds that `bieff bench` expects of one such clip."""
-    cost, rate = measure_decoding(folder, KINDS[:1])[0], measure_tower(clip, device)
-    encoding = 96 * (1 / rate.tower + 1 / rate.cut)
-    decoding = cost.seconds(96)
+    cost = measure_decoding(folder, KINDS[:1])[0]
+    encoding = images * (1 / rate.tower + 1 / rate.cut)
+    decoding = cost.seconds(images)
     return decoding + encoding if device.type == "cpu" else max(decoding, encoding)
-
-
-def gpu_figures(tower: VisualTower, from_uint8: float) -> dict[str, float]:
-    """Images a second of the tower alone, and what the device can do at best."""
-    size = tower.preprocessing.size
-    crops = torch.randint(0, 256, (tower.batch_size, 3, size, size), device=tower.device)
-    crops = crops.byte()
-    ceiling = ceilings(tower.device).flops
-    tower_rate = tower.batch_size / seconds(lambda: tower.encode(crops))
-    flops = 2 * 17.6e9 / 2 * 2  # of ViT-B/16 an image: 17.6 G multiplications and additions
-    return {
-        "images_per_s_tower": round(tower_rate),
-        "images_per_s_from_uint8": round(from_uint8),
-        "matmul_tflops": round(ceiling / 1e12, 1),
-        "images_per_s_ceiling": round(ceiling / flops),
-    }
 
 
 if __name__ == "__main__":

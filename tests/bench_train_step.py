@@ -39,7 +39,9 @@ class Parts:
         self.trainer, self.model = trainer, trainer.model
         self.index, self.batch = trainer.batches.at(0)
         self.categories = self.index.labels.unique()
-        with torch.no_grad():
+        half = trainer.precision != torch.float32
+        autocast = torch.autocast(trainer.device.type, trainer.precision, enabled=half)
+        with torch.no_grad(), autocast:
             frames = self.batch.frames
             self.prompt = self.model.prompt(frames)
             self.prompted = trainer.text(*self.prompt, categories=self.categories)

@@ -26,6 +26,13 @@ from bieff.train.distributed import sharers
 
 CPU = torch.device("cpu")
 
+
+def bring(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy from memory; a device is not waited for, as it would be without pinned memory."""
+    held = tensor.pin_memory() if device.type == "cuda" else tensor
+    return held.to(device, non_blocking=True)
+
+
 # --- what is loaded
 
 
@@ -147,7 +154,7 @@ class Features:
         """Take a view of each video and some of its frames; `Batch.to` brings them."""
         if isinstance(self.embeddings, Tensor):
             where = self.embeddings.device
-            videos, views, frames = (index.to(where) for index in (videos, views, frames))
+            videos, views, frames = (bring(index, where) for index in (videos, views, frames))
         embeddings = self.embeddings[videos, views]  # (B, T, D)
         batch = Batch(
             embeddings.gather(1, frames[:, :, None].expand(-1, -1, embeddings.shape[2])),
@@ -240,7 +247,8 @@ def budget(device: torch.device, gigabytes: float | None, *, sharers: int = 1) -
     wished = math.inf if gigabytes is None else gigabytes * 1e9
     on_device = 0.0
     if device.type == "cuda":
-        on_device = min(wished, DEVICE_SHARE * free_bytes(device))
+        on_one = -(-sharers // torch.cuda.device_count())
+        on_device = min(wished, DEVICE_SHARE * free_bytes(device) / on_one)
     in_memory = MEMORY_SHARE * free_bytes(CPU) / sharers if gigabytes is None else wished
     return Budget(on_device, in_memory)
 
@@ -303,17 +311,24 @@ class Batch:
 class Batches(AbstractContextManager["Batches"]):
     """Batches by step.  Which they are does not depend on who gathers them, or when.
 
-    `draw` says which videos a step has; this process computes the `part` of them.  Rows that
-    lie where the model is are picked on the spot; others, in memory or on disk, by a thread
-    that works one step ahead, up to `last`, the step after the last.
+    `draw` says which videos a step has; this process computes the `part` of them.  On a CPU
+    rows in memory are picked on the spot; all others by a thread that works one step ahead, up
+    to `last`, the step after the last.  `lay_out` makes what else a step can have ready.
     """
 
     def __init__(
-        self, features: Features, draw: Callable[[int], BatchIndex], part: slice, *, last: int
+        self,
+        features: Features,
+        draw: Callable[[int], BatchIndex],
+        part: slice,
+        *,
+        last: int,
+        lay_out: Callable[[BatchIndex], object] = lambda index: None,
     ) -> None:
         self.draw = draw
         self._features, self._part, self._last = features, part, last
-        is_near = features.place == ("memory" if features.device.type == "cpu" else "device")
+        self._lay_out = lay_out
+        is_near = features.place == "memory" and features.device.type == "cpu"
         self._pool = None if is_near else ThreadPoolExecutor(1, "bieff-batches")
         self._ahead: dict[int, Future[tuple[BatchIndex, Batch]]] = {}
 
@@ -331,6 +346,8 @@ class Batches(AbstractContextManager["Batches"]):
 
     def _gather(self, step: int) -> tuple[BatchIndex, Batch]:
         index = self.draw(step)
+        if self._pool is not None:
+            self._lay_out(index)
         return index, index.pick(self._features, self._part)
 
     def __exit__(self, *exc_info: Any) -> None:

@@ -101,14 +101,22 @@ def current() -> Group:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that `torchrun` started, if it did; gives the device of this one."""
+    """Join the processes that `torchrun` started, if it did; gives the device of this one.
+
+    Where there are more of them than GPUs they share these, and find each other over gloo, as
+    NCCL takes one process a GPU.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
+    backend = "gloo"
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        count = torch.cuda.device_count()
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if int(os.environ["LOCAL_WORLD_SIZE"]) <= count:
+            backend = "nccl"
+    dist.init_process_group(backend)
     try:
         yield device
     finally:

@@ -4,7 +4,7 @@ B videos, k names, M context tokens, Q rows of a video, W width of the tower, D 
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,7 @@ def measure_steps(few: Trainer, many: Trainer) -> list[StepCost]:
     Two numbers of frames in turns, the quicker of two rounds; what is between them is
     interpolated, as the matrix products grow with the frames by a constant.
     """
-    steps = [_stepping(few), _stepping(many)]
+    steps = [stepping(few), stepping(many)]
     measured = [few.num_frames, many.num_frames]
     flops = np.interp(FRAMES, measured, [flops_of(step) for step in steps])  # also warms up
     rounds = [[seconds(step) for step in steps] for _ in range(2)]
@@ -152,18 +152,21 @@ def measure_steps(few: Trainer, many: Trainer) -> list[StepCost]:
     ]
 
 
-def _stepping(trainer: Trainer) -> Callable[[], object]:
+def stepping(trainer: Trainer) -> Callable[[], object]:
+    """One step after the other, from the first again after the last."""
     numbers = itertools.cycle(range(trainer.num_steps))
     return lambda: trainer.step(next(numbers))
 
 
-def measure_evaluation(trainer: Trainer, clip: Clip) -> list[EvalCost]:
+def measure_evaluation(
+    trainer: Trainer, clip: Clip, named: Sequence[str] = NAMED
+) -> list[EvalCost]:
     """Views of videos beside all class names of each data set."""
     model = trainer.model.eval()
     count = EVALUATED.get(trainer.device.type, 1)
     frames = torch.randn(count, trainer.num_frames, clip.dim, device=trainer.device)
     found = []
-    for name in NAMED:
+    for name in named:
         names = [readable for _, readable in class_names(name)]
         text = TextTower(clip.model, clip.tokenize(names)).to(trainer.device)
         # with a graph, which the counter wants

@@ -2,7 +2,7 @@
 
 Run as a program it extracts, for tests that kill it:
 
-    python extracting.py CLIPS STORE [DECODER]
+    python extracting.py CLIPS STORE [DECODER [DEVICE]]
 
 prints "ready" when all is loaded, and "done" with the summary at the end.
 """
@@ -72,10 +72,10 @@ def plan_data(data, out, *, config=CONFIG, rows=ROWS):
     return replace(planned, partitions=parts).write(out)
 
 
-def extract_small(store, *, config=CONFIG, decode=None, **options):
+def extract_small(store, *, config=CONFIG, decode=None, device=CPU, **options):
     """Extract in this process."""
-    with InProcess(device=CPU, **({} if decode is None else {"decode": decode})) as runner:
-        return extract(store, tinyclip(), config, device=CPU, runner=runner, **options)
+    with InProcess(device=device, **({} if decode is None else {"decode": decode})) as runner:
+        return extract(store, tinyclip(), config, device=device, runner=runner, **options)
 
 
 def assert_same(store, expected):
@@ -96,7 +96,7 @@ def numbers(store):
     return {Status(value).name: int((found == value).sum()) for value in np.unique(found)}
 
 
-def main(folder, out, decode=None):
+def main(folder, out, decode=None, device="cpu"):
     """Plan and extract, telling standard output."""
     torch.set_num_threads(1)
     sys.path.insert(0, str(TESTS))
@@ -106,7 +106,9 @@ def main(folder, out, decode=None):
         store, config = plan_small(Path(folder), Path(out)), CONFIG
     else:
         store, config = plan_data(load("folder", videos=Path(folder)), Path(out)), PATIENT
-    print("done", extract_small(store, config=config, decode=decode).text(), flush=True)
+    where = torch.device(device)
+    stored = extract_small(store, config=config, decode=decode, device=where)
+    print("done", stored.text(), flush=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ from bieff.train.config import TrainConfig
 from bieff.train.data import (
     Batch,
     Batches,
+    BatchIndex,
     Features,
+    bring,
     draw_batch,
     frame_groups,
     load_features,
@@ -127,7 +129,7 @@ class Trainer:
         of the whole batch, of which this process has some rows.
         """
         categories = labels.unique()
-        positives = positive_pairs(labels, categories).to(self.device)
+        positives = bring(positive_pairs(labels, categories), self.device)
         num_names = len(categories)
 
         def figures_of(part: slice) -> Tensor:
@@ -136,7 +138,7 @@ class Trainer:
             scores = self.score(own, categories)
             if self.frozen_classes is None:
                 return scores.logits
-            frozen = self.frozen_classes[categories]
+            frozen = self.frozen_classes[bring(categories, self.device)]
             distance = frozen_distance(scores.video, scores.classes, own.frames, frozen)
             return torch.cat([scores.logits, distance[:, None]], dim=1)
 
@@ -241,7 +243,8 @@ def prepare(
     frame_groups(int(store.recipe["frames"]), num_frames)
     text = text_tower(clip, clip.tokenize_names(class_names))
     model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
-    text.require_fit(*model.prompt_rows)
+    rows_before = model.prompt_rows
+    text.require_fit(*rows_before)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError(
             "these settings leave nothing to train; set temporal_layers=1 or more, or another "
@@ -271,6 +274,15 @@ def prepare(
     last = config.epochs * (len(features) // size)
     frozen = class_embeddings(clip, class_names, HAND_CRAFTED) if config.distill else None
     wants_half = {"auto": device.type == "cuda", "bfloat16": True, "float32": False}
+    precision = torch.bfloat16 if wants_half[config.precision] else torch.float32
+
+    def lay_out(index: BatchIndex) -> None:
+        """Have the tower remember the tree of these categories."""
+        if isinstance(text, TextTower):
+            text.prompt_tree(*rows_before, categories=index.labels.unique())
+
+    if isinstance(text, TextTower) and precision == torch.bfloat16:
+        text.multiply_in(precision)
     return Trainer(
         config=config,
         model=model,
@@ -280,10 +292,10 @@ def prepare(
         features=features,
         optimizer=make_optimizer(model, config),
         num_frames=num_frames,
-        batches=Batches(features, draw, group.part(size), last=last),
+        batches=Batches(features, draw, group.part(size), last=last, lay_out=lay_out),
         group=group,
         device=device,
-        precision=torch.bfloat16 if wants_half[config.precision] else torch.float32,
+        precision=precision,
         window=window,
         frozen_classes=frozen,
     )

@@ -63,7 +63,7 @@ def attend_all(
     (prefix_q, prefix_kv), (own_q, own_kv) = (
         x.split([width, 2 * width], -1) for x in (prefix, own)
     )
-    queries = own_q.split([group.num_rows for group in tree.groups], dim=1)
+    queries = divide(own_q, [group.num_rows for group in tree.groups])
     first = attend(block, prefix_q[None], prefix_kv[None], None)
     rest = attend_in_groups(block, queries, prefix_kv, own_kv, tree)
     return torch.cat([first[0], rest.flatten(0, 1)])
@@ -87,13 +87,18 @@ def attend_in_groups(
     """
     shared = prefix_kv.expand(len(own_kv), -1, -1)
     attended = []
-    parts = own_kv.split([group.num_rows for group in tree.groups], dim=1)
+    parts = divide(own_kv, [group.num_rows for group in tree.groups])
     for q, kv, group in zip(queries, parts, tree.groups, strict=True):
         # the first group holds the video's rows already
-        video = own_kv[:, : tree.num_video_rows if group.start else 0]
-        keys = torch.cat([shared, video, kv], dim=1)
+        video = [own_kv[:, : tree.num_video_rows]] if group.start else []
+        keys = torch.cat([shared, *video, kv], dim=1)
         attended.append(attend(block, q, keys, group.mask[-q.shape[1] :]))
-    return torch.cat(attended, dim=1)
+    return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+
+
+def divide(rows: Float[Tensor, "B n width"], sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Rows group by group; of a single group as they are, for splitting costs a copy back."""
+    return (rows,) if len(sizes) == 1 else rows.split(list(sizes), dim=1)
 
 
 def attend(
@@ -125,12 +130,38 @@ def finish(
 
 
 def _feed_forward(mlp: Any, x: Float[Tensor, "*rows W"]) -> Float[Tensor, "*rows W"]:
-    """The block's `mlp`, with a quarter of quick-GELU's traffic through memory.
-
-    x sigmoid(1.702 x), as open_clip writes it, keeps three tensors for the backward pass; it is
-    silu(1.702 x) / 1.702, which keeps one and has its own kernels.
-    """
+    """The block's `mlp`; with quick-GELU in as few passes through memory as there are."""
     if type(mlp.gelu).__name__ != "QuickGELU":
         return mlp(x)  # type: ignore[no-any-return]
-    hidden = F.silu(mlp.c_fc(x).mul_(1.702)).mul_(1 / 1.702)
-    return mlp.c_proj(hidden)  # type: ignore[no-any-return]
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    layers = mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias
+    rows, wide, bias, *last = (tensor.to(dtype) for tensor in (x.flatten(0, -2), *layers))
+    out: Tensor = _QuickGelu.apply(rows, wide, bias * _SLOPE, *last)  # type: ignore[no-untyped-call]
+    return out.view_as(x)
+
+
+_SLOPE = 1.702
+"""Of quick-GELU, x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
+
+
+class _QuickGelu(torch.autograd.Function):
+    """Two frozen layers with quick-GELU between them; the first bias times its slope.
+
+    The products carry the slope as their factor, and backwards the two factors cancel.  Only
+    the hidden rows are kept; open_clip's form keeps three tensors of their size.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, wide: Tensor, bias: Tensor, narrow: Tensor, last: Tensor
+    ) -> Tensor:
+        hidden = torch.addmm(bias, x, wide.mT, alpha=_SLOPE)
+        ctx.save_for_backward(hidden, wide, narrow)
+        return torch.addmm(last, F.silu(hidden), narrow.mT, alpha=1 / _SLOPE)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, wide, narrow = ctx.saved_tensors
+        slope = torch.ops.aten.silu_backward(gradients[0] @ narrow, hidden)
+        return slope @ wide, None, None, None, None

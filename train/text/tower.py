@@ -12,6 +12,7 @@ B videos, k categories, N words (tokens) of a name, padded, M context tokens, Q 
 video, W width of the tower, D joint width, P = 1 + M, L rows of a video with its names.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from bieff.train.text.block import (
     attend,
     attend_all,
     attend_in_groups,
+    divide,
     finish,
     in_projection,
     pack,
@@ -49,6 +51,10 @@ class TextTower(nn.Module):
     token_rows: Tensor  # the few of CLIP's table that occur
     position_rows: Tensor
     padded: Tensor  # (K, length - 1)
+    start_rows: Tensor  # SOT's, or none
+
+    products: torch.dtype
+    """Type of the frozen matrices."""
 
     def __init__(
         self, clip: nn.Module, tokens: Int[Tensor, "K length"], *, num_start: int = 1
@@ -78,9 +84,30 @@ class TextTower(nn.Module):
         self.register_buffer("token_rows", token_rows, persistent=False)
         self.register_buffer("position_rows", position_rows, persistent=False)
         self.register_buffer("padded", self.names.padded, persistent=False)
+        start_rows = token_rows[self.names.start.to(weight.device)]
+        self.register_buffer("start_rows", start_rows, persistent=False)
+        self.products = self.dtype
         self.projection = tower.text_projection
         if self.projection is not None:
             self.projection.requires_grad_(False)
+
+    def multiply_in(self, dtype: torch.dtype) -> None:
+        """Keep the frozen matrices in the type that autocast would cast them to at every step.
+
+        Numbers under autocast stay the same; without it the tower no longer runs.  Norms keep
+        their type, and the CLIP that was given its weights.
+        """
+        self.products = dtype
+        self.blocks = copy.deepcopy(self.blocks)
+        self.projection = copy.deepcopy(self.projection)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear | nn.MultiheadAttention):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(dtype)
+        if isinstance(self.projection, nn.Module):
+            self.projection.to(dtype)
+        elif self.projection is not None:
+            self.projection.data = self.projection.data.to(dtype)
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +145,7 @@ class TextTower(nn.Module):
         if video is None:
             video = rows.new_empty(1, 0, self.width)
         tree = self.prompt_tree(len(context), video.shape[1], categories=categories)
-        prefix = torch.cat([rows[self.names.start], context.to(self.dtype)])
+        prefix = torch.cat([self.start_rows, context.to(self.dtype)])
         prefix = prefix + positions[: tree.num_prefix]
         video = video.to(self.dtype) + positions[tree.num_prefix :][: video.shape[1]]
         names = rows[tree.tokens] + positions[tree.positions]
@@ -177,6 +204,7 @@ class TextTower(nn.Module):
             num_context=num_context,
             num_video_rows=num_video_rows,
             device=self.token_rows.device,
+            dtype=self.products,
         )
 
 
@@ -211,8 +239,8 @@ class Prompted:
         tree = self._tree
         sizes = [(group.num_rows - group.num_names, group.num_names) for group in tree.groups]
         ends = self._x.split([size for pair in sizes for size in pair], dim=1)[1::2]
-        x = torch.cat(ends, dim=1)
-        queries = self._queries(x).split([num_names for _, num_names in sizes], dim=1)
+        x = ends[0] if len(ends) == 1 else torch.cat(ends, dim=1)
+        queries = divide(self._queries(x), [num_names for _, num_names in sizes])
         attended = attend_in_groups(self._block, queries, self._prefix_kv, self._kv, tree)
         classes = self._project(x, attended)
         return classes if tree.order is None else classes[:, tree.order]
@@ -238,7 +266,8 @@ class Prompted:
         shared_keys = [part.expand(len(picked), -1, -1) for part in shared]
         keys = torch.cat([*shared_keys, self._kv.flatten(0, 1)[rows]], dim=1)
         num_words, num_keys = rows.shape[1], keys.shape[1]
-        mask = x.new_full((num_words, num_keys), float("-inf")).triu(num_keys - num_words + 1)
+        minus = keys.new_full((num_words, num_keys), float("-inf"))
+        mask = minus.triu(num_keys - num_words + 1)
         attended = attend(self._block, self._queries(x), keys, mask)
         return self._project(x, attended), tree.word_mask[picked]
 
@@ -271,7 +300,7 @@ class Prompted:
         Finishes all rows of the last block, which `classes` and `words` avoid.
         """
         tree = self._tree
-        queries = self._queries(self._x).split([group.num_rows for group in tree.groups], dim=1)
+        queries = divide(self._queries(self._x), [group.num_rows for group in tree.groups])
         attended = attend_in_groups(self._block, queries, self._prefix_kv, self._kv, tree)
         rows = F.normalize(self._project(self._x, attended), dim=-1)
         cosine = (rows @ F.normalize(pooled, dim=-1)[:, :, None]).squeeze(2)  # (B, L)

@@ -130,16 +130,23 @@ class Names:
         num_context: int,
         num_video_rows: int,
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> Tree:
         """Lay the prompts of some categories out; the latest trees are remembered.
 
         Raises:
             InputError: If the longest prompt does not fit the tower.
         """
-        return self._remembered(tuple(categories.tolist()), num_context, num_video_rows, device)
+        chosen = tuple(categories.tolist())
+        return self._remembered(chosen, num_context, num_video_rows, device, dtype)
 
     def _make(
-        self, chosen: tuple[int, ...], context: int, video: int, device: torch.device
+        self,
+        chosen: tuple[int, ...],
+        context: int,
+        video: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> Tree:
         categories = torch.tensor(chosen)
         lengths = self.lengths[categories]
@@ -165,7 +172,9 @@ class Names:
                     start=start,
                     stop=start + own + len(rows),
                     num_names=len(part),
-                    mask=_with_ancestors(mask, num_prefix, video, own).to(device),
+                    mask=_bring(
+                        _with_ancestors(mask, num_prefix, video, own).to(dtype), device
+                    ),
                 )
             )
             tokens.append(rows)
@@ -177,12 +186,12 @@ class Names:
         return Tree(
             num_prefix=num_prefix,
             num_video_rows=video,
-            tokens=torch.cat(tokens).to(device),
-            positions=(torch.cat(depths) + num_prefix + video).to(device),
+            tokens=_bring(torch.cat(tokens), device),
+            positions=_bring(torch.cat(depths) + num_prefix + video, device),
             groups=tuple(groups),
-            order=place.to(device) if len(groups) > 1 else None,
-            words=torch.cat(words)[place].where(word_mask, 0).to(device),
-            word_mask=word_mask.to(device),
+            order=_bring(place, device) if len(groups) > 1 else None,
+            words=_bring(torch.cat(words)[place].where(word_mask, 0), device),
+            word_mask=_bring(word_mask, device),
         )
 
     def _divide(self, categories: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
@@ -257,3 +266,9 @@ def _with_ancestors(
     full[own:, prefix + video :] = mask
     full[:own, prefix:] = full[:own, prefix:].tril()
     return torch.zeros(full.shape).masked_fill(~full, float("-inf"))
+
+
+def _bring(tensor: Tensor, device: torch.device) -> Tensor:
+    """As `train.data.bring`, which stands on the same floor."""
+    held = tensor.pin_memory() if device.type == "cuda" else tensor
+    return held.to(device, non_blocking=True)
