@@ -148,6 +148,12 @@ def split_lists(store: FeatureStore, split: str | None) -> tuple[Listed, Listed]
     train_rows, test_rows = (every.rows[roles == role] for role in ("train", "test"))
     if not len(train_rows) or not len(test_rows):
         known = {name for video in whole.videos for name in video.splits}
+        if (split or "1") in known:
+            missing = "test" if len(train_rows) else "training"
+            raise ConfigError(
+                f"split {split or '1'} of {store.path} has no {missing} list; take a store "
+                "whose splits have both, or one with the partitions train and val"
+            )
         raise ConfigError(
             f"split: {store.path} has {', '.join(sorted(known)) or 'none'}, got {split!r}"
         )

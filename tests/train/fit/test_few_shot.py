@@ -22,7 +22,7 @@ from bieff.features.errors import (
     StoreError,
     StoreMismatchError,
 )
-from bieff.features.schema import UNLABELLED
+from bieff.features.schema import UNLABELLED, PartitionPlan, Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import load
 from bieff.train.evaluate.classifier import Trained
@@ -109,6 +109,16 @@ def test_lists_of_splits_and_of_partitions(splits, parts, clip, tmp_path):
         split_lists(splits, "4")
     with pytest.raises(ConfigError, match="has no official splits, it has train and val"):
         split_lists(parts, "1")
+    video = Video(id="a", path="a.mp4", label=0, splits={"1": "test"})
+    zero_shot = FeatureStore.create(
+        tmp_path / "tested",
+        recipe=dict(splits.recipe),
+        class_names=["archery"],
+        partitions={"all": PartitionPlan(videos=[video], num_views=1)},
+        versions={},
+    )
+    with pytest.raises(ConfigError, match=r"split 1 of .* has no training list; take a store "):
+        split_lists(zero_shot, None)
     only = fake.write_store(tmp_path / "store", clip, counts={"val": 13})
     with pytest.raises(StoreError, match="expected official splits, or the partitions"):
         split_lists(only, None)
