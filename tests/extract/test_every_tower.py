@@ -71,8 +71,22 @@ def shallow_clip(request, monkeypatch):
     return load(ClipName(model=name, pretrained="random"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shallow_clip", listed(), indirect=True)
+FEW = {
+    *("ViT-B-32", "RN50", "ViTamin-S", "EVA02-B-16", "EVA01-g-14", "convnext_base"),
+    *("MobileCLIP2-S0", "MobileCLIP2-B", "PE-Core-B-16", "ViT-B-16-SigLIP2"),
+    *("coca_ViT-B-32", "swin_base_patch4_window7_224"),
+}
+"""One of each family of towers; all 144 are a long test, at some five seconds each."""
+
+
+def of_each_family():
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in FEW else pytest.mark.long)
+        for name in listed()
+    ]
+
+
+@pytest.mark.parametrize("shallow_clip", of_each_family(), indirect=True)
 def test_a_clip_is_encoded_as_open_clip_encodes_it(shallow_clip, videos, tmp_path):
     clip, looks = shallow_clip, shallow_clip.preprocessing
     store = StorePlan.of(videos, CONFIG, clip).write(tmp_path / "store")
