@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from bieff.cli import main
 from bieff.features.errors import BieffError, ConfigError, InputError, StoreMismatchError
-from bieff.train.config import load
+from bieff.train.config import DEFAULT_PRESET, load
 from bieff.train.fit.loop import train
 from bieff.train.fit.step import prepare
 from bieff.train.runs.checkpoint import (
@@ -273,7 +273,8 @@ def test_a_real_process_is_stopped_and_goes_on(clip, store, tmp_path, number):
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert "trained 280 steps on 53 videos" in said
-    train(store, clip, load(overrides=settings), tmp_path / "straight", watch=quiet)
+    config = load(overrides=settings, base=DEFAULT_PRESET)
+    train(store, clip, config, tmp_path / "straight", watch=quiet)
     first, second = (load_file(path / LAST) for path in (tmp_path / "straight", out))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert (out / METRICS).read_text() == (tmp_path / "straight" / METRICS).read_text()
