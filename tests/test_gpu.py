@@ -168,7 +168,7 @@ def test_an_extraction_that_was_killed_goes_on(tmp_path, device):
     assert F.cosine_similarity(near, far, dim=-1).min() > 0.9999
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_bench_prints_every_line(tmp_path):
     """All benches of `make gpu`, tiny, on whatever is here."""
     out = tmp_path / "lines.jsonl"

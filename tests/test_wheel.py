@@ -35,7 +35,7 @@ def run(*command, cwd):
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long  # installs torch anew: minutes
 @pytest.mark.timeout(3600)  # it installs torch
 def test_a_wheel_in_an_empty_environment_runs_the_demo(tmp_path):
     source = tmp_path / "source"
