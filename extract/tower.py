@@ -145,7 +145,10 @@ def patches_of(clip: Clip) -> tuple[int, int]:
     visual: Any = clip.model.visual
     trunk: Any = getattr(visual, "trunk", None)  # timm's towers stand in one of open_clip's
     if hasattr(trunk, "blocks"):
-        return math.prod(trunk.patch_embed.grid_size), int(trunk.embed_dim)
+        # the grid is that of its own size; open_clip shows ViTamin-XL-384 256 pixels
+        side, embed = clip.preprocessing.size, trunk.patch_embed
+        sides = zip(embed.grid_size, embed.img_size, strict=True)
+        return math.prod(grid * side // full for grid, full in sides), int(trunk.embed_dim)
     if getattr(visual, "attn_pool", visual) is None:
         return math.prod(visual.grid_size), int(visual.transformer.width)
     raise InputError(
