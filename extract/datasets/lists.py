@@ -233,8 +233,8 @@ def _from_table(
     is_charades = {"id", "actions", "length"} <= set(columns)
     if label is None and not is_charades and (several := _SEVERAL & set(columns)):
         raise InputError(
-            f"{above}: expected a column of one class, such as label, got {min(several)!r}; write "
-            "a line for each class, with the part of the video that shows it: id,class,start,end"
+            f"{above}: expected a column of one class, such as label, got {min(several)!r}; "
+            "write a line for each class and the part that shows it: id,class,start,end"
         )
     listed = []
     for number, line in lines[1:]:
@@ -536,8 +536,8 @@ def _videos(
         before, _ = videos.setdefault(video.id, (video, path is not None))
         if before.label != video.label:
             raise InputError(
-                f"{where}: {row.path!r} was listed before with another label; a whole video has "
-                "one class, parts of it (path,start,end,label) may have others"
+                f"{where}: {row.path!r} was listed before with another label; a whole video "
+                "has one class, parts of it (path,start,end,label) may have others"
             )
         lies_in = classes.of_folder(path or row.path)
         if before is video and label is not None and lies_in is not None and lies_in != label:

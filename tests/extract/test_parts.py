@@ -115,7 +115,7 @@ def test_charades_has_several_classes_for_the_same_seconds(tmp_path):
         (
             "id,labels,start,end\na,c1;c2,0,1\n",
             "line 1: expected a column of one class, such as label, got 'labels'; write a line "
-            "for each class, with the part of the video that shows it: id,class,start,end",
+            "for each class and the part that shows it: id,class,start,end",
         ),
         (
             "path,label\na.mp4,x\na.mp4,y\n",
@@ -135,9 +135,7 @@ def test_a_list_that_names_no_class_says_so(tmp_path):
     (tmp_path / "l.csv").write_text("video_id,start_timestamp,stop_timestamp,verb\na,1,2,cut\n")
     (tmp_path / "a.mp4").write_bytes(b"x")
     data = load("list", videos=tmp_path, lists={"all": tmp_path / "l.csv"})
-    assert data.notes == (
-        "no video has a label: no column is called so, and no folders name classes",
-    )
+    assert data.notes == ("no video has a label, as neither a column nor the folders say one",)
 
 
 def test_json_of_activitynet(tmp_path):
