@@ -16,6 +16,7 @@ from typing import Any
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, require_found
 from bieff.extract.datasets.files import (
     VIDEO_SUFFIXES,
+    YOUTUBE_FILE,
     FileIndex,
     Folder,
     folders_of,
@@ -463,6 +464,14 @@ def load_lists(
             f"videos whose file name is in another case than in the list: {len(recased):,}, "
             f"the first is {recased[0]!r}"
         )
+    layout = LAYOUT
+    matches = (YOUTUBE_FILE.fullmatch(row.path) for row in together)
+    if uncut := [m[0] for m in matches if m and m[2] and folder.of_name(m[1])]:
+        notes.append(
+            f"lines that stand for clips of videos that lie there whole: {len(uncut):,}, the "
+            f"first is {uncut[0]!r}; say --trim for these parts of them"
+        )
+        layout += f", {uncut[0]!r} first; as whole videos of these ids are there, say --trim"
     if frames := [
         row for row in together if row.whole and classes.index.find(row.whole) is None
     ]:
@@ -474,9 +483,7 @@ def load_lists(
     if unlabelled and names.names:
         notes.append(f"videos without a label: {unlabelled:,}")
     elif unlabelled:
-        notes.append(
-            "no video has a label: no column is called so, and no folders name classes"
-        )
+        notes.append("no video has a label, as neither a column nor the folders say one")
     if {"train", "val"} <= set(partitions):
         both = {v.path for v in partitions["train"]} & {v.path for v in partitions["val"]}
         if both:
@@ -492,7 +499,7 @@ def load_lists(
         unlisted=tuple(path for path in folder.videos if path not in used),
         mislabelled=tuple(mislabelled),
     )
-    return require_found(data, layout=LAYOUT)
+    return require_found(data, layout=layout)
 
 
 def _videos(

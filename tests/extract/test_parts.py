@@ -276,6 +276,22 @@ def test_trimmed_whole_videos_are_those_that_were_cut(tmp_path):
     )
 
 
+def test_a_csv_of_clips_and_whole_videos_lead_to_trim(tmp_path):
+    lines = "label,youtube_id,time_start,time_end\nyoga,abcdefghij0,5,15\n"
+    (tmp_path / "abcdefghij0.mp4").write_bytes(b"x")
+    (tmp_path / "l.csv").write_text(lines)
+    lists = {"all": tmp_path / "l.csv"}
+    said = (
+        "'abcdefghij0_000005_000015' first; as whole videos of these ids are there, say --trim"
+    )
+    with pytest.raises(InputError, match=said):
+        load("list", videos=tmp_path, lists=lists)
+    (tmp_path / "l.csv").write_text(f"{lines}yoga,abcdefghij1,0,10\n")
+    (tmp_path / "abcdefghij1_000000_000010.mp4").write_bytes(b"x")
+    (note,) = load("list", videos=tmp_path, lists=lists).notes
+    assert note.startswith("lines that stand for clips of videos that lie there whole: 1, the")
+
+
 def test_what_no_list_names_is_not_trimmed(tmp_path):
     """Folders alone do not know where in a whole video the clip is."""
     write(tmp_path, "train/yoga/abcdefghij1.mp4", seconds=20)
