@@ -28,10 +28,12 @@ long: $(READY)  ## large evaluation, every visual tower of open_clip, the wheel:
 	$(BIN)/python -m pytest -m long
 
 LOWEST = av==17.1.0 zarr==3.1.6 open_clip_torch==3.0.0
+LOWEST_TORCH = torch==2.6.0 torchvision==0.21.0
 
-lowest: $(READY)  ## the tests of decoding, stores and CLIPs with the lowest av, zarr, open_clip
+lowest: $(READY)  ## the tests of decoding, stores and CLIPs with the lowest av, zarr, open_clip, torch
 	rm -rf .lowest
-	$(BIN)/python -m pip install --quiet --no-deps --target .lowest $(LOWEST)
+	$(BIN)/python -m pip install --quiet --target .lowest $(LOWEST_TORCH)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .lowest $(LOWEST)
 	PYTHONPATH=$(CURDIR)/.lowest $(BIN)/python -m pytest -m "not slow and not long and not gpu" \
 	  tests/extract/decode tests/features tests/test_clip.py
 

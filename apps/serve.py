@@ -2,7 +2,9 @@
 
     GET  /          the page
     POST /predict   the video as the request's body; ?name= its file name, ?labels= the words,
-                    ?windows= and ?every= seconds where scores along its time are asked for
+                    ?windows= and ?every= seconds where scores along its time are asked for,
+                    ?watch= a word of the asker's own
+    GET  /progress  how many of the windows are done, by that word
 
 An upload is counted as it comes in, so that a file that is too large or too slow is refused
 before it is whole; it lies in a folder of its own, which is gone with the answer, or with the
@@ -187,6 +189,7 @@ def make_app(
         routes=[
             Route("/", site.page, methods=["GET"]),
             Route("/predict", site.predict, methods=["POST"]),
+            Route("/progress", site.progress, methods=["GET"]),
         ]
     )
 
@@ -221,6 +224,8 @@ class _Site:
         self._turn = asyncio.Lock()
         self._inside: Counter[str] = Counter()
         self._coming: list[_Upload] = []
+        self._far: dict[str, tuple[int, int]] = {}
+        """Windows that are done and that there are, of videos under way by the asker's word."""
         folder = FileSystemLoader(Path(__file__).parent / "templates")
         templates = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
         self._template = templates.get_template("serve.html")
@@ -250,6 +255,12 @@ class _Site:
             "Cache-Control": "no-store",
         }
         return HTMLResponse(page, headers=headers)
+
+    async def progress(self, request: Request) -> Response:
+        if not self._is_own_name(request):
+            return Response("this name is of another machine", 400)
+        done, count = self._far.get(request.query_params.get("watch", ""), (0, 0))
+        return JSONResponse({"done": done, "of": count}, headers={"Cache-Control": "no-store"})
 
     def _is_own_name(self, request: Request) -> bool:
         with contextlib.suppress(ValueError):  # brackets that do not match
@@ -294,13 +305,14 @@ class _Site:
     async def _answer(self, request: Request, address: str) -> dict[str, Any]:
         labels = typed_labels(request.query_params.get("labels", ""))
         windows = typed_windows(request.query_params)
+        watch = request.query_params.get("watch", "")
         name = Path(request.query_params.get("name", "")).name or "video"
         suffix = Path(name).suffix.lower()
         with tempfile.TemporaryDirectory(prefix="bieff-serve-") as folder:
             path = Path(folder) / f"upload{suffix if suffix in VIDEO_SUFFIXES else '.mp4'}"
             await self._receive(request, path, address)
             async with self._turn:
-                found = await run_in_threadpool(self._predict, path, labels, windows)
+                found = await run_in_threadpool(self._predict, path, labels, windows, watch)
         return described(found, name)
 
     async def _receive(self, request: Request, path: Path, address: str) -> None:
@@ -344,13 +356,13 @@ class _Site:
             raise _RefusedError(400, "no video came; choose a file")
 
     def _predict(
-        self, path: Path, labels: list[str] | None, windows: Windows | None
+        self, path: Path, labels: list[str] | None, windows: Windows | None, watch: str
     ) -> list[Prediction]:
-        found = []
-        with contextlib.closing(
-            self._predictor.predict([path], labels, windows=windows)
-        ) as asked:
-            for prediction in asked:
+        found: list[Prediction] = []
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._far.pop, watch, None)
+            asked = self._predictor.predict([path], labels, windows=windows)
+            for prediction in stack.enter_context(contextlib.closing(asked)):
                 _, count = prediction.place
                 if count > MOST_WINDOWS:
                     raise InputError(
@@ -358,6 +370,7 @@ class _Site:
                         "begin further apart"
                     )
                 found.append(prediction if windows is None else light(prediction))
+                self._far[watch] = len(found), count
         return found
 
 

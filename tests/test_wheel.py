@@ -5,14 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from helpers.places import ROOT
 
-COPIED = re.findall(
-    r"^COPY (.*) /src/\S*$", (ROOT / "docs/Dockerfile").read_text(), re.MULTILINE
-)
-"""What an image is made of."""
+IMAGE = (ROOT / "docs/Dockerfile").read_text().replace("\\\n", "")
+COPIED = " ".join(re.findall(r"^COPY (.*) /src/\S*$", IMAGE, re.MULTILINE)).split()
+RUNS = re.findall("^RUN (.*)$", IMAGE, re.MULTILINE)
+"""What an image is made of, and its commands."""
 
 DEMO = """
 from pathlib import Path
@@ -25,9 +27,10 @@ demo(Path("demo"), seed=1, edition=edition, config=TrainConfig(epochs=1, warmup_
 """
 
 
-def run(*command, cwd):
+def run(*command, cwd, path=None):
     """A command of the environment, of which nothing of this one is seen."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    kept |= {} if path is None else {"PATH": str(path)}
     done = subprocess.run(
         [*map(str, command)], cwd=cwd, env=kept, capture_output=True, text=True
     )
@@ -35,21 +38,56 @@ def run(*command, cwd):
     return done.stdout
 
 
+def test_an_image_is_made_of_what_is_here():
+    assert [name for name in COPIED if not (ROOT / name).exists()] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]
+    needed = {name.split(".")[1] for name in packages if "." in name}
+    needed |= {
+        "pyproject.toml",
+        project["project"]["readme"],
+        *(p.name for p in ROOT.glob("*.py")),
+    }
+    assert needed <= set(COPIED)
+    assert set(re.findall(r"/src/([^\s/]+)", " ".join(RUNS))) <= set(COPIED)
+
+
+@pytest.mark.parametrize("has_python", [True, False])
+def test_only_a_base_without_python_is_given_one(tmp_path, has_python):
+    """As the images of python are, and those of CUDA; apt-get says here what it is asked."""
+    for name in ("rm", "sh"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    apt = tmp_path / "apt-get"
+    apt.write_text('#!/bin/sh\necho apt-get "$@"\n')
+    apt.chmod(0o755)
+    if has_python:
+        (tmp_path / "python3").symlink_to(sys.executable)
+    first, make, _ = RUNS
+    first = first.replace("/var/lib/apt/lists", str(tmp_path / "lists"))
+    said = run("sh", "-c", first, cwd=tmp_path, path=tmp_path)
+    packages = "python3 python3-venv"
+    asked = f"apt-get update\napt-get install -y --no-install-recommends {packages}\n"
+    assert said == ("" if has_python else asked)
+    assert make == "python3 -m venv /opt/bieff"
+
+
 @pytest.mark.long  # installs torch anew: minutes
 @pytest.mark.timeout(3600)  # it installs torch
 def test_a_wheel_in_an_empty_environment_runs_the_demo(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    for name in " ".join(COPIED).split():
+    for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
     build = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir")
     run(sys.executable, *build, tmp_path, source, cwd=tmp_path)
     (wheel,) = tmp_path.glob("bieff-*.whl")
-    run(sys.executable, "-m", "venv", tmp_path / "empty", cwd=tmp_path)
     there = tmp_path / "empty" / "bin"
-    pins = ("--constraint", ROOT / "constraints.txt")
-    run(there / "python", "-m", "pip", "install", "--quiet", *pins, wheel, cwd=tmp_path)
+    path = os.pathsep.join([str(there), str(Path(sys.executable).parent), os.environ["PATH"]])
+    for line in RUNS:  # of the image, with the wheel in place of the source
+        line = line.replace("/src[", f"{wheel}[").replace("/src/", f"{source}/")
+        line = line.replace("/opt/bieff", str(there.parent))
+        run("sh", "-c", line, cwd=tmp_path, path=path)
     # no decord, as where it has no wheel
     run(there / "python", "-m", "pip", "uninstall", "--quiet", "-y", "decord", cwd=tmp_path)
     place = tmp_path / "somewhere"

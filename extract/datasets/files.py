@@ -25,6 +25,7 @@ VIDEO_SUFFIXES = frozenset(
 _PARTITION = re.compile(
     r"(?:.*[_-])?(train|val|valid|validate|validation|test)(?:[_-].*)?", re.IGNORECASE
 )
+_PACKED = re.compile(r".*\.(tar\.\w+|t[gx]z|tbz2?|zip|rar|7z)", re.IGNORECASE)
 _ROLE = re.compile(r"train|validation|validate|valid|val|test", re.IGNORECASE)
 
 
@@ -107,6 +108,11 @@ def scan(root: Path, *, layout: str) -> Folder:
     if (url := url_of(root)) is not None:
         sizes, odd = objects_at(url)
         return _folder_of(root, sizes, layout, notes=_left_out(url, odd))
+    if root.is_file() and _PACKED.fullmatch(root.name):
+        raise InputError(
+            f"cannot read {root}: it is compressed, so members cannot be read where they lie; "
+            "unpack it, or make an uncompressed .tar of it"
+        )
     if not root.is_dir() and not is_tar(root):
         raise InputError(
             f"no videos' folder at {root}: expected {layout}; put the videos there or give "
@@ -115,6 +121,7 @@ def scan(root: Path, *, layout: str) -> Folder:
     videos: dict[str, int] = {}
     tables: list[str] = []
     unreadable: list[str] = []
+    packed: list[str] = []
     tars: list[str] = [""] if is_tar(root) else []
     try:
         for path, entry in () if tars else _walk(root):
@@ -127,6 +134,8 @@ def scan(root: Path, *, layout: str) -> Folder:
                 tables.append(path)
             elif path.endswith(TAR) and entry.is_file():
                 tars.append(path)
+            elif _PACKED.fullmatch(path):
+                packed.append(path)
         inside, notes = _in_tars(root, sorted(tars))
     except OSError as error:
         raise InputError(
@@ -134,6 +143,11 @@ def scan(root: Path, *, layout: str) -> Folder:
         ) from None
     escaped = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in unreadable]
     notes += _require_utf8(root, escaped) if escaped else ()
+    if packed:
+        notes += (
+            f"compressed archives are not looked into: {len(packed):,}, the first is "
+            f"{min(packed)!r}; unpack them, or make uncompressed .tar files of them",
+        )
     videos = inside | videos | dict.fromkeys(escaped, 0)  # files of their own before members
     return _folder_of(root, videos, layout, tables, notes, frozenset(escaped))
 
@@ -191,8 +205,9 @@ def _folder_of(
     }
     if not videos:
         raise InputError(
-            f"no videos in {shown(root)}: expected {layout}; the suffixes looked for are "
-            f"{' '.join(sorted(VIDEO_SUFFIXES))}"
+            f"no videos in {shown(root)}: expected {layout}; "
+            + "".join(f"{note}; " for note in notes)
+            + f"the suffixes looked for are {' '.join(sorted(VIDEO_SUFFIXES))}"
         )
     return Folder(root, videos, tuple(sorted(tables)), notes, unreadable)
 

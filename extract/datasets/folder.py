@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bieff.extract.datasets.dataset import DataSet
-from bieff.extract.datasets.files import ids_of, partition_of, roles_of, scan
+from bieff.extract.datasets.files import ids_of, is_tar, partition_of, roles_of, scan
+from bieff.extract.sources.tars import SUFFIX as TAR
 from bieff.features.class_names import ClassNames, LabelIndex, readable
 from bieff.features.errors import InputError
 from bieff.features.schema import UNLABELLED, Video
@@ -40,6 +41,13 @@ def load_folder(videos: Path, *, classes: ClassNames | None = None) -> DataSet:
         words = tuple(readable(name) for name in class_folders)
         classes = ClassNames(tuple(class_folders), words, first_id=None)
     labels = _labels(class_folders, classes)
+    deep = {f for path, (_, f) in places.items() if f and "/" in path.rpartition(f"{f}/")[2]}
+    shards = sorted(name for name in deep if is_tar(videos / f"{name}{TAR}"))
+    if len(shards) > 1:
+        notes.append(
+            f"tar files stand for classes, {shards[0]!r} is one, though their members lie in "
+            "folders of their own; if these are the classes, say so in a list (--dataset list)"
+        )
     ids = ids_of(places)
     partitions: dict[str, list[Video]] = {}
     for path, (partition, inside) in places.items():

@@ -8,7 +8,7 @@ against the wrong name: that is found here.
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from bieff.extract.datasets.dataset import DataSet, Mislabelled, require_found
 from bieff.extract.datasets.files import (
     VIDEO_SUFFIXES,
+    YOUTUBE_FILE,
     FileIndex,
     Folder,
     folders_of,
@@ -52,6 +53,8 @@ _LABEL_COLUMNS = (
     "classname", "category", "tag", "action",
 )  # fmt: skip
 """Names of columns, by their key; the first of them that a header has is taken."""
+
+_SEVERAL = {"labels", "labelids", "classes", "actions", "tags", "categories"}
 
 _EDGE = re.compile(
     r"(t|time|frame|video|clip|seg|segment|action)?(?:(start|begin)|end|stop)"
@@ -225,8 +228,15 @@ def _from_table(
     *,
     trim: bool,
 ) -> list[Listed]:
-    edges = _edge_columns(columns, f"list {source}, line {lines[0][0]}")
+    above = f"list {source}, line {lines[0][0]}"
+    edges = _edge_columns(columns, above)
     label = _label_column(columns)
+    is_charades = {"id", "actions", "length"} <= set(columns)
+    if label is None and not is_charades and (several := _SEVERAL & set(columns)):
+        raise InputError(
+            f"{above}: expected a column of one class, such as label, got {min(several)!r}; "
+            "write a line for each class and the part that shows it: id,class,start,end"
+        )
     listed = []
     for number, line in lines[1:]:
         where = f"list {source}, line {number}"
@@ -239,8 +249,24 @@ def _from_table(
             )
         # of two columns of one name the first counts, as it names the label
         values = dict(zip(reversed(columns), reversed(fields), strict=True))
-        listed.append(_from_record(number, values, edges, where, trim=trim))
+        if is_charades:
+            listed += _from_charades(number, values, where)
+        else:
+            listed.append(_from_record(number, values, edges, where, trim=trim))
     return listed
+
+
+def _from_charades(line: int, values: Mapping[str, str], where: str) -> Iterator[Listed]:
+    """A part for each action of a video, as in `c092 11.90 21.20;c147 0.00 12.60`."""
+    for action in filter(None, values["actions"].split(";")):
+        try:
+            label, start, end = action.split()
+        except ValueError:
+            raise InputError(
+                f"{where}: expected actions such as 'c092 11.90 21.20', got {action!r}"
+            ) from None
+        times = (_seconds(start, where), _seconds(end, where))
+        yield Listed(line, values["id"], label, times=times)
 
 
 def _from_json(
@@ -438,6 +464,14 @@ def load_lists(
             f"videos whose file name is in another case than in the list: {len(recased):,}, "
             f"the first is {recased[0]!r}"
         )
+    layout = LAYOUT
+    matches = (YOUTUBE_FILE.fullmatch(row.path) for row in together)
+    if uncut := [m[0] for m in matches if m and m[2] and folder.of_name(m[1])]:
+        notes.append(
+            f"lines that stand for clips of videos that lie there whole: {len(uncut):,}, the "
+            f"first is {uncut[0]!r}; say --trim for these parts of them"
+        )
+        layout += f", {uncut[0]!r} first; as whole videos of these ids are there, say --trim"
     if frames := [
         row for row in together if row.whole and classes.index.find(row.whole) is None
     ]:
@@ -448,6 +482,8 @@ def load_lists(
     unlabelled = sum(v.label == UNLABELLED for part in partitions.values() for v in part)
     if unlabelled and names.names:
         notes.append(f"videos without a label: {unlabelled:,}")
+    elif unlabelled:
+        notes.append("no video has a label, as neither a column nor the folders say one")
     if {"train", "val"} <= set(partitions):
         both = {v.path for v in partitions["train"]} & {v.path for v in partitions["val"]}
         if both:
@@ -463,7 +499,7 @@ def load_lists(
         unlisted=tuple(path for path in folder.videos if path not in used),
         mislabelled=tuple(mislabelled),
     )
-    return require_found(data, layout=LAYOUT)
+    return require_found(data, layout=layout)
 
 
 def _videos(
@@ -474,6 +510,9 @@ def _videos(
     ids = ids_of(row.path for row in listed)
     videos: dict[str, tuple[Video, bool]] = {}
     first_ids: dict[str, str] = {}
+    labels_of: dict[tuple[str, object], set[int | None]] = {}
+    for row in listed:
+        labels_of.setdefault((ids[row.path], row.times), set()).add(classes.label(row))
     wrong = []
     for row in listed:
         label = classes.label(row)
@@ -488,8 +527,12 @@ def _videos(
             path, size = index.locate(row.path[2:], where)
         name = first_ids.setdefault(path or row.path, ids[row.path])
         start, end = row.times or (None, None)
+        if start is not None:
+            name += f"@{start}-{end}"
+            if label is not None and len(labels_of[ids[row.path], row.times]) > 1:
+                name += f":{classes.names.names[label]}"  # one part under several classes
         video = Video(
-            id=name if start is None else f"{name}@{start}-{end}",
+            id=name,
             path=path or row.path,
             label=UNLABELLED if label is None else label,
             size=size,
@@ -499,7 +542,10 @@ def _videos(
         )
         before, _ = videos.setdefault(video.id, (video, path is not None))
         if before.label != video.label:
-            raise InputError(f"{where}: {row.path!r} was listed before with another label")
+            raise InputError(
+                f"{where}: {row.path!r} was listed before with another label; a whole video "
+                "has one class, parts of it (path,start,end,label) may have others"
+            )
         lies_in = classes.of_folder(path or row.path)
         if before is video and label is not None and lies_in is not None and lies_in != label:
             wrong.append(Mislabelled(part, video.path, called[label], called[lies_in]))

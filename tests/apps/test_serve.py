@@ -20,7 +20,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import psutil
 import pytest
 from helpers import stamped
-from helpers.processes import BIEFF
+from helpers.browser import PHONE
+from helpers.processes import BIEFF, wait_for
 
 from bieff.apps.connections import Connection
 from bieff.apps.predictor import Predictor
@@ -174,6 +175,33 @@ def test_it_scores_windows_along_a_video(site, clip):
     status, _, text = site.ask("POST", query.replace("0.4", "ten"), clip.read_bytes())
     assert status == 400
     assert "expected two numbers of seconds, got 'ten'" in json.loads(text)["error"]
+
+
+def test_whoever_waits_is_told_how_many_windows_are_done(predictor, clip, monkeypatch):
+    go_on, predict = threading.Event(), predictor.predict
+
+    def paused(*arguments, **options):
+        for number, found in enumerate(predict(*arguments, **options)):
+            if number == 2:
+                go_on.wait()
+            yield found
+
+    monkeypatch.setattr(predictor, "predict", paused)
+    query = "/predict?labels=one,two&windows=0.3&watch=mine"
+    with Site(make_app(predictor, PATIENT)) as site, ThreadPoolExecutor(1) as pool:
+
+        def far(watch="mine"):
+            return json.loads(site.ask("GET", f"/progress?watch={watch}")[2])
+
+        assert far() == {"done": 0, "of": 0}
+        answer = pool.submit(site.ask, "POST", query, clip.read_bytes())
+        wait_for(lambda: far()["done"] == 2)
+        assert far() == {"done": 2, "of": 4}
+        assert far("another") == {"done": 0, "of": 0}
+        assert site.ask("GET", "/progress?watch=mine", Host="evil.example")[0] == 400
+        go_on.set()
+        assert len(json.loads(answer.result()[2])["windows"]) == 4
+        assert far() == {"done": 0, "of": 0}
 
 
 @pytest.mark.parametrize(
@@ -550,9 +578,41 @@ def look_at_the_page(browser, address, world, tmp_path):
     assert not browser.find("#result").is_displayed()
     browser.screenshot(tmp_path / "broken.png")
 
+    look_along_its_time(browser, tmp_path)
     assert browser.complaints() == []
     asked = {address for address in browser.requests() if not address.startswith("blob:")}
     assert {address.partition("?")[0] for address in asked} == {
         f"{address}/",
         f"{address}/predict",
+        f"{address}/progress",
     }
+
+
+def look_along_its_time(browser, tmp_path):
+    """Windows of five minutes, and how many of them are done meanwhile."""
+    long = stamped.write(
+        tmp_path / "long.mp4", stamped.Clip(num_frames=300, fps=1, gop=20, size=(96, 64))
+    )
+    browser.look()
+    browser.find("#file").send_keys(str(long))
+    browser.find("#windows").send_keys("10")
+    browser.find("#every").send_keys("5")
+    browser.find("#go").click()
+    browser.wait(lambda: browser.find("#far").text.endswith(" of 59 windows"), seconds=60)
+    done = int(browser.find("#far").text.split()[0])
+    assert float(browser.run("return arguments[0].value", browser.find("#progress"))) > 0
+    assert 1 <= done < 59
+    browser.screenshot(tmp_path / "windows-busy.png")
+    browser.wait(lambda: browser.find("#result").is_displayed(), seconds=300)
+    assert not browser.find("#busy").is_displayed()
+    assert "mean over 59 windows" in browser.find("#how-many").text
+    assert len(browser.find_all("#windows-found tr")) == 59
+    bars = [bar.rect for bar in browser.find_all("#bars i")]
+    assert len(bars) == 59
+    assert [bar["x"] for bar in bars] == sorted(bar["x"] for bar in bars)
+    assert browser.find("#until").text == "0:05:00"
+    assert len(browser.find_all("#tiles img")) == 8
+    browser.screenshot(tmp_path / "windows.png")
+    browser.look(PHONE)
+    assert browser.overflow() == 0
+    browser.screenshot(tmp_path / "windows-phone.png")

@@ -78,6 +78,66 @@ def test_forms_of_times(tmp_path, name, text, times):
     assert (row.times, row.label) == (times, "x")
 
 
+CHARADES = '46GP8,HR43,Kitchen,6,7,Yes,"One cooks, and smiles.",food,"a, b",{},24.83\n'
+CHARADES_HEADER = (
+    "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length\n"
+)
+
+
+def test_charades_has_several_classes_for_the_same_seconds(tmp_path):
+    """Its own csv, or a line a part and class, whatever their order; label files name them."""
+    write(tmp_path, "46GP8.mp4", seconds=25)
+    (tmp_path / "names.csv").write_text("class,readable\nc092,wash\nc147,take\nc148,eat\n")
+    actions = "c092 11.90 21.20;c147 0.00 12.60;c148 0.00 12.60"
+    own = CHARADES_HEADER + CHARADES.format(actions) + CHARADES.format("").replace("46", "no")
+    lines = ["46GP8,c092,11.90,21.20", "46GP8,c148,0,12.60", "46GP8,c147,0.0,12.6"]
+    rows = "id,class,start,end\n" + "\n".join(lines)
+    for text in (own, rows):
+        (tmp_path / "l.csv").write_text(text)
+        lists, names = {"all": tmp_path / "l.csv"}, tmp_path / "names.csv"
+        data = load("list", videos=tmp_path, lists=lists, labels=names)
+        videos = sorted(data.partitions["all"], key=lambda v: v.label)
+        assert data.class_names == ("wash", "take", "eat")
+        assert [(v.id, v.label, v.start, v.end) for v in videos] == [
+            ("46GP8@11.9-21.2", 0, 11.9, 21.2),
+            ("46GP8@0.0-12.6:c147", 1, 0, 12.6),
+            ("46GP8@0.0-12.6:c148", 2, 0, 12.6),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            CHARADES_HEADER + CHARADES.format("c092 11.90"),
+            "line 2: expected actions such as 'c092 11.90 21.20', got 'c092 11.90'",
+        ),
+        (
+            "id,labels,start,end\na,c1;c2,0,1\n",
+            "line 1: expected a column of one class, such as label, got 'labels'; write a line "
+            "for each class and the part that shows it: id,class,start,end",
+        ),
+        (
+            "path,label\na.mp4,x\na.mp4,y\n",
+            "line 3: 'a.mp4' was listed before with another label; a whole video has one class",
+        ),
+    ],
+)
+def test_several_classes_of_one_line_or_video_are_a_sentence(tmp_path, text, message):
+    (tmp_path / "l.csv").write_text(text)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    with pytest.raises(InputError, match=re.escape(message)):
+        load("list", videos=tmp_path, lists={"all": tmp_path / "l.csv"})
+
+
+def test_a_list_that_names_no_class_says_so(tmp_path):
+    """As EPIC's own, where verb, noun and narration are classes."""
+    (tmp_path / "l.csv").write_text("video_id,start_timestamp,stop_timestamp,verb\na,1,2,cut\n")
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    data = load("list", videos=tmp_path, lists={"all": tmp_path / "l.csv"})
+    assert data.notes == ("no video has a label, as neither a column nor the folders say one",)
+
+
 def test_json_of_activitynet(tmp_path):
     """One file holds both lists; files are called v_<id>, or by the id alone."""
     notes = [{"segment": [0.5, 9.0], "label": "run"}, {"segment": [20, 28.5], "label": "jump"}]
@@ -214,6 +274,22 @@ def test_trimmed_whole_videos_are_those_that_were_cut(tmp_path):
     np.testing.assert_array_equal(
         trimmed.frames(slice(None)), cut.frames(slice(None)) + offsets
     )
+
+
+def test_a_csv_of_clips_and_whole_videos_lead_to_trim(tmp_path):
+    lines = "label,youtube_id,time_start,time_end\nyoga,abcdefghij0,5,15\n"
+    (tmp_path / "abcdefghij0.mp4").write_bytes(b"x")
+    (tmp_path / "l.csv").write_text(lines)
+    lists = {"all": tmp_path / "l.csv"}
+    said = (
+        "'abcdefghij0_000005_000015' first; as whole videos of these ids are there, say --trim"
+    )
+    with pytest.raises(InputError, match=said):
+        load("list", videos=tmp_path, lists=lists)
+    (tmp_path / "l.csv").write_text(f"{lines}yoga,abcdefghij1,0,10\n")
+    (tmp_path / "abcdefghij1_000000_000010.mp4").write_bytes(b"x")
+    (note,) = load("list", videos=tmp_path, lists=lists).notes
+    assert note.startswith("lines that stand for clips of videos that lie there whole: 1, the")
 
 
 def test_what_no_list_names_is_not_trimmed(tmp_path):

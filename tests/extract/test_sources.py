@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -125,6 +126,39 @@ def test_a_tar_without_its_end_is_told(tmp_path, cut, fault):
     (tmp_path / "y.tar").write_bytes(b"\x1f\x8b none" * 200)
     with pytest.raises(InputError, match="no videos in"):
         scan(tmp_path / "y.tar", layout="videos")
+
+
+def test_compressed_archives_are_said(tmp_path):
+    for name in ("b.tar.gz", "a.TGZ"):
+        (tmp_path / name).write_bytes(b"\x1f\x8b")
+    with pytest.raises(
+        InputError, match=r"b\.tar\.gz: it is compressed, .* uncompressed \.tar"
+    ):
+        scan(tmp_path / "b.tar.gz", layout="videos")
+    said = "compressed archives are not looked into: 2, the first is 'a.TGZ'; unpack them, or"
+    with pytest.raises(InputError, match=f"no videos in .*; {re.escape(said)}"):
+        scan(tmp_path, layout="videos")
+    (tmp_path / "c.mp4").write_bytes(b"c")
+    (note,) = scan(tmp_path, layout="videos").notes
+    assert note.startswith(said)
+
+
+def test_tars_of_class_folders_side_by_side_are_said(tmp_path):
+    """They may be shards of one data set, which a list can say."""
+    for tar in ("one", "two"):
+        pack(tmp_path / f"{tar}.tar", [("run/a.mp4", b"1"), ("jump/b.mp4", b"1")])
+    data = load("folder", videos=tmp_path)
+    assert data.class_names == ("one", "two")
+    (note,) = data.notes
+    assert note.startswith("tar files stand for classes, 'one' is one, though their members")
+    (tmp_path / "list.txt").write_text(
+        "".join(f"{tar}/{name}.mp4\n" for tar in ("one", "two") for name in ("run/a", "jump/b"))
+    )
+    data = load("list", videos=tmp_path, lists={"all": tmp_path / "list.txt"})
+    assert data.class_names == ("jump", "run")
+    pack(tmp_path / "one.tar", [("a.mp4", b"1")])
+    pack(tmp_path / "two.tar", [("b.mp4", b"1")])
+    assert load("folder", videos=tmp_path).notes == ()  # a tar a class
 
 
 def test_two_thousand_members_are_found_and_decoded_in_place(clip, tmp_path):
