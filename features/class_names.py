@@ -162,7 +162,7 @@ def read_text(path: Path) -> str:
 
 DELIMITERS = (",", ";", "\t", "|")
 
-_ID_FIRST = re.compile(r"(\d{1,18})(?:\s*(?:[-=]>|[-–](?=\s)|[,;|:.)=])\s*|\s+)(.*\S)")
+_ID_FIRST = re.compile(r"(\d{1,18})(?:\s*(?:[-=]>|-(?=\s)|[,;|:.)=])\s*|\s+)(.*\S)")
 _ID_LAST = re.compile(r"(.*[^\s,;|:=])(?:\s*[,;|:=]\s*|\s+)(\d{1,18})")
 
 _ID_COLUMNS = ("id", "label", "labelid", "classid", "classindex", "index", "idx", "number", "")

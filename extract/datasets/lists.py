@@ -525,8 +525,8 @@ def _refuse_several(rows: Sequence[Listed], source: Path) -> None:
         words = re.split(r"\s*[,;|]\s*", row.label) if isinstance(row.label, str) else []
         if words[1:] and not known.isdisjoint(words):
             raise InputError(
-                f"list {source}, line {row.line}: expected one class, got {row.label!r}; a video "
-                "of several classes cannot be used"
+                f"list {source}, line {row.line}: expected one class, got {row.label!r}; a "
+                "video of several classes cannot be used"
             )
 
 

@@ -46,7 +46,7 @@ def write_family(folder: Path, name: str) -> Path:
 
 
 KINDS = ("noise", "zeros", "lost", "doubled", "swapped", "cut", "edge")
-"""Damage as storage and transfer do it: to runs of bytes, to the end, to headers and indexes."""
+"""Damage as storage and transfer do it, to runs of bytes, the end, headers and indexes."""
 
 SMALL = ("bit", "byte")
 
