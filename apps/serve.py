@@ -14,7 +14,6 @@ process where that is told to end.
 import asyncio
 import contextlib
 import ipaddress
-import math
 import re
 import secrets
 import signal
@@ -42,6 +41,7 @@ from bieff.apps.predict import open_predictor
 from bieff.apps.predictor import Prediction, Predictor
 from bieff.apps.timeline import described as timeline
 from bieff.apps.timeline import light
+from bieff.extract.config import LONGEST
 from bieff.extract.datasets.files import VIDEO_SUFFIXES
 from bieff.extract.lengths import Windows
 from bieff.features.class_names import readable
@@ -98,10 +98,10 @@ def serve(
     Raises:
         BieffError: If an option, the run or the CLIP is not as it must be.
     """
-    if max_upload < 1 or not 0 < deadline < math.inf:
+    if max_upload < 1 or not 0 < deadline <= LONGEST:
         raise ConfigError(
-            f"expected --max-upload and --deadline above 0 and finite, got {max_upload} and "
-            f"{deadline}"
+            f"expected --max-upload above 0 and --deadline of at most {LONGEST} seconds, got "
+            f"{max_upload} and {deadline}"
         )
     limits = Limits(num_bytes=max_upload * 10**6, seconds=deadline)
     _end_in_order()

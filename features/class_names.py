@@ -126,8 +126,12 @@ def read_class_names(path: Path) -> ClassNames:
     if path.suffix.lower() == ".json" or _is_json(text):
         pairs = _from_json(text, path)
     else:
-        lines = enumerate(text.splitlines(), start=1)
-        pairs = _from_lines([(k, line.strip()) for k, line in lines if line.strip()], path)
+        lines = [(k, line.strip()) for k, line in enumerate(text.splitlines(), start=1)]
+        lines = [(k, line) for k, line in lines if line]
+        ends = {line[-1] for _, line in lines}
+        if len(ends) == 1 and ends <= {*DELIMITERS}:  # of a last column that is empty
+            lines = [(k, line[:-1]) for k, line in lines if line[:-1].strip()]
+        pairs = _from_lines(lines, path)
     if not pairs:
         raise InputError(f"label file {path}: expected a class a line, got an empty file")
     first_id, entries = _in_order(pairs, path)
@@ -158,8 +162,8 @@ def read_text(path: Path) -> str:
 
 DELIMITERS = (",", ";", "\t", "|")
 
-_ID_FIRST = re.compile(r"(\d+)(?:\s*[,;|:.)]\s*|\s+)(.*\S)")
-_ID_LAST = re.compile(r"(.*\S)(?:\s*[,;|]\s*|\s+)(\d+)")
+_ID_FIRST = re.compile(r"(\d{1,18})(?:\s*(?:[-=]>|-(?=\s)|[,;|:.)=])\s*|\s+)(.*\S)")
+_ID_LAST = re.compile(r"(.*[^\s,;|:=])(?:\s*[,;|:=]\s*|\s+)(\d{1,18})")
 
 _ID_COLUMNS = ("id", "label", "labelid", "classid", "classindex", "index", "idx", "number", "")
 _NAME_COLUMNS = (
@@ -207,7 +211,12 @@ def split_line(line: str, delimiter: str) -> list[str]:
 
 
 def join_unquoted(row: Sequence[str], width: int, name: int, delimiter: str) -> list[str]:
-    """The row, put together where the name was cut at delimiters of its own, if sure."""
+    """The row, put together where the name was cut at delimiters of its own, if sure.
+
+    Empty fields behind the last column are none.
+    """
+    while len(row) > width and not row[-1]:
+        row = row[:-1]
     more = len(row) - width
     if more < 1 or (name < width - 1 and width > 2):
         return list(row)
@@ -222,11 +231,12 @@ def column_key(name: str) -> str:
 
 def _is_header(header: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]]) -> bool:
     """True of column names: well known, or words above a column of numbers."""
-    if len(header) < 2 or not rows or any(field.isdecimal() for field in header):
+    if len(header) < 2 or any(field.isdecimal() for field in header):
         return False
     columns = {column_key(field) for field in header}
     is_known = columns & {*_ID_COLUMNS[:-1], "readable"} and columns & set(_NAME_COLUMNS)
-    return bool((is_known and len(columns) > 1) or _number_columns(rows, len(header)))
+    has_numbers = rows and _number_columns(rows, len(header))
+    return bool((is_known and len(columns) > 1) or has_numbers)
 
 
 def _number_columns(rows: Sequence[tuple[int, Sequence[str]]], width: int) -> list[int]:
@@ -264,7 +274,7 @@ def _from_table(
             )
         row = [*row, *[""] * (len(columns) - len(row))]
         label = "" if number is None else row[number]
-        if not row[name] or not (number is None or label.isdecimal()):
+        if not row[name] or not (number is None or _is_number(label)):
             raise InputError(
                 f"label file {path}, line {line}: expected a number and a name, got {label!r} "
                 f"and {row[name]!r}"
@@ -281,6 +291,11 @@ def _columns(columns: Sequence[str]) -> tuple[int | None, int | None]:
             if name in columns and number in columns:
                 return columns.index(name), columns.index(number)
     return next((columns.index(n) for n in _NAME_COLUMNS if n in columns), None), None
+
+
+def _is_number(text: str) -> bool:
+    """True of whole numbers, not of those that Python refuses to read for their length."""
+    return text.isdecimal() and len(text) <= 18
 
 
 def _from_json(text: str, path: Path) -> list[_Pair]:
@@ -326,7 +341,7 @@ def _parse_json(text: str, path: Path, **options: Any) -> Any:
 
 
 def _json_pair(one: Any, other: Any, path: Path) -> _Pair:
-    number = int(other) if isinstance(other, str) and other.isdecimal() else other
+    number = int(other) if isinstance(other, str) and _is_number(other) else other
     if isinstance(one, str) and type(number) is int:
         return number, _clean(one), None
     raise InputError(f"label file {path}: expected a name and a number, got {one!r}: {other!r}")
@@ -419,7 +434,7 @@ def _described_in_table(
         raise InputError(f"{path}: expected a first line of id,name, got {rows.fieldnames}")
     for row in rows:
         label = (row["id"] or "").strip()
-        if not label.isdecimal() or int(label) >= len(class_names):
+        if not _is_number(label) or int(label) >= len(class_names):
             raise InputError(
                 f"{path}: expected ids from 0 to {len(class_names) - 1}, got {row['id']!r}"
             )

@@ -42,7 +42,7 @@ _SUFFIXES = "|".join(re.escape(suffix[1:]) for suffix in sorted(VIDEO_SUFFIXES))
 _TO_SUFFIX = re.compile(
     rf'"?(.*\.(?:{_SUFFIXES}))"?(?:\s*([,;|\t])\s*(.*)|\s+(.*))?', re.IGNORECASE
 )
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"-?\d{1,18}(?:\.\d+)?")
 
 _PATH_COLUMNS = (
     "path", "videopath", "filepath", "video", "filename", "file", "videoname", "vidname",
@@ -50,7 +50,7 @@ _PATH_COLUMNS = (
 )  # fmt: skip
 _LABEL_COLUMNS = (
     "template", "label", "labelid", "classid", "classindex", "target", "class", "labelname",
-    "classname", "category", "tag", "action",
+    "classname", "category", "tag", "action", "labels",
 )  # fmt: skip
 """Names of columns, by their key; the first of them that a header has is taken."""
 
@@ -286,6 +286,12 @@ def _from_json(
         fields = record.items() if isinstance(record, dict) else ()
         values = {column_key(k): str(v) for k, v in fields if isinstance(v, str | int | float)}
         where = f"list {source}, entry {number}"
+        for name, several in fields:
+            if column_key(name) in _LABEL_COLUMNS and isinstance(several, list):
+                raise InputError(
+                    f"{where}: expected one class, got {several!r}; a video of several classes "
+                    "cannot be used"
+                )
         if values.get("startframe") == "0":  # of Diving48, whose clips are files
             del values["startframe"], values["endframe"]
         edges = _edge_columns(values, where)
@@ -365,7 +371,7 @@ def _from_record(
     column = _label_column(values)
     value = values[column] if column else ""
     label: int | str | None = value or None
-    if re.fullmatch(r"-?\d+(\.0+)?", value):  # pandas writes 3.0 where some are missing
+    if re.fullmatch(r"-?\d{1,18}(\.0+)?", value):  # pandas writes 3.0 where some are missing
         label = _number([value.partition(".")[0]])
     elif column == "template":
         label = re.sub(r"[\[\]]", "", value)  # Something-Something's "Pushing [something]"
@@ -445,6 +451,9 @@ def load_lists(
         raise InputError(
             "--trim: no list has columns youtube_id, time_start and time_end; leave it out"
         )
+    if labels is None:
+        for part, listed in rows.items():
+            _refuse_several(listed, lists[part])
     names = read_class_names(labels) if labels else _names_from(together)
     classes, notes = _classes(names, together, first_label)
     folder = _folder(together, videos, next(iter(lists.values())).parent)
@@ -480,7 +489,7 @@ def load_lists(
             f"{frames[0].whole!r}; say with --labels if they are of the names"
         )
     unlabelled = sum(v.label == UNLABELLED for part in partitions.values() for v in part)
-    if unlabelled and names.names:
+    if unlabelled:
         notes.append(f"videos without a label: {unlabelled:,}")
     elif unlabelled:
         notes.append("no video has a label, as neither a column nor the folders say one")
@@ -553,6 +562,18 @@ def _videos(
     place = {video.path: k for k, (video, _) in reversed([*enumerate(videos.values())])}
     ordered = sorted(videos.values(), key=lambda v: (place[v[0].path], v[0].start or 0.0))
     return ordered, wrong
+
+
+def _refuse_several(rows: Sequence[Listed], source: Path) -> None:
+    """Refuse labels as "kick;run" where other lines say "run"."""
+    known = {row.label for row in rows}
+    for row in rows:
+        words = re.split(r"\s*[,;|]\s*", row.label) if isinstance(row.label, str) else []
+        if words[1:] and not known.isdisjoint(words):
+            raise InputError(
+                f"list {source}, line {row.line}: expected one class, got {row.label!r}; a "
+                "video of several classes cannot be used"
+            )
 
 
 def _names_from(rows: Sequence[Listed]) -> ClassNames:

@@ -85,6 +85,18 @@ def nal_units(packet: Any, codec: str, header: bytes | None) -> Iterator[bytes]:
         place = end
 
 
+_FORBIDDEN = re.compile(rb"\0\0(?:[\0-\2]|\x03[\4-\xff])")
+
+
+def is_overwritten(packet: Any, codec: str, header: bytes | None) -> bool:
+    """True of a slice of H.264 or HEVC with bytes that no unit may hold (H.264, 7.4.1)."""
+    return any(
+        _FORBIDDEN.search(unit.rstrip(b"\0"))
+        for unit in nal_units(packet, codec, header)
+        if (1 <= unit[0] & 31 <= 5 if codec == "h264" else unit[0] >> 1 & 63 < 32)
+    )
+
+
 def prefix_size(codec: str, header: bytes | None) -> int:
     """Bytes of the length before each unit; 0 where start codes separate them."""
     place = 4 if codec == "h264" else 21

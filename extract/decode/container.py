@@ -8,7 +8,7 @@ import mmap
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -154,6 +154,7 @@ def scan(path: Path) -> Contents:
     frame, error, may_be_cover = None, None, False
     num_shown, num_hidden, ends_early = 0, 0, False
     times: list[tuple[int | None, int | None]] = []
+    places: list[int | None] = []
     logs: list[Any]
     with av.logging.Capture() as logs, open_video(path) as (container, stream):
         fault = _fault_of_tables(logs, stream.index)
@@ -168,6 +169,7 @@ def scan(path: Path) -> Contents:
             for packet in _with_flush(container.demux(stream)):
                 if packet is not None:
                     times.append((packet.pts, packet.dts))
+                    places.append(packet.pos)
                     ends_early = ends_early or packet.is_corrupt
                     num_hidden += packet.is_discard
                     num_shown += not packet.is_discard and not packet.is_corrupt
@@ -176,6 +178,7 @@ def scan(path: Path) -> Contents:
         except av.FFmpegError:
             ends_early = True
         num_counted = stream.frames
+        index = stream.index
         may_be_cover = bool(container.streams.audio) and codec_of(stream) in _STILLS
     if num_shown == 1 and may_be_cover:
         raise DecodeError(f"file {str(path)!r} holds no video stream but a cover picture")
@@ -186,12 +189,15 @@ def scan(path: Path) -> Contents:
         raise DecodeError(f"cannot decode video {str(path)!r}: {detail}")
     _refuse_slender(path, frame.width, frame.height)
     checks = _Matroska(path) if "matroska" in kind else None
+    skipped: list[int] = []
     if checks is not None:
         ends_early = ends_early or checks.is_cut_off
-    elif kind == "avi" and _riff_is_cut_off(path):
-        ends_early, num_listed = True, num_counted
+    elif kind == "avi":
+        skipped = _skipped_by_index(path, index, places)
+        if _riff_is_cut_off(path):
+            ends_early, num_listed = True, num_counted
     elif kind == "mpegts":
-        ends_early = ends_early or _transport_is_cut_off(path)
+        fault = fault or _fault_of_transport(path)
     num_announced = max(num_listed - num_hidden, num_shown)
     if ends_early or num_announced > num_shown:
         fault = ENDS_EARLY
@@ -206,7 +212,7 @@ def scan(path: Path) -> Contents:
         matrix=matrix,
         height=frame.width if turned else frame.height,
         width=frame.height if turned else frame.width,
-        bad_bytes=tuple(checks.wrong) if checks else (),
+        bad_bytes=tuple(checks.wrong if checks else ((place, place) for place in skipped)),
     )
 
 
@@ -309,14 +315,39 @@ def _riff_is_cut_off(path: Path) -> bool:
     return place > end + 1
 
 
-def _transport_is_cut_off(path: Path) -> bool:
-    """True if a transport stream ends within one of its packets, all of one size."""
-    with path.open("rb") as file:
-        head = file.read(4 * 204)
-    for size in (188, 204):
-        if head[::size].count(b"G") == len(head[::size]):
-            return path.stat().st_size % size != 0
-    return False
+def _skipped_by_index(path: Path, stream: int, places: Sequence[int | None]) -> list[int]:
+    """Where an AVI has chunks of a stream that its index leaves out, or has out of their turn.
+
+    Args:
+        path: The file.
+        stream: Number of the stream.
+        places: Byte at which each of its packets was found.
+    """
+    known = [place for place in places if place is not None]
+    wrong = [later for before, later in pairwise(known) if later <= before]
+    listed, name, place = set(known), b"%02d" % stream, 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while known and place + 12 <= len(data):
+            kind, size, form = struct.unpack_from("<4sI4s", data, place)
+            if kind[:2] == name and size and place + 8 not in listed:
+                wrong.append(place)
+            if kind == b"RIFF" or (kind == b"LIST" and form in (b"movi", b"rec ")):
+                place += 12
+            elif kind.isalnum() or kind in (b"LIST", b"JUNK"):
+                place += 8 + size + size % 2
+            else:
+                break  # from here on the index alone tells
+    return sorted(wrong)
+
+
+def _fault_of_transport(path: Path) -> str | None:
+    """What is wrong with a transport stream, whose packets have one size and begin alike."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for size, first in ((188, 0), (192, 4), (204, 0)):
+            begins = data[first::size]
+            if begins.count(b"G") == len(begins):
+                return ENDS_EARLY if len(data) % size else None
+    return "packets of the transport stream are damaged"
 
 
 _SEGMENT = 0x18538067

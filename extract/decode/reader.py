@@ -24,7 +24,12 @@ from av.video.stream import VideoStream
 from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import ArrayLike, NDArray
 
-from bieff.extract.decode.bitstream import can_begin_at, codec_of, open_decoder
+from bieff.extract.decode.bitstream import (
+    can_begin_at,
+    codec_of,
+    is_overwritten,
+    open_decoder,
+)
 from bieff.extract.decode.container import (
     Contents,
     DecodeError,
@@ -362,6 +367,8 @@ def _frames(
                     can_begin = packet.is_keyframe
                 if can_begin:
                     result.keyframes.add(number)
+                if codec in ("h264", "hevc") and is_overwritten(packet, codec, header):
+                    result.note_damage(number, "a picture is garbled")
             try:
                 frames = decoder.decode(packet)
             except av.FFmpegError as error:

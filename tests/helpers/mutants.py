@@ -1,26 +1,32 @@
 """Damaged copies of stamped clips, and how they differ from the whole ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from helpers import stamped
 
+_X264 = {"gop": 12, "b_frames": 2, "sound": "aac"}
 _X265 = {
     "codec": "libx265",
+    "sound": "aac",
     "gop": 12,
     "options": {"preset": "ultrafast", "x265-params": "log-level=none:bframes=2"},
 }
+_VPX = {"sound": "libopus", "gop": 12, "options": {"cpu-used": "8"}}
 FAMILIES = {
-    "h264.mp4": {"gop": 12, "b_frames": 2},
-    "h264.mkv": {"gop": 12, "b_frames": 2},
-    "h264.ts": {"gop": 12, "b_frames": 2},
+    "h264.mp4": _X264,
+    "h264.mkv": _X264,
+    "h264.ts": _X264,
     "hevc.mp4": _X265,
     "hevc.mkv": _X265,
-    "vp9.webm": {"codec": "libvpx-vp9", "gop": 12, "options": {"cpu-used": "8"}},
-    "vp8.webm": {"codec": "libvpx", "gop": 12, "options": {"cpu-used": "8"}},
-    "mpeg4.avi": {"codec": "mpeg4", "gop": 12, "b_frames": 2},
+    "vp9.webm": {"codec": "libvpx-vp9", **_VPX},
+    "vp8.webm": {"codec": "libvpx", **_VPX},
+    "mpeg4.avi": {"codec": "mpeg4", "gop": 12, "b_frames": 2, "sound": "libmp3lame"},
 }
+"""With a sound track each, as clips have."""
+
 NUM_FRAMES = 48
 SIZE = (320, 240)
 
@@ -39,21 +45,28 @@ def write_family(folder: Path, name: str) -> Path:
     return stamped.write(path, stamped.Clip(num_frames=NUM_FRAMES, size=SIZE, **FAMILIES[name]))
 
 
-KINDS = ("bit", "byte", "noise", "zeros", "cut", "lost", "doubled", "swapped")
+KINDS = ("noise", "zeros", "lost", "doubled", "swapped", "cut", "edge")
+"""Damage as storage and transfer do it, to runs of bytes, the end, headers and indexes."""
+
+SMALL = ("bit", "byte")
 
 
-def mutate(data: bytes, seed: int) -> bytes:
-    """A damaged copy: a bit turned, a byte, noise, zeros, bytes lost, swapped, and so on."""
+def mutate(data: bytes, seed: int, kinds: Sequence[str] = KINDS) -> bytes:
+    """A damaged copy; a run has 16 to 4096 bytes, as many short ones as long ones."""
     draw = np.random.default_rng(seed)
-    kind = KINDS[seed % len(KINDS)]
-    length = int(draw.integers(2, 512))
+    kind = kinds[seed % len(kinds)]
+    length = int(2 ** draw.uniform(4, 12))
     at, other = (int(place) for place in draw.integers(0, len(data) - length, 2))
     copy = bytearray(data)
+    if kind == "edge":  # where files of all containers have their headers and indexes
+        length = min(length, 256)
+        at = int(draw.integers(0, 2048)) % (len(data) - length)
+        at = at if draw.integers(2) else len(data) - length - at
     if kind == "bit":
         copy[at] ^= 1 << int(draw.integers(8))
     elif kind == "byte":
         copy[at] ^= int(draw.integers(1, 256))
-    elif kind == "noise":
+    elif kind in ("noise", "edge"):
         copy[at : at + length] = draw.bytes(length)
     elif kind == "zeros":
         copy[at : at + length] = bytes(length)
@@ -64,10 +77,10 @@ def mutate(data: bytes, seed: int) -> bytes:
     elif kind == "doubled":
         copy[at:at] = data[at : at + length]
     else:
-        copy[at : at + length], copy[other : other + length] = (
-            data[other : other + length],
-            data[at : at + length],
-        )
+        first, second = sorted((at, other))
+        length = min(length, second - first)
+        copy[first : first + length] = data[second : second + length]
+        copy[second : second + length] = data[first : first + length]
     return bytes(copy)
 
 

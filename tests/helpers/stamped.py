@@ -42,6 +42,8 @@ class Clip:
 
     options: dict[str, str] = field(default_factory=dict)
     container: dict[str, str] = field(default_factory=dict)
+    sound: str | None = None
+    """Codec of a track of noise beside the pictures, 64 kb/s."""
 
 
 def picture(number: int, *, size: tuple[int, int]) -> np.ndarray:
@@ -90,13 +92,30 @@ def write(path: Path, clip: Clip) -> Path:
         unit = 20 if clip.times is not None else 1
         stream.codec_context.time_base = Fraction(1, clip.fps * unit)
         stream.codec_context.thread_count = 1
+        sound = clip.sound and container.add_stream(clip.sound, rate=_RATE, layout="mono")
+        if sound:
+            sound.bit_rate = 64_000
         for number in range(clip.num_frames):
+            if sound:
+                container.mux(sound.encode(_noise(number, _RATE // clip.fps)))
             frame = av.VideoFrame.from_ndarray(picture(number, size=clip.size), format="rgb24")
             frame.pts = number if clip.times is None else clip.times[number]
             frame.time_base = stream.codec_context.time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+        if sound:
+            container.mux(sound.encode(None))
     return path
+
+
+_RATE = 48_000
+
+
+def _noise(number: int, length: int) -> av.AudioFrame:
+    drawn = np.random.default_rng(number).integers(-6000, 6000, (1, length), np.int16)
+    frame = av.AudioFrame.from_ndarray(drawn, format="s16", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = _RATE, number * length, Fraction(1, _RATE)
+    return frame
 
 
 def trim(source: Path, path: Path, *, first: int) -> Path:

@@ -71,6 +71,18 @@ LONG = "Putting something, something and something on the table"
         ("l.csv", f"id,name\n0,{LONG}\n1,archery\n", (LONG, "archery")),
         ("l.csv", f"name,id\n{LONG},0\narchery,1\n", (LONG, "archery")),
         ("l.csv", f"0,{LONG}\n1,archery\n", (LONG, "archery")),
+        ("l.csv", "0,abseiling,\n1,archery,\n", BOTH),
+        ("l.csv", "id;name;\n0;abseiling;\n1;archery;\n", BOTH),
+        ("l.csv", "id,name,\n0,abseiling,\n1,archery\n", BOTH),
+        ("l.csv", "id,name\n0,abseiling,\n1,archery,,\n", BOTH),
+        ("l.csv", "abseiling;\narchery;\n", BOTH),
+        ("l.csv", "abseiling, 0\narchery, 1\n", BOTH),
+        ("l.txt", "abseiling: 0\narchery: 1\n", BOTH),
+        ("l.txt", "0=abseiling\n1 = archery\n", BOTH),
+        ("l.txt", "0 -> abseiling\n1 => archery\n", BOTH),
+        ("l.txt", "0 - abseiling\n1 - archery\n", BOTH),
+        ("l.txt", "\ufeff0 abseiling\r\n1 archery\r\n", BOTH),
+        ("l.csv", "Unnamed: 0,id,name\n0,1,archery\n1,0,abseiling\n", BOTH),
         ("l.txt", "C\nC++\nC#\n", ("C", "C++", "C#")),
         ("l.txt", "100 metres\n200 metres\n", ("100 metres", "200 metres")),
         ("l.json", '{"abseiling": "0", "archery": "1"}', BOTH),
@@ -93,6 +105,10 @@ def test_forms_of_label_files(write, name, text, names):
             "id,name,readable\n0,a,b, c\n1,d,e\n",
             "line 2: expected 3 columns.*put quotes around",
         ),
+        ("id,name\n", "expected a class a line, got an empty file"),
+        ("id,name\n0,a\n1,\n", "line 3: expected a number and a name, got '1' and ''"),
+        ('id,name\n0,"a\nb"\n1,c\n', "line 3: expected a number and a name"),
+        (f"id,name\n{'9' * 5000},a\n", "line 2: expected a number and a name, got '999"),
     ],
 )
 def test_label_files_that_can_be_read_in_two_ways(write, text, message):
@@ -119,6 +135,9 @@ def test_no_header_shifts_the_labels(write, put, text):
         ("l.txt", "a 1.mp4 100 metres\nb.mp4 3 pointer\nc.mp4 pointer\n",
          ["100 metres", "3 pointer", "pointer"]),
         ("l.csv", "path,label\na.mp4,kick\nb.mp4,\n", ["kick", None]),
+        ("l.csv", "path,label\na.mp4,kick,\nb.mp4,run,,\n", ["kick", "run"]),
+        ("l.csv", "path,label,\na.mp4,kick,\nb.mp4,run,\n", ["kick", "run"]),
+        ("l.csv", ",path,labels\n0,a.mp4,kick\n1,b.mp4,run\n", ["kick", "run"]),
         ("l.csv", "a.mp4,applauding,3,0\nb.mp4,applauding,4,1\n", ["applauding"] * 2),
         ("l.csv", "path,label,votes,votes\na.mp4,applauding,3,0\n", ["applauding"]),
         ("l.csv", f"path,label\na.mp4,{LONG}\nb.mp4,run\n", [LONG, "run"]),
@@ -163,11 +182,30 @@ def test_forms_of_lists(write, name, text, labels):
         ("l.json", '{"database": {"x": {}}}', "entry 1: expected a record such as"),
         ("l.csv", "youtube_id,time_start\nx,soon\n", "line 2: expected times.*got 'soon'"),
         ("l.json", "{", "not json"),
+        ("l.json", '[{"path": "a", "label": ["x", "y"]}]', r"entry 1: .*one class, got \['x'"),
     ],
 )  # fmt: skip
 def test_lists_that_can_be_read_in_two_ways(write, name, text, message):
     with pytest.raises(InputError, match=message):
         read_list(write(name, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "expected"),
+    [
+        ("a.mp4,kick;run\nb.mp4,run\n", None, "line 1: expected one class, got 'kick;run'"),
+        ('path,labels\na.mp4,run\nb.mp4,"kick, run"\n', None, "line 3: expected one class"),
+        ('a.mp4,"0,1"\nb.mp4,1\n', "kick\nrun\n", "label '0,1' has no name among the 2"),
+        (f"a.mp4,{'9' * 5000}\n", "kick\nrun\n", "line 1: label '999"),
+        ("path,kick,run\na.mp4,0,1\nb.mp4,1,0\n", None, "videos without a label: 2"),
+    ],
+)
+def test_several_classes_are_said_by_check(write, put, text, labels, expected):
+    command = ["extract", "--dataset", "list", "--videos", put("a.mp4", "b.mp4"), "--check"]
+    command += ["--list", f"val={write('l.csv', text)}"]
+    command += ["--labels", write("n.txt", labels)] if labels else []
+    result = CliRunner().invoke(main, list(map(str, command)))
+    assert expected in " ".join(result.output.replace("│", " ").split())
 
 
 def test_a_number_that_is_of_the_name(write, put):

@@ -4,6 +4,7 @@ What a stamped clip shows is read back from its frames: "right" means their numb
 """
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -278,6 +279,62 @@ def test_an_extraction_outlives_its_worst_videos(tmp_path):
     expected = {f"a/{Path(name).name}": Status.CORRUPT for name in REFUSED}
     expected |= {"a/hevc_sound.mkv": Status.OK, "a/R17_animated.gif": Status.OK}
     assert found == expected | {"a/hevc_damaged.mkv": Status.SALVAGED}
+
+
+def overwritten(data: bytes, begin: int, length: int) -> bytes:
+    return data[:begin] + bytes(length) + data[begin + length :]
+
+
+def test_runs_of_zeros_are_left_out(tmp_path):
+    """Where all that is left decodes, too; `bieff predict` says the same."""
+    clips = {"a.mp4": H264, "b.mkv": H264, "c.ts": H264, "d.mp4": HEVC}
+    whole = {name: stamped.write(tmp_path / f"w_{name}", clip) for name, clip in clips.items()}
+    for name in ("a.mp4", "b.mkv", "d.mp4"):
+        stamped.remux(
+            whole[name],
+            tmp_path / name,
+            lambda i, data: overwritten(data, len(data) // 2, 16) if i == 17 else data,
+        )
+    data = whole["c.ts"].read_bytes()
+    (tmp_path / "c.ts").write_bytes(overwritten(data, len(data) - 40 * 188, 39 * 188))
+    for name, path in whole.items():
+        decoded = decode_video(tmp_path / name, range)
+        assert decoded.is_salvaged
+        seen = stamped.read_numbers(decoded.frames)
+        np.testing.assert_array_equal(decoded.frames, read_frames(path, range(48))[seen])
+        assert len(seen) >= 24
+    paths = [str(path) for name in clips for path in (tmp_path / name, whole[name])]
+    options = ["--model", "tinyclip", "--labels", "kick, run", "--frames", "2"]
+    result = CliRunner().invoke(main, ["predict", *paths, *options])
+    assert result.exit_code == 3, result.output
+    assert result.output.count(" frames decode: ") == len(clips)
+    assert all(f"/{name}: damaged: " in result.output for name in clips)
+
+
+def test_noise_in_the_index_of_an_avi(tmp_path):
+    """All frames come by other ways, or what the index leaves out is noticed."""
+    clip = replace(MPEG4, sound="libmp3lame")
+    whole = stamped.write(tmp_path / "whole.avi", clip)
+    right, data = read_frames(whole, range(48)), whole.read_bytes()
+    path = tmp_path / "a.avi"
+    place = data.index(b"idx1") + 8 + 16 * 20
+    for seed in range(30, 40):
+        begin = place + 16 * seed
+        noise = np.random.default_rng(seed).bytes(160)
+        path.write_bytes(data[:begin] + noise + data[begin + 160 :])
+        decoded = decode_video(path, range)
+        seen = stamped.read_numbers(decoded.frames)
+        assert decoded.is_salvaged or seen == upright(48)
+        np.testing.assert_array_equal(decoded.frames, right[seen])
+
+
+@pytest.mark.parametrize(("size", "first"), [(188, 0), (192, 4), (204, 0)])
+def test_transport_streams_of_all_sizes_are_whole(tmp_path, size, first):
+    data = stamped.write(tmp_path / "a.ts", H264).read_bytes()
+    packets = [data[begin : begin + 188] for begin in range(0, len(data), 188)]
+    path = tmp_path / "b.ts"
+    path.write_bytes(b"".join(bytes(first) + p + bytes(size - 188 - first) for p in packets))
+    assert numbers(path) == (False, upright(48))
 
 
 X264 = ("", "cabac=0:no-8x8dct=1", "slices=3", "interlaced=1", "cqm=jvt", "qp=0", "ref=6")
