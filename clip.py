@@ -18,7 +18,7 @@ import textwrap
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -133,12 +133,18 @@ class Preprocessing:
     fill: int = 0
     """Level of the bars, 0 to 255."""
 
+    resize: str = "pillow"
+    """Whose arithmetic: "pillow", as open_clip's transform, or "torch", which rounds once."""
+
     def __str__(self) -> str:
         mean, std = (" ".join(f"{value:.3g}" for value in of) for of in (self.mean, self.std))
         return f"{self.interpolation}, {self.resize_mode}, mean {mean}, std {std}"
 
     def to_json(self) -> dict[str, Any]:
-        """For a store's recipe; what is not said there is "shortest", without bars."""
+        """For a store's recipe; what is not said there is "shortest", without bars.
+
+        So is "torch" of bicubic "shortest", and "pillow" of all else: older stores say neither.
+        """
         held: dict[str, Any] = {
             "size": self.size,
             "mean": self.mean,
@@ -147,7 +153,18 @@ class Preprocessing:
         }
         if self.resize_mode != "shortest":
             held["resize_mode"] = self.resize_mode
+        if self._may_be_torchs and self.resize != "torch":
+            held["resize"] = self.resize
         return held | ({"fill": self.fill} if self.resize_mode == "longest" else {})
+
+    def going_on(self, held: object) -> "Preprocessing":
+        """The same, resized as the store was begun whose recipe says `held`."""
+        is_older = isinstance(held, dict) and "resize" not in held and self._may_be_torchs
+        return replace(self, resize="torch") if is_older else self
+
+    @property
+    def _may_be_torchs(self) -> bool:
+        return (self.interpolation, self.resize_mode) == ("bicubic", "shortest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +308,9 @@ def load(
                 stack.enter_context(_no_network())
             if _is_elsewhere(name.model):
                 _check_config(open_clip, name)
-            _require_transformers(open_clip, name)
+            text = open_clip.get_model_config(schema_name)["text_cfg"]
+            if text.get("hf_model_name"):
+                _require_transformers(name)
             # open_clip initialises the weights before it loads them: keep the caller's
             # generator
             stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -310,22 +329,25 @@ def load(
             )
             if name.is_random:
                 _draw_marked(model)
-            tokenizer = open_clip.get_tokenizer(schema_name)
+            tokenizer = (
+                _LateTokenizer(name, from_cache)
+                if text.get("hf_tokenizer_name")
+                else open_clip.get_tokenizer(schema_name)
+            )
             config = open_clip.get_model_config(schema_name)
     except BieffError:
         raise
     except _UNREADABLE as error:
         reason = _reason(error, file)
         if from_cache and name.may_be_downloaded:
-            raise InputError(
-                f"CLIP {str(name)!r} is not in the cache ({reason}); give "
-                f"{shlex.join(name.words)} to download it"
-            ) from error
+            raise _not_in_the_cache(name, reason) from error
         raise InputError(
             f"cannot load CLIP {str(name)!r}: {reason}; {_remedy(name)}"
         ) from error
     model.eval().requires_grad_(False)
     preprocessing = _preprocessing(name, open_clip.get_model_preprocess_cfg(model))
+    if name.model == TINYCLIP:
+        preprocessing = replace(preprocessing, resize="torch")  # as it was trained
     activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
     return Clip(
         name=name,
@@ -553,13 +575,43 @@ def _check_name(open_clip: Any, name: ClipName) -> tuple[str | None, bool]:
     return tag, is_known
 
 
-def _require_transformers(open_clip: Any, name: ClipName) -> None:
+class _LateTokenizer:
+    """A tokenizer of transformers, fetched when a text is first read: stage one reads none."""
+
+    def __init__(self, name: ClipName, from_cache: bool) -> None:
+        self._name, self._from_cache = name, from_cache
+        self._fetched: Callable[..., Tensor] | None = None
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> Tensor:
+        self._fetched = self._fetched or self._fetch()
+        return self._fetched(texts, **options)
+
+    def _fetch(self) -> Callable[..., Tensor]:
+        _require_transformers(self._name)
+        offline = _no_network() if self._from_cache else contextlib.nullcontext()
+        try:
+            with _quiet(), offline:
+                return import_open_clip().get_tokenizer(self._name.model)  # type: ignore[no-any-return]
+        except _UNREADABLE as error:
+            reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+            if self._from_cache:
+                raise _not_in_the_cache(self._name, reason) from error
+            raise InputError(
+                f"cannot load the tokenizer of CLIP {str(self._name)!r}: {reason}; check the "
+                "connection"
+            ) from error
+
+
+def _not_in_the_cache(name: ClipName, reason: str) -> InputError:
+    return InputError(
+        f"CLIP {str(name)!r} is not in the cache ({reason}); give {shlex.join(name.words)} to "
+        "download it"
+    )
+
+
+def _require_transformers(name: ClipName) -> None:
     """Ask for the library that reads some models' texts, which open_clip does not bring."""
-    if not _is_of_open_clip(name):
-        return  # `_check_config` refuses what would need it
-    text = open_clip.get_model_config(name.model)["text_cfg"]
-    needs_it = text.get("hf_tokenizer_name") or text.get("hf_model_name")
-    if needs_it and importlib.util.find_spec("transformers") is None:
+    if importlib.util.find_spec("transformers") is None:
         raise InputError(
             f"CLIP {name.model!r} reads its texts with transformers, which is not installed; "
             'pip install "bieff[hf]"'

@@ -303,9 +303,10 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
         path, status, message = asked.video, outcome.status, outcome.message
         if not status.usable:
             return replace(asked, status=status, message=message)
-        numbers = self._plan(outcome.num_frames)
+        numbers, tower = self._plan(outcome.num_frames), self._tower
         try:
-            crops = cut_views(outcome, numbers, self._views, self._tower, video_id="")
+            looks = tower.preprocessing
+            crops = cut_views(outcome, numbers, self._views, tower, looks, video_id="")
             frames, patches = self._encode(crops)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):

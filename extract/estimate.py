@@ -34,7 +34,7 @@ def estimate_lines(
     A few videos of each partition are extracted into a trial store, which lies in the system's
     folder for temporary files and is removed.
     """
-    planned = StorePlan.of(data, config, clip)
+    planned = StorePlan.of(data, config, clip).going_on(out)
     num_done = _num_done(planned, out)
     geometries = planned.geometries()
     lines, tried, hours = [], 0, 0.0

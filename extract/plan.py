@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.sources.urls import url_of
 from bieff.extract.tower import PATCH_NORM, patches_of
 from bieff.extract.views import View, views_for
+from bieff.features.errors import StoreError
 from bieff.features.plan import geometry, plan_attributes
 from bieff.features.schema import Geometry, PartitionPlan
 from bieff.features.store import FeatureStore
@@ -73,6 +74,17 @@ class StorePlan:
             class_subsets=data.class_subsets,
         )
 
+    def going_on(self, out: Path) -> "StorePlan":
+        """The same plan, resized as a store at `out` was that an older bieff began."""
+        try:
+            held = FeatureStore.open(out).attributes["recipe"].get("preprocessing")
+        except StoreError:
+            return self  # nothing lies there, or what lies there is refused later
+        asked = dict(self.recipe["preprocessing"])
+        if isinstance(held, dict) and "resize" not in held:
+            asked.pop("resize", None)
+        return replace(self, recipe={**self.recipe, "preprocessing": asked})
+
     def geometries(self) -> dict[str, Geometry]:
         """Sizes of the partitions."""
         attributes = plan_attributes(
@@ -98,7 +110,7 @@ class StorePlan:
         """
         return FeatureStore.create(
             out,
-            recipe=self.recipe,
+            recipe=self.going_on(out).recipe,
             class_names=self.class_names,
             partitions=self.partitions,
             versions={name: version(name) for name in PACKAGES},

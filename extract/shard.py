@@ -19,7 +19,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from bieff.clip import Clip
+from bieff.clip import Clip, Preprocessing
 from bieff.extract.config import ExtractConfig
 from bieff.extract.decode.pool import DecodePool, Job, Outcome
 from bieff.extract.decode.segments import Segment
@@ -235,6 +235,7 @@ class ShardWork:
 
     plans: Mapping[int, ViewPlan]
     tower: VisualTower
+    looks: Preprocessing
     stream: CropStream
     errors: list[VideoError]
     num_taken: int = 0
@@ -282,6 +283,7 @@ class ShardWork:
             wanted=wanted,
             plans={i: ViewPlan(views, partition.num_frames, videos[i].id) for i in wanted},
             tower=tower,
+            looks=tower.preprocessing.going_on(store.attributes["recipe"].get("preprocessing")),
             stream=CropStream(tower, partition.num_frames),
             errors=errors,
         )
@@ -318,7 +320,9 @@ class ShardWork:
             numbers = self.plans[i](outcome.num_frames)
             video_id = self.videos[i].id
             try:
-                crops = cut_views(outcome, numbers, self.views, self.tower, video_id=video_id)
+                crops = cut_views(
+                    outcome, numbers, self.views, self.tower, self.looks, video_id=video_id
+                )
             except (MemoryError, RuntimeError) as error:
                 outcome = _without_memory(outcome, error)
             else:
@@ -430,6 +434,7 @@ def cut_views(
     numbers: np.ndarray,
     views: Sequence[View],
     tower: VisualTower,
+    looks: Preprocessing,
     *,
     video_id: str,
 ) -> UInt8[Tensor, "VT 3 size size"]:
@@ -440,7 +445,6 @@ def cut_views(
     parts = []
     for view, shown in zip(views, numbers, strict=True):
         places = torch.from_numpy(outcome.places(shown)).to(frames.device)
-        looks = tower.preprocessing
         crop = crop_of(view, height, width, looks.size, looks.resize_mode, video_id=video_id)
         # a few frames at a time where they are large: resizing takes them in float32
         frame_bytes = 12 * max(crop.box[2] * crop.box[3], math.prod(crop.resized))

@@ -45,21 +45,15 @@ def cut(
 ) -> UInt8[Tensor, "n 3 size size"]:
     """Cut the box, resize it (antialiased), cut the square or add the bars, mirror.
 
-    Rounded to 8 bits between resizing and normalising, as images on disk and PIL are.
-    "bicubic" with "shortest", the default, is torch's float arithmetic, which most stores were
-    written with; everything else is Pillow's, bit for bit.
+    Rounded to 8 bits between resizing and normalising, as images on disk and PIL are: resized
+    as Pillow does it, bit for bit, or in torch's floats where `looks` says so.
     """
+    looks = looks or _FIRST
     top, left, height, width = crop.box
     pixels = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
-    looks = looks or _FIRST
-    if (height, width) == crop.resized:
-        pass
-    elif (looks.interpolation, looks.resize_mode) != ("bicubic", "shortest"):
-        fewer, thinner = height - crop.resized[0], width - crop.resized[1]
-        is_tall = fewer > 2 * max(thinner, 0)  # Pillow 13 then begins with the columns
-        for side in (0, 1) if is_tall else (1, 0):
-            pixels = _resize(pixels, 2 + side, crop.resized[side], looks.interpolation)
-    else:
+    # what is seen of the resized box; all of a side that has bars
+    rows, columns = (slice(max(first, 0), max(first, 0) + crop.size) for first in crop.corner)
+    if looks.resize == "torch" and (height, width) != crop.resized:
         resized = F.interpolate(
             pixels.float(),
             size=crop.resized,
@@ -67,13 +61,20 @@ def cut(
             align_corners=False,
             antialias=True,
         )
-        pixels = resized.round_().clamp_(0, 255).byte()
-    top, left = crop.corner
-    below, right = crop.size - crop.resized[0], crop.size - crop.resized[1]
-    if below > 0 or right > 0:
-        bars = (-left, right + left, -top, below + top)
-        pixels, top, left = F.pad(pixels, bars, value=looks.fill), 0, 0
-    pixels = pixels[:, :, top : top + crop.size, left : left + crop.size]
+        pixels = resized.round_().clamp_(0, 255).byte()[:, :, rows, columns]
+    else:
+        fewer, thinner = height - crop.resized[0], width - crop.resized[1]
+        sides = [(3, crop.resized[1], columns), (2, crop.resized[0], rows)]
+        if fewer > 2 * max(thinner, 0):
+            sides.reverse()  # so Pillow 13 does it
+        for side, size, part in sides:
+            pixels = _resize(pixels, side, size, part, looks.interpolation)
+    above, before = (max(-first, 0) for first in crop.corner)
+    below, behind = (
+        crop.size - bars - side
+        for bars, side in zip((above, before), pixels.shape[2:], strict=True)
+    )
+    pixels = F.pad(pixels, (before, behind, above, below), value=looks.fill)
     return pixels.flip(-1) if crop.mirrored else pixels.contiguous()
 
 
@@ -81,26 +82,50 @@ _FIRST = Preprocessing(size=224, mean=(0, 0, 0), std=(1, 1, 1))
 _BITS = 22
 """Binary places of Pillow's weights (`PRECISION_BITS` of its Resample.c)."""
 
+_TILE = 32
+"""Rows or columns that are made by one matrix product."""
+
 
 def _resize(
-    pixels: UInt8[Tensor, "n c h w"], side: int, size: int, interpolation: str
+    pixels: UInt8[Tensor, "n c h w"], side: int, size: int, part: slice, interpolation: str
 ) -> UInt8[Tensor, "n c H W"]:
-    """Resize height (2) or width (3), antialiased, as Pillow does: by whole numbers."""
+    """Resize height (2) or width (3) to `size`, antialiased, and cut a part out of it.
+
+    Pillow adds up whole numbers; all of them are exact in float64.
+    """
     length = pixels.shape[side]
+    start, stop, _ = part.indices(size)
     if length == size:
-        return pixels
-    first, weights = _taps(length, size, interpolation, pixels.device)
-    total: Any = 1 << (_BITS - 1)
-    for k, weight in enumerate(weights if side == 3 else weights[:, :, None]):
-        total = total + weight * pixels.index_select(side, (first + k).clamp(max=length - 1))
-    levels: Tensor = (total >> _BITS).clamp_(0, 255).byte()
-    return levels
+        return pixels.narrow(side, start, stop - start)
+    made = []
+    for first, weights in _tiles(length, size, start, stop, interpolation, pixels.device):
+        some = pixels.narrow(side, first, len(weights))
+        some = some.to(torch.float64, memory_format=torch.contiguous_format)
+        total = some @ weights if side == 3 else weights.mT @ some
+        made.append(total.add_(0.5).floor_().clamp_(0, 255).byte())
+    return torch.cat(made, dim=side)
 
 
 @lru_cache(maxsize=256)
+def _tiles(
+    length: int, size: int, start: int, stop: int, interpolation: str, device: torch.device
+) -> list[tuple[int, Float[Tensor, "span tile"]]]:
+    """What makes new pixels from `start` to `stop`: the first old one of some, and weights."""
+    first, weights = _taps(length, size, interpolation)
+    made = []
+    for begin in range(start, stop, _TILE):
+        chosen = slice(begin, min(begin + _TILE, stop))
+        places = first[chosen] - first[begin] + torch.arange(len(weights))[:, None]
+        full = torch.zeros(int(places.max()) + 1, places.shape[1], dtype=torch.float64)
+        full.scatter_(0, places, weights[:, chosen])
+        span = min(len(full), length - int(first[begin]))  # no weight lies behind the picture
+        made.append((int(first[begin]), full[:span].to(device)))
+    return made
+
+
 def _taps(
-    length: int, size: int, interpolation: str, device: torch.device
-) -> tuple[Int[Tensor, " size"], Int[Tensor, "k size"]]:
+    length: int, size: int, interpolation: str
+) -> tuple[Int[Tensor, " size"], Float[Tensor, "k size"]]:
     """The first pixel that enters each new one, and the weights of k from there on."""
     scale = length / size
     reach = {"bilinear": 1.0, "bicubic": 2.0}[interpolation] * max(scale, 1.0)
@@ -115,8 +140,7 @@ def _taps(
         near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
         weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
     weights = torch.where(place < last, weights, 0)
-    weights = (weights / weights.sum(dim=0) * 2**_BITS).round().int()
-    return first.to(device), weights.to(device)
+    return first, (weights / weights.sum(dim=0) * 2**_BITS).round() / 2**_BITS
 
 
 def normalise(

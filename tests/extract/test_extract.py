@@ -20,6 +20,7 @@ from bieff.apps.progress import RunProgress
 from bieff.clip import import_open_clip
 from bieff.extract.decode.pool import Outcome
 from bieff.extract.decode.reader import read_frames
+from bieff.extract.estimate import estimate_lines
 from bieff.extract.plan import StorePlan, plan, versions_here
 from bieff.extract.run import extract
 from bieff.extract.shapes.clips import load_shapes
@@ -47,15 +48,15 @@ def whole(clips, tmp_path_factory):
     return store
 
 
-def by_hand(path, views, video_id, *, frames=CONFIG.frames):
+def by_hand(path, views, video_id, *, frames=CONFIG.frames, looks=None):
     """Crops and frame numbers of a video, without pools, streams or batches."""
     numbers = ViewPlan(tuple(views), frames, video_id)(stamped.count_frames(path))
-    size = extracting.tinyclip().preprocessing.size
+    looks = looks or extracting.tinyclip().preprocessing
     crops = []
     for view, shown in zip(views, numbers, strict=True):
         pictures = torch.from_numpy(read_frames(path, shown))
-        crop = crop_of(view, *pictures.shape[1:3], size, video_id=video_id)
-        crops.append(cut(pictures, crop))
+        crop = crop_of(view, *pictures.shape[1:3], looks.size, video_id=video_id)
+        crops.append(cut(pictures, crop, looks))
     return torch.cat(crops), numbers
 
 
@@ -101,7 +102,10 @@ def test_training_views_and_patches_too(tmp_path):
 
 def test_rows_of_a_model_that_squashes_are_open_clips(clips, tmp_path):
     looks = replace(
-        extracting.tinyclip().preprocessing, interpolation="bilinear", resize_mode="squash"
+        extracting.tinyclip().preprocessing,
+        interpolation="bilinear",
+        resize_mode="squash",
+        resize="pillow",
     )
     clip = replace(extracting.tinyclip(), preprocessing=looks)
     data, config = load_shapes(extracting.SET, clips), replace(CONFIG, limit=1, clips=1)
@@ -423,6 +427,31 @@ def test_a_store_of_before_has_the_versions_of_its_plan(clips, tmp_path):
     assert extracting.extract_small(again).shards_written == 1
 
 
+def test_a_store_that_an_older_version_began_goes_on_as_it_was(clips, tmp_path):
+    clip, found = extracting.tinyclip(), []
+    data, config = load_shapes(extracting.SET, clips), replace(CONFIG, limit=1, clips=1)
+    looks = replace(clip.preprocessing, resize="pillow")
+    today = replace(clip, preprocessing=looks)
+    for resize in ("pillow", "torch"):
+        begun = replace(clip, preprocessing=replace(looks, resize=resize))
+        StorePlan.of(data, config, begun).write(tmp_path / resize)
+        (said, *_) = estimate_lines(
+            data, config, today, tmp_path / resize, device=extracting.CPU
+        )
+        assert said.endswith("nothing written")
+        store = StorePlan.of(data, config, today).write(tmp_path / resize)
+        assert ("resize" in store.recipe["preprocessing"]) == (resize == "pillow")
+        assert extract(store, today, config, device=extracting.CPU).is_whole
+        part = store.partitions["all"]
+        views = [View.from_json(view) for view in store.recipe["views"]["all"]]
+        file = Path(store.root) / part.videos[0].path
+        crops, _ = by_hand(file, views, part.videos[0].id, looks=begun.preprocessing)
+        want = VisualTower(begun, device=extracting.CPU, batch_size=7).encode(crops)
+        found.append(part.read([0])[0].reshape(len(crops), -1))
+        np.testing.assert_allclose(found[-1], want.embeddings, rtol=2**-10, atol=1e-4)
+    assert (found[0] != found[1]).any()
+
+
 def test_large_frames_are_resized_a_few_at_a_time_and_are_the_same(whole, monkeypatch):
     part = whole.partitions["all"]
     views = tuple(View.from_json(view) for view in whole.recipe["views"]["all"])
@@ -438,9 +467,11 @@ def test_large_frames_are_resized_a_few_at_a_time_and_are_the_same(whole, monkey
         num_frames=20,
     )
     numbers = ViewPlan(views, 7, video.id)(20)
-    at_once = cut_views(shown, numbers, views, tower, video_id=video.id)
+    looks = tower.preprocessing
+    at_once = cut_views(shown, numbers, views, tower, looks, video_id=video.id)
     monkeypatch.setattr("bieff.extract.shard.CUT_BYTES", 3 * 12 * frames[0, ..., 0].size)
-    assert torch.equal(cut_views(shown, numbers, views, tower, video_id=video.id), at_once)
+    few = cut_views(shown, numbers, views, tower, looks, video_id=video.id)
+    assert torch.equal(few, at_once)
 
 
 def test_frames_that_do_not_fit_the_memory_cost_that_video_alone(clips, tmp_path, monkeypatch):

@@ -30,9 +30,26 @@ def run_block(
     block: Any, x: Float[Tensor, "B rows W"], *, is_causal: bool = True
 ) -> Float[Tensor, "B rows W"]:
     """A block over whole prompts."""
-    width = x.shape[2]
-    q, kv = in_projection(block, x).split([width, 2 * width], dim=2)
-    return finish(block, x, attend(block, q, kv, None, is_causal=is_causal))
+    return feed(block, mix(block, x, is_causal=is_causal))
+
+
+def mix(
+    block: Any, *parts: Float[Tensor, "_ _ W"], is_causal: bool = True
+) -> Float[Tensor, "B rows W"]:
+    """The first half of a block over whole prompts, whose rows come in parts.
+
+    What all prompts share is a part of one prompt; its projections are computed once.
+    """
+    count, width = max(map(len, parts)), parts[0].shape[2]
+    x, qkv = (
+        every[0]
+        if len(every) == 1
+        else torch.cat([part.expand(count, -1, -1) for part in every], dim=1)
+        for every in (parts, [in_projection(block, part) for part in parts])
+    )
+    q, kv = qkv.split([width, 2 * width], dim=2)
+    attended = attend(block, q, kv, None, is_causal=is_causal)
+    return x + block.ls_1(block.attn.out_proj(attended))  # type: ignore[no-any-return]
 
 
 def pack(
@@ -120,11 +137,30 @@ def attend(
     return out.transpose(1, 2).flatten(2)
 
 
+def attend_few(
+    block: Any, chosen: Float[Tensor, "B n W"], x: Float[Tensor, "B rows W"]
+) -> Float[Tensor, "B n W"]:
+    """Let few rows attend to all, without keys and values: their matrices act on the few."""
+    width, heads = x.shape[2], block.attn.num_heads
+    norm = block.ln_1(x)
+    q = in_projection(block, chosen, slice(0, width)).unflatten(2, (heads, -1))
+    weights = block.attn.in_proj_weight[width:].to(q.dtype).view(2, heads, -1, width)
+    q = torch.einsum("bnhd,hdw->bnhw", q, weights[0])  # a key's offset changes no softmax
+    scale = (width // heads) ** -0.5
+    mean = F.scaled_dot_product_attention(q.flatten(1, 2), norm, norm, scale=scale)
+    mean = torch.einsum("bnhw,hdw->bnhd", mean.unflatten(1, (-1, heads)), weights[1])
+    return mean.flatten(2) + block.attn.in_proj_bias[2 * width :]  # type: ignore[no-any-return]
+
+
 def finish(
     block: Any, x: Float[Tensor, "*rows W"], attended: Float[Tensor, "*rows W"]
 ) -> Float[Tensor, "*rows W"]:
     """The rest of a transformer block, after its attention."""
-    x = x + block.ls_1(block.attn.out_proj(attended))
+    return feed(block, x + block.ls_1(block.attn.out_proj(attended)))
+
+
+def feed(block: Any, x: Float[Tensor, "*rows W"]) -> Float[Tensor, "*rows W"]:
+    """The second half of a block: its feed-forward layers."""
     out: Tensor = x + block.ls_2(_feed_forward(block.mlp, block.ln_2(x)))
     return out
 

@@ -6,8 +6,8 @@ the rows that are asked for.  Any other tower (CoCa's class embedding, transform
 asked by its own `encode_text`, with other rows in place of its token embedding's.
 
 Prompts are taken in chunks.  What a chunk's backward pass needs is computed once more instead
-of kept: block by block, or the chunk from its beginning where even the blocks' inputs are too
-many.
+of kept: each half of a block from its input, or the chunk from its beginning where even these
+are too many.
 
 B videos, k categories, N words (tokens) of a name, padded, M context tokens, Q rows of a
 video, L positions, W width of the tower, D joint width.
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bieff.features.errors import InputError
-from bieff.train.text.block import attend, finish, in_projection, run_block
+from bieff.train.text.block import attend_few, feed, finish, mix
 from bieff.train.text.tower import pool_of, project
 from bieff.train.text.tree import require_fit
 
-CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+CHUNK_BYTES = {"cpu": 20 << 20, "cuda": 512 << 20}
 """Largest tensor of a chunk, its feed-forward's.  The C library keeps blocks below 32 MiB."""
 
 KEPT_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
-"""Blocks' inputs that are kept for a backward pass; of more prompts none are."""
+"""Inputs of half blocks that are kept for a backward pass; of more prompts none are."""
 
 
 class WholeTower(nn.Module):
@@ -60,6 +60,7 @@ class WholeTower(nn.Module):
         self.embedding = token_embedding(clip)
         self.tower: Any = getattr(clip, "text", clip)
         self.num_start, self.lengths = num_start, lengths.cpu()
+        self.longest = int(lengths.max())
         self.num_names, self.context_length = tokens.shape
         self.is_plain = _is_plain(self.tower, tokens.cpu(), num_start + self.lengths)
         self.blocks: Any = self.tower.transformer.resblocks if self.is_plain else ()
@@ -162,7 +163,7 @@ class WholeTower(nn.Module):
         prompt_bytes = self.context_length * self.width * self.embedding.weight.element_size()
         depth = len(self.blocks) or 12
         learns = torch.is_grad_enabled()
-        keeps = len(names) * prompt_bytes * depth <= self._limit(KEPT_BYTES)
+        keeps = len(names) * prompt_bytes * 2 * depth <= self._limit(KEPT_BYTES)
         by_block = learns and self.is_plain and keeps
         size = self._limit(CHUNK_BYTES) // (4 * prompt_bytes)
         if learns and not by_block:  # the whole chunk's graph is there at a time
@@ -187,24 +188,31 @@ class WholeTower(nn.Module):
         """Classes of some prompts, and the last block's input; of other towers its output."""
         ids = self.tokens[names]
         start, own = ids.split([self.num_start, ids.shape[1] - self.num_start], dim=1)
-        parts = [self.embedding(start)]
+        parts = [self.embedding(start[:1])]
         if context is not None:
-            parts.append(context.to(parts[0].dtype).expand(len(names), -1, -1))
+            parts.append(context.to(parts[0].dtype)[None])
         if video is not None:
             parts.append(video[videos].to(parts[0].dtype))
         first = sum(part.shape[1] for part in parts)
         own = own[:, : self.context_length - first]
         # what has no token of its own is taken for a word of the name, never for padding
         ids = torch.cat([start, own[:, :1].expand(-1, first - self.num_start), own], dim=1)
-        rows = torch.cat([*parts, self.embedding(own)], dim=1)
+        # behind the longest name and its end all is padding
+        words, padding = own[:, : self.longest + 1], own[:1, self.longest + 1 :]
+        parts += [self.embedding(words), self.embedding(padding)]
         if not self.is_plain:
-            return self._ask(ids, rows)
-        x = rows + self.tower.positional_embedding.to(rows.dtype)
-        run = partial(run_block, is_causal=False)
+            rows = [part.expand(len(names), -1, -1) for part in parts]
+            return self._ask(ids, torch.cat(rows, dim=1))
+        places = self.tower.positional_embedding.to(parts[0].dtype)
+        places = places.split([part.shape[1] for part in parts])
+        parts = [part + place for part, place in zip(parts, places, strict=True)]
+        halves: list[Any] = [partial(mix, is_causal=False), feed]
         if by_block:
-            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+            again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            halves = [partial(again, half) for half in halves]
         for block in self.blocks[:-1]:
-            x = run(block, x)
+            parts = [halves[1](block, halves[0](block, *parts))]
+        (x,) = parts
         ends = first + self.lengths.to(names.device)[names]
         pool, length = pool_of(self.tower)[0], x.shape[1]
         at = {"first": ends * 0, "last": ends * 0 + length - 1}.get(pool, ends)
@@ -231,10 +239,8 @@ class WholeTower(nn.Module):
         """Some rows of some prompts in the joint space, from what `_chunk` gives."""
         chosen = x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
         if self.is_plain:
-            block, width = self.blocks[-1], x.shape[2]
-            q = in_projection(block, chosen, slice(0, width))
-            kv = in_projection(block, x, slice(width, None))
-            chosen = finish(block, chosen, attend(block, q, kv, None, is_causal=False))
+            block = self.blocks[-1]
+            chosen = finish(block, chosen, attend_few(block, chosen, x))
         if not hasattr(self.tower, "ln_final"):
             return self.tower.proj(chosen)  # type: ignore[no-any-return]
         return project(self.tower.ln_final, self.tower.text_projection, chosen)

@@ -131,6 +131,14 @@ def test_a_model_that_needs_transformers_says_so(monkeypatch):
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "transformers" else find(name)
     )
-    for model in ("ViT-B-16-SigLIP", "roberta-ViT-B-32"):
+    cut = {**import_open_clip().get_model_config("ViT-B-16-SigLIP"), "vision_cfg": VISION}
+    cut["text_cfg"] |= CUT
+    configs = importlib.import_module("open_clip.factory")._MODEL_CONFIGS
+    monkeypatch.setitem(configs, "ViT-B-16-SigLIP", cut)
+    siglip = load(ClipName(model="ViT-B-16-SigLIP", pretrained="random"))  # reads no text yet
+    for ask in (
+        lambda: siglip.tokenize_names(["star"]),
+        lambda: load(ClipName(model="roberta-ViT-B-32", pretrained="random")),
+    ):
         with pytest.raises(InputError, match=r"which is not installed; pip install \"bieff\["):
-            load(ClipName(model=model, pretrained="random"))
+            ask()
