@@ -1,6 +1,8 @@
 """Settings and fixtures that every test shares."""
 
 import os
+import re
+from functools import cache
 
 import pytest
 
@@ -12,6 +14,26 @@ import torch  # reads the variable
 from helpers.places import VIDEOS
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file runs on one worker, as do all that use the world: what they share is made once.
+
+    pytest-xdist 3.8 has `--dist loadgroup` for it, which does nothing with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def scope(file):
+        uses = re.search(r"def \w+\(.*\bworld\b", (config.rootpath / file).read_text())
+        return "world" if uses else file
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return scope(nodeid.partition("::")[0])
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

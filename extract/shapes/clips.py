@@ -16,7 +16,6 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from bieff.clip import TINYCLIP
 from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.shapes.render import render
 from bieff.extract.shapes.world import (
@@ -184,6 +183,8 @@ def load_shapes(
     Raises:
         InputError: If the folder holds another edition or version, or files that are not ours.
     """
+    from bieff.clip import TINYCLIP  # not above: brings torch, which takes seconds in `_make`
+
     edition = edition or edition_of(folder) or Edition()
     _require_edition(folder, name, edition)
     clips = clips_of(edition)[name]

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bieff.features.store import FeatureStore
 from bieff.train.data import Batch
@@ -104,6 +105,22 @@ def slow_text(trainer: Trainer) -> str | None:
     )
 
 
+class Products(TorchDispatchMode):
+    """Counts the FLOPs that torch's FlopCounterMode counts; not by module, so twice as fast."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def flops(
     trainer: Trainer, one: Batch, count: int, categories: Int[Tensor, " k"]
 ) -> tuple[int, int]:
@@ -115,11 +132,11 @@ def flops(
     batch = one.each(lambda part: part.expand(count, *part.shape[1:]))
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     with sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as forward:
+        with Products() as forward:
             logits = trainer.score(batch, categories).logits
-        with FlopCounterMode(display=False) as backward:
+        with Products() as backward:
             torch.autograd.grad(logits.sum(), weights, allow_unused=True)
-    return forward.get_total_flops(), backward.get_total_flops()
+    return forward.flops, backward.flops
 
 
 def forget_peak(device: torch.device) -> None:

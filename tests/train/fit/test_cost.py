@@ -38,19 +38,38 @@ ROWS = {
 }
 
 
-@pytest.fixture(scope="module", params=[(13, 11), (12, 12)], ids=["13-11", "12-12"])
-def problem(request, tmp_path_factory):
-    """Joint and text width differ, and agree as in ViT-B/16."""
-    dim, width = request.param
-    folder = tmp_path_factory.mktemp("cost")
-    clip = fake.load_clip(folder / "clip", dim=dim, width=width)
+EQUAL = ("4 baseline", "4 + word-guided", "6 a1", "6 a2", "6 a3", "whole prompts", "released")
+
+
+def make(folder, **sizes):
+    clip = fake.load_clip(folder / "clip", **sizes)
     return fake.write_store(folder / "store", clip, patches=(5, 7)), clip
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
+    """Joint and text width differ."""
+    return make(tmp_path_factory.mktemp("cost"), dim=13, width=11)
+
+
+@pytest.fixture(scope="module")
+def equal(tmp_path_factory):
+    """They agree, as in ViT-B/16."""
+    return make(tmp_path_factory.mktemp("equal"), dim=12, width=12)
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_flops_are_those_that_torch_counts(problem, row):
     """Every product of a real step, exactly: what one and two videos cost decides a batch."""
-    store, clip = problem
+    check_flops(*problem, row)
+
+
+@pytest.mark.parametrize("row", EQUAL)
+def test_flops_where_the_widths_agree(equal, row):
+    check_flops(*equal, row)
+
+
+def check_flops(store, clip, row):
     trainer = prepare(store, clip, load(overrides=["batch_size=11", *ROWS[row]]))
     index, batch = trainer.batches.at(0)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
