@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bieff.features.errors import InputError
-from bieff.train.text.block import attend, finish, in_projection, run_block
+from bieff.train.text.block import attend, finish, freeze, in_projection, run_block
 from bieff.train.text.tower import pool_of, project
 from bieff.train.text.tree import require_fit
 
@@ -62,7 +62,7 @@ class WholeTower(nn.Module):
         self.num_start, self.lengths = num_start, lengths.cpu()
         self.num_names, self.context_length = tokens.shape
         self.is_plain = _is_plain(self.tower, tokens.cpu(), num_start + self.lengths)
-        self.blocks: Any = self.tower.transformer.resblocks if self.is_plain else ()
+        self.blocks: Any = freeze(self.tower.transformer.resblocks) if self.is_plain else ()
         weight = self.embedding.weight
         self.width: int = weight.shape[1]
         self.tokens: Tensor
@@ -233,8 +233,8 @@ class WholeTower(nn.Module):
         if self.is_plain:
             block, width = self.blocks[-1], x.shape[2]
             q = in_projection(block, chosen, slice(0, width))
-            kv = in_projection(block, x, slice(width, None))
-            chosen = finish(block, chosen, attend(block, q, kv, None, is_causal=False))
+            kv = in_projection(block, x, slice(width, None)).chunk(2, dim=2)
+            chosen = finish(block, chosen, attend(block, q, *kv, None, is_causal=False))
         if not hasattr(self.tower, "ln_final"):
             return self.tower.proj(chosen)  # type: ignore[no-any-return]
         return project(self.tower.ln_final, self.tower.text_projection, chosen)
