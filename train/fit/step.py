@@ -19,6 +19,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bieff.clip import Clip
 from bieff.features.errors import ConfigError, StoreError
@@ -162,10 +163,31 @@ class Trainer:
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
         ):
-            scores: Scores = self.model(
-                batch.frames, self.text, categories=categories, patches=batch.patches
+            scores: Scores = functional_call(
+                self.model,
+                {} if self.precision == torch.float32 else cast(self.model, self.precision),
+                (batch.frames, self.text),
+                {"categories": categories, "patches": batch.patches},
             )
         return scores
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of all linear layers, by name: those that autocast would cast one by one."""
+    weights = {
+        f"{path}.{name}": weight
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        for name, weight in module.named_parameters(recurse=False)
+    }
+    if not weights:
+        return {}
+    together = torch.cat([weight.flatten() for weight in weights.values()]).to(dtype)
+    parts = together.split([weight.numel() for weight in weights.values()])
+    return {
+        name: part.view_as(weight)
+        for (name, weight), part in zip(weights.items(), parts, strict=True)
+    }
 
 
 def backward_whole(
@@ -186,7 +208,8 @@ def backward_whole(
     """
     with torch.set_grad_enabled(len(parts) == 1):
         own = [logits_of(part) for part in parts]
-    whole = gather(torch.cat([logits.detach() for logits in own])).requires_grad_()
+    found = [logits.detach() for logits in own]
+    whole = gather(found[0] if len(found) == 1 else torch.cat(found)).requires_grad_()
     loss = loss_of(whole)
     (gradient,) = torch.autograd.grad(loss, whole)
     gradient = gradient[mine]

@@ -9,6 +9,8 @@ whose zero-shot skill is the point; a zero last layer starts exactly there and l
 first step, as its gradient is not zero.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,7 +22,22 @@ TOKEN_STD = 0.02
 
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's activation, x * sigmoid(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
+    return _QuickGelu.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _QuickGelu(torch.autograd.Function):
+    """As silu(1.702 x) / 1.702: one tensor to keep, and one kernel on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).div_(1.702)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (scaled,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradients[0], scaled)  # type: ignore[no-any-return]
 
 
 def num_heads(dim: int) -> int:
@@ -38,6 +55,16 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, gain: float = 1.0) -
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def side_by_side(
+    x: Float[Tensor, "B R D"], *layers: nn.Linear
+) -> tuple[Float[Tensor, "B R _"], ...]:
+    """What each layer makes of the same rows, in one product; checkpoints have them apart."""
+    weight, bias = (
+        torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias")
+    )
+    return F.linear(x, weight, bias).chunk(len(layers), dim=-1)
 
 
 class Attention(nn.Module):
@@ -60,9 +87,13 @@ class Attention(nn.Module):
         self, queries: Float[Tensor, "#B Q D"], source: Float[Tensor, "B C D"]
     ) -> Float[Tensor, "B Q D"]:
         """Return one row for each query; queries of a single row serve all videos."""
+        if queries is source:
+            found = side_by_side(source, self.query, self.key, self.value)
+        else:
+            found = self.query(queries), *side_by_side(source, self.key, self.value)
         query, key, value = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, rows, d)
-            for layer, x in ((self.query, queries), (self.key, source), (self.value, source))
+            rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, rows, d)
+            for rows in found
         )
         query = query.expand(len(source), -1, -1, -1)
         mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)

@@ -4,7 +4,7 @@ B videos, k categories, D joint width.  The categories of a batch are its distin
 paper writes B for them too, as if no label came twice.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,28 @@ def cosine(
     """
     with torch.autocast(left.device.type, enabled=False):
         kind = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
-        left, right = F.normalize(left.to(kind), dim=-1), F.normalize(right.to(kind), dim=-1)
-        return left @ right.mT
+        # in this order the many classes' gradient has its rows in one piece
+        return (unit(right.to(kind)) @ unit(left.to(kind)).mT).mT
+
+
+def unit(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """`F.normalize` of the last dimension; backwards four kernels, where it takes fourteen."""
+    return _Unit.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Unit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+        unit = x / length
+        ctx.save_for_backward(unit, length)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        unit, length = ctx.saved_tensors
+        along = (gradients[0] * unit).sum(dim=-1, keepdim=True)
+        return torch.addcmul(gradients[0], unit, along, value=-1) / length
 
 
 def positive_pairs(
@@ -56,9 +76,10 @@ def symmetric_loss(
     if targets == "multi-hot":
         column = positives.int().argmax(dim=1)  # of each video's own category
         logits, positives = logits[:, column], positives[:, column]  # (B, B)
-    video_to_text = _cross_entropy(logits, positives, normalise=targets == "uniform")
-    text_to_video = _cross_entropy(logits.mT, positives.mT, normalise=targets == "uniform")
-    return (video_to_text + text_to_video) / 2
+    target, normalise = positives.to(logits.dtype), targets == "uniform"
+    video_to_text = _half_cross_entropy(logits, target, normalise=normalise)
+    text_to_video = _half_cross_entropy(logits.mT, target.mT, normalise=normalise)
+    return video_to_text + text_to_video
 
 
 def frozen_distance(
@@ -88,10 +109,9 @@ def frozen_distance(
     return moved + drifted.mean(dim=1)
 
 
-def _cross_entropy(
-    logits: Float[Tensor, "R C"], positives: Bool[Tensor, "R C"], *, normalise: bool
+def _half_cross_entropy(
+    logits: Float[Tensor, "R C"], target: Float[Tensor, "R C"], *, normalise: bool
 ) -> Float[Tensor, ""]:
-    target = positives.to(logits.dtype)
     if normalise:
         target = target / target.sum(dim=1, keepdim=True)
-    return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    return (target * logits.log_softmax(dim=1)).sum() / (-2 * len(logits))

@@ -219,7 +219,7 @@ class BiEfficient(nn.Module):
             words = prompted.words(picked) if is_name else prompted.positions(picked)
             video, weights = self.word_guided(temporal, *words)
 
-        similarity = cosine(video[:, None], classes)[:, 0]  # (B, k)
+        similarity = cosine(video[:, None], classes).squeeze(1)  # (B, k)
         if self.config.normalise == "frames":
             similarity = similarity * video.norm(dim=-1, keepdim=True)
         return Scores(

@@ -33,9 +33,12 @@ def frame_weights(
     Returns:
         Non-negative, each row summing to 1.
     """
-    per_word = (cosine(frames, words) / temperature).softmax(dim=1)  # (B, T, N), over T
+    similarity = cosine(frames, words)  # (B, T, N)
+    if temperature != 1:
+        similarity = similarity / temperature
+    per_word = similarity.softmax(dim=1)
     real = word_mask[:, None, :].to(per_word.dtype)  # (B, 1, N)
-    return (per_word * real).sum(-1) / real.sum(-1)
+    return (per_word * (real / real.sum(dim=2, keepdim=True))).sum(dim=2)
 
 
 def pick(

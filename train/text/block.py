@@ -4,8 +4,8 @@ A block is open_clip's `ResidualAttentionBlock`; its steps stand apart here beca
 row takes every step.  Rows are packed, P of the prefix and then L of each video; only attention
 looks at the tree.
 
-B videos, P rows of the prefix, Q rows of a video, R rows of the names, L = Q + R, W width of
-the tower; `qkv` and `kv` are queries, keys and values side by side, 3 W and 2 W wide.
+B videos, P rows of the prefix, Q rows of a video, R rows of the names, L = Q + R,
+A = P + L, W width of the tower; `qkv` are queries, keys and values side by side, 3 W wide.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,9 +14,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from bieff.train.text.tree import Tree
+
+
+def freeze(blocks: nn.ModuleList) -> nn.ModuleList:
+    """Have nobody train the blocks; a bias before quick-GELU is kept with its slope, too."""
+    for block in blocks.requires_grad_(False):
+        mlp: Any = block.mlp
+        if type(mlp.gelu).__name__ == "QuickGELU":
+            mlp.c_fc.register_buffer("sloped", mlp.c_fc.bias * _SLOPE, persistent=False)
+    return blocks
 
 
 def run_whole(blocks: Iterable[Any], x: Float[Tensor, "B rows W"]) -> Float[Tensor, "B rows W"]:
@@ -40,26 +49,38 @@ def mix(
 
     What all prompts share is a part of one prompt; its projections are computed once.
     """
-    count, width = max(map(len, parts)), parts[0].shape[2]
+    count = max(map(len, parts))
     x, qkv = (
         every[0]
         if len(every) == 1
         else torch.cat([part.expand(count, -1, -1) for part in every], dim=1)
         for every in (parts, [in_projection(block, part) for part in parts])
     )
-    q, kv = qkv.split([width, 2 * width], dim=2)
-    attended = attend(block, q, kv, None, is_causal=is_causal)
+    attended = attend(block, *qkv.chunk(3, dim=2), None, is_causal=is_causal)
     return x + block.ls_1(block.attn.out_proj(attended))  # type: ignore[no-any-return]
 
 
-def pack(
+def join(
     prefix: Float[Tensor, "P width"],
     video: Float[Tensor, "B Q width"],
     names: Float[Tensor, "R width"],
-) -> Float[Tensor, "rows width"]:
-    """Put the rows of the prefix and of B videos together; the names' are the same for all."""
-    per_video = torch.cat([video, names.expand(len(video), -1, -1)], dim=1)
-    return torch.cat([prefix, per_video.flatten(0, 1)])
+) -> Float[Tensor, "B A width"]:
+    """All rows of each video; those of the prefix and of the names are the same for all."""
+    count = len(video)
+    shared, own = (part.expand(count, -1, -1) for part in (prefix, names))
+    return torch.cat([shared, video, own], dim=1)
+
+
+def pack(rows: Float[Tensor, "B A width"], tree: Tree) -> Float[Tensor, "rows width"]:
+    """Rows of each video, where those of the prefix are all alike, with these once."""
+    return _Pack.apply(rows, tree.num_prefix)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def unpack(
+    packed: Float[Tensor, "rows width"], tree: Tree, parts: int = 1
+) -> tuple[Float[Tensor, "B A part"], ...]:
+    """The reverse of `pack`; what stands side by side in a row is divided into its parts."""
+    return _Unpack.apply(packed, tree, parts)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def in_projection(
@@ -70,46 +91,33 @@ def in_projection(
     return F.linear(block.ln_1(x), weight[part], bias[part])
 
 
-def attend_all(
-    block: Any, qkv: Float[Tensor, "rows qkv"], tree: Tree
-) -> Float[Tensor, "rows W"]:
-    """Let every row attend to its beginning: the prefix within itself, then video by video."""
-    width = qkv.shape[1] // 3
-    prefix, own = qkv.split([tree.num_prefix, len(qkv) - tree.num_prefix])
-    own = own.view(-1, tree.num_rows, 3 * width)
-    (prefix_q, prefix_kv), (own_q, own_kv) = (
-        x.split([width, 2 * width], -1) for x in (prefix, own)
-    )
-    queries = divide(own_q, [group.num_rows for group in tree.groups])
-    first = attend(block, prefix_q[None], prefix_kv[None], None)
-    rest = attend_in_groups(block, queries, prefix_kv, own_kv, tree)
-    return torch.cat([first[0], rest.flatten(0, 1)])
-
-
 def attend_in_groups(
     block: Any,
     queries: Sequence[Float[Tensor, "B _ W"]],
-    prefix_kv: Float[Tensor, "P kv"],
-    own_kv: Float[Tensor, "B L kv"],
+    k: Float[Tensor, "B A W"],
+    v: Float[Tensor, "B A W"],
     tree: Tree,
 ) -> Float[Tensor, "B n W"]:
     """Let the last rows of each group attend to the prefix, the video's rows and the group's.
 
+    The prefix's own rows, where they are among the first group's, do so anew for every video:
+    less than a hundredth of a layer's arithmetic, and a kernel less than by themselves.
+
     Args:
         block: Whose attention it is.
         queries: Of each group; all its rows, or those at its end.
-        prefix_kv: Keys and values of the prefix.
-        own_kv: Keys and values of all rows of each video.
+        k: Keys of all rows of each video.
+        v: Their values.
         tree: Which rows are a group, and what each may see.
     """
-    shared = prefix_kv.expand(len(own_kv), -1, -1)
+    keys, values = divide(k, tree.sizes), divide(v, tree.sizes)
     attended = []
-    parts = divide(own_kv, [group.num_rows for group in tree.groups])
-    for q, kv, group in zip(queries, parts, tree.groups, strict=True):
-        # the first group holds the video's rows already
-        video = [own_kv[:, : tree.num_video_rows]] if group.start else []
-        keys = torch.cat([shared, *video, kv], dim=1)
-        attended.append(attend(block, q, keys, group.mask[-q.shape[1] :]))
+    for index, (q, group) in enumerate(zip(queries, tree.groups, strict=True)):
+        seen = keys[index], values[index]
+        if index:  # the first group holds the rows that all names follow already
+            shared = (first[0][:, : tree.num_shared] for first in (keys, values))
+            seen = tuple(torch.cat(pair, dim=1) for pair in zip(shared, seen, strict=True))
+        attended.append(attend(block, q, *seen, group.mask[-q.shape[1] :]))
     return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
 
 
@@ -121,15 +129,15 @@ def divide(rows: Float[Tensor, "B n width"], sizes: Sequence[int]) -> Sequence[T
 def attend(
     block: Any,
     q: Float[Tensor, "B rows W"],
-    kv: Float[Tensor, "B keys kv"],
+    k: Float[Tensor, "B keys W"],
+    v: Float[Tensor, "B keys W"],
     mask: Float[Tensor, "rows keys"] | None,
     *,
     is_causal: bool = True,
 ) -> Float[Tensor, "B rows W"]:
     """Multi-head attention before its output projection; without a mask causal, or over all."""
     q, k, v = (
-        part.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2)
-        for part in (q, *kv.chunk(2, dim=2))
+        part.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for part in (q, k, v)
     )
     mask = None if mask is None else mask.to(q.dtype)
     is_causal = is_causal and mask is None
@@ -167,13 +175,13 @@ def feed(block: Any, x: Float[Tensor, "*rows W"]) -> Float[Tensor, "*rows W"]:
 
 def _feed_forward(mlp: Any, x: Float[Tensor, "*rows W"]) -> Float[Tensor, "*rows W"]:
     """The block's `mlp`; with quick-GELU in as few passes through memory as there are."""
-    if type(mlp.gelu).__name__ != "QuickGELU":
+    if not hasattr(mlp.c_fc, "sloped"):
         return mlp(x)  # type: ignore[no-any-return]
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    layers = mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias
-    rows, wide, bias, *last = (tensor.to(dtype) for tensor in (x.flatten(0, -2), *layers))
-    out: Tensor = _QuickGelu.apply(rows, wide, bias * _SLOPE, *last)  # type: ignore[no-untyped-call]
+    layers = mlp.c_fc.weight, mlp.c_fc.sloped, mlp.c_proj.weight, mlp.c_proj.bias
+    cast = (tensor.to(dtype) for tensor in (x.flatten(0, -2), *layers))
+    out: Tensor = _QuickGelu.apply(*cast)  # type: ignore[no-untyped-call]
     return out.view_as(x)
 
 
@@ -201,3 +209,51 @@ class _QuickGelu(torch.autograd.Function):
         hidden, wide, narrow = ctx.saved_tensors
         slope = torch.ops.aten.silu_backward(gradients[0] @ narrow, hidden)
         return slope @ wide, None, None, None, None
+
+
+class _Unpack(torch.autograd.Function):
+    """Give every video the prefix; autograd by itself would copy all rows twice backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, tree: Tree, parts: int) -> tuple[Tensor, ...]:
+        ctx.num_prefix = tree.num_prefix
+        own = packed[tree.num_prefix :].view(-1, tree.num_rows, packed.shape[1])
+        return _with_prefix(packed[: tree.num_prefix], own).chunk(parts, dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        halves = [part.tensor_split([ctx.num_prefix], dim=1) for part in gradients]
+        prefix, own = zip(*halves, strict=True)
+        packed, place, others = _room(own[0], ctx.num_prefix, len(own))
+        torch.cat(own, dim=2, out=others)
+        torch.sum(torch.cat(prefix, dim=2), dim=0, out=place)
+        return packed, None, None
+
+
+class _Pack(torch.autograd.Function):
+    """Take the prefix of one video for all: each video's has its share of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, num_prefix: int) -> Tensor:
+        ctx.num_prefix, ctx.count = num_prefix, len(rows)
+        prefix, own = rows.tensor_split([num_prefix], dim=1)
+        packed, place, others = _room(own, num_prefix, 1)
+        place.copy_(prefix[0])
+        others.copy_(own)
+        return packed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        prefix, own = gradients[0].tensor_split([ctx.num_prefix])
+        return _with_prefix(prefix / ctx.count, own.unflatten(0, (ctx.count, -1))), None
+
+
+def _with_prefix(prefix: Tensor, own: Tensor) -> Tensor:
+    return torch.cat([prefix.expand(len(own), -1, -1), own], dim=1)
+
+
+def _room(own: Tensor, num_prefix: int, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed rows to be written, and in them the places of the prefix's and the videos'."""
+    count, num_rows, width = own.shape
+    packed = own.new_empty(num_prefix + count * num_rows, parts * width)
+    return packed, packed[:num_prefix], packed[num_prefix:].view(count, num_rows, -1)

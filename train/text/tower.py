@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from bieff.features.errors import InputError
 from bieff.train.text.block import (
     attend,
-    attend_all,
     attend_in_groups,
     divide,
     finish,
+    freeze,
     in_projection,
+    join,
     pack,
     run_whole,
+    unpack,
 )
 from bieff.train.text.tree import Names, Tree
 
@@ -74,7 +76,7 @@ class TextTower(nn.Module):
             num_start=num_start,
         )
         self.num_names = len(tokens)
-        self.blocks = tower.transformer.resblocks.requires_grad_(False)
+        self.blocks = freeze(tower.transformer.resblocks)
         self.ln_final = tower.ln_final.requires_grad_(False)
         weight = tower.token_embedding.weight.detach()
         self.dtype: torch.dtype = tower.transformer.get_cast_dtype()
@@ -102,8 +104,8 @@ class TextTower(nn.Module):
         self.projection = copy.deepcopy(self.projection)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear | nn.MultiheadAttention):
-                for parameter in module.parameters(recurse=False):
-                    parameter.data = parameter.data.to(dtype)
+                for kept in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                    kept.data = kept.data.to(dtype)
         if isinstance(self.projection, nn.Module):
             self.projection.to(dtype)
         elif self.projection is not None:
@@ -151,15 +153,16 @@ class TextTower(nn.Module):
         names = rows[tree.tokens] + positions[tree.positions]
 
         parts = prefix, video, names
-        beginning = torch.cat([prefix.expand(len(video), -1, -1), video], dim=1)
-        x = pack(*parts)
+        own = torch.cat([video, names.expand(len(video), -1, -1)], dim=1)
+        x = torch.cat([prefix, own.flatten(0, 1)])
         for index, block in enumerate(self.blocks[:-1]):
             if index == 0:  # before any attention, the names' rows are the same for all videos
-                qkv = pack(*(in_projection(block, part) for part in parts))
+                q, k, v = join(*(in_projection(block, part) for part in parts)).chunk(3, dim=2)
             else:
-                qkv = in_projection(block, x)
-            x = finish(block, x, attend_all(block, qkv, tree))
-        return Prompted(self, tree, x, beginning=beginning, categories=categories)
+                q, k, v = unpack(in_projection(block, x), tree, 3)
+            attended = attend_in_groups(block, divide(q, tree.sizes), k, v, tree)
+            x = finish(block, x, pack(attended, tree))
+        return Prompted(self, tree, x, beginning=(prefix, video), categories=categories)
 
     def max_videos(
         self,
@@ -223,16 +226,14 @@ class Prompted:
         tree: Tree,
         x: Float[Tensor, "rows W"],
         *,
-        beginning: Float[Tensor, "B start W"],
+        beginning: tuple[Float[Tensor, "P W"], Float[Tensor, "B Q W"]],
         categories: Int[Tensor, " k"] | None,
     ) -> None:
         self._tower, self._tree, self._block = tower, tree, tower.blocks[-1]
         self._beginning, self._categories = beginning, categories
-        block = self._block
         self._x = x[tree.num_prefix :].view(-1, tree.num_rows, tower.width)
-        kv = in_projection(block, x, slice(tower.width, None))
-        self._prefix_kv, kv = kv.split([tree.num_prefix, len(kv) - tree.num_prefix])
-        self._kv = kv.view(len(self._x), tree.num_rows, -1)
+        kv = in_projection(self._block, x, slice(tower.width, None))
+        (self._kv,) = unpack(kv, tree)
         self.classes = self._classes()
 
     def _classes(self) -> Tensor:
@@ -241,7 +242,7 @@ class Prompted:
         ends = self._x.split([size for pair in sizes for size in pair], dim=1)[1::2]
         x = ends[0] if len(ends) == 1 else torch.cat(ends, dim=1)
         queries = divide(self._queries(x), [num_names for _, num_names in sizes])
-        attended = attend_in_groups(self._block, queries, self._prefix_kv, self._kv, tree)
+        attended = attend_in_groups(self._block, queries, *self._kv.chunk(2, dim=2), tree)
         classes = self._project(x, attended)
         return classes if tree.order is None else classes[:, tree.order]
 
@@ -257,18 +258,13 @@ class Prompted:
             The rows of the name's tokens, EOT excluded, in the joint space, not normalised,
             arbitrary at padding; and True where a word is real.
         """
-        tree, num_videos = self._tree, len(self._x)
-        rows = tree.words[picked]  # (B, N)
-        if num_videos > 1:
-            rows = rows + torch.arange(num_videos, device=rows.device)[:, None] * tree.num_rows
-        x = self._x.flatten(0, 1)[rows]
-        shared = (self._prefix_kv[None], self._kv[:, : tree.num_video_rows])
-        shared_keys = [part.expand(len(picked), -1, -1) for part in shared]
-        keys = torch.cat([*shared_keys, self._kv.flatten(0, 1)[rows]], dim=1)
-        num_words, num_keys = rows.shape[1], keys.shape[1]
-        minus = keys.new_full((num_words, num_keys), float("-inf"))
-        mask = minus.triu(num_keys - num_words + 1)
-        attended = attend(self._block, self._queries(x), keys, mask)
+        tree, count = self._tree, len(picked)
+        rows = tree.words[picked][:, :, None]  # (B, N, 1)
+        x, kv = (part.expand(count, -1, -1) for part in (self._x, self._kv))
+        x = x.gather(1, rows.expand(-1, -1, x.shape[2]))
+        own = kv.gather(1, (rows + tree.num_prefix).expand(-1, -1, kv.shape[2]))
+        kv = torch.cat([kv[:, : tree.num_shared], own], dim=1)
+        attended = attend(self._block, self._queries(x), *kv.chunk(2, dim=2), tree.path_mask)
         return self._project(x, attended), tree.word_mask[picked]
 
     def positions(
@@ -285,7 +281,8 @@ class Prompted:
         Returns:
             The rows in the joint space, not normalised; and True everywhere.
         """
-        tower, beginning = self._tower, self._beginning.expand(len(picked), -1, -1)
+        tower, count = self._tower, len(picked)
+        beginning = torch.cat([rows.expand(count, -1, -1) for rows in self._beginning], dim=1)
         if self._categories is not None:
             picked = self._categories.to(picked.device)[picked]
         left = tower.names.context_length - beginning.shape[1]
@@ -301,7 +298,7 @@ class Prompted:
         """
         tree = self._tree
         queries = divide(self._queries(self._x), [group.num_rows for group in tree.groups])
-        attended = attend_in_groups(self._block, queries, self._prefix_kv, self._kv, tree)
+        attended = attend_in_groups(self._block, queries, *self._kv.chunk(2, dim=2), tree)
         rows = F.normalize(self._project(self._x, attended), dim=-1)
         cosine = (rows @ F.normalize(pooled, dim=-1)[:, :, None]).squeeze(2)  # (B, L)
         return (cosine[:, tree.words] * tree.word_mask).sum(dim=2)

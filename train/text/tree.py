@@ -40,7 +40,10 @@ class Group:
     num_names: int
 
     mask: Float[Tensor, "rows keys"]
-    """0 where a row attends, else -inf.  Keys: prefix, the video's rows, the names' rows."""
+    """0 where a row attends, else -inf.  Keys: prefix, the video's rows, the names' rows.
+
+    The first group's begins with the rows of the prefix.
+    """
 
     @property
     def num_rows(self) -> int:
@@ -74,10 +77,24 @@ class Tree:
 
     word_mask: Bool[Tensor, "k N"]
 
+    path_mask: Float[Tensor, "N keys"]
+    """As a group's, of one category's words behind what all names share."""
+
     @property
     def num_rows(self) -> int:
         """L, rows of a video with its names."""
         return self.groups[-1].stop
+
+    @property
+    def num_shared(self) -> int:
+        """P + Q, rows that all names follow."""
+        return self.num_prefix + self.num_video_rows
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows that attend together: each group's, with the first also the prefix's."""
+        first, *others = (group.num_rows for group in self.groups)
+        return [self.num_prefix + first, *others]
 
 
 class Names:
@@ -158,6 +175,11 @@ class Names:
             num_video_rows=video,
             context_length=self.context_length,
         )
+
+        def bring_mask(mask: Tensor, *, is_first: bool) -> Tensor:
+            full = _with_shared(mask, num_prefix + video, is_first=is_first)
+            return _bring(full.to(dtype), device)
+
         order, sizes = self._divide(categories, lengths)
         groups, tokens, depths, words = [], [], [], []
         start = 0
@@ -172,9 +194,7 @@ class Names:
                     start=start,
                     stop=start + own + len(rows),
                     num_names=len(part),
-                    mask=_bring(
-                        _with_ancestors(mask, num_prefix, video, own).to(dtype), device
-                    ),
+                    mask=bring_mask(mask, is_first=start == 0),
                 )
             )
             tokens.append(rows)
@@ -182,7 +202,8 @@ class Names:
             words.append(path[:, :longest] + start + own)
             start = groups[-1].stop
         place = order.argsort()
-        word_mask = torch.arange(longest) < lengths[:, None]
+        column = torch.arange(longest)
+        word_mask = column < lengths[:, None]
         return Tree(
             num_prefix=num_prefix,
             num_video_rows=video,
@@ -192,6 +213,7 @@ class Names:
             order=_bring(place, device) if len(groups) > 1 else None,
             words=_bring(torch.cat(words)[place].where(word_mask, 0), device),
             word_mask=_bring(word_mask, device),
+            path_mask=bring_mask(column[:, None] >= column, is_first=False),
         )
 
     def _divide(self, categories: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
@@ -258,13 +280,14 @@ def _one_group(
     return inner, path, mask
 
 
-def _with_ancestors(
-    mask: Bool[Tensor, "rows rows"], prefix: int, video: int, own: int
+def _with_shared(
+    mask: Bool[Tensor, "rows rows"], shared: int, *, is_first: bool
 ) -> Float[Tensor, "own_and_rows keys"]:
-    """Add the keys that all names share, and the video's `own` rows; as 0 and -inf."""
-    full = torch.ones(own + len(mask), prefix + video + len(mask), dtype=torch.bool)
-    full[own:, prefix + video :] = mask
-    full[:own, prefix:] = full[:own, prefix:].tril()
+    """Add the keys that all names share, and the first group their rows; as 0 and -inf."""
+    own = shared if is_first else 0
+    full = torch.ones(own + len(mask), shared + len(mask), dtype=torch.bool)
+    full[own:, shared:] = mask
+    full[:own] = full[:own].tril()
     return torch.zeros(full.shape).masked_fill(~full, float("-inf"))
 
 

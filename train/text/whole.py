@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bieff.features.errors import InputError
-from bieff.train.text.block import attend_few, feed, finish, mix
+from bieff.train.text.block import attend_few, feed, finish, freeze, mix
 from bieff.train.text.tower import pool_of, project
 from bieff.train.text.tree import require_fit
 
@@ -63,7 +63,7 @@ class WholeTower(nn.Module):
         self.longest = int(lengths.max())
         self.num_names, self.context_length = tokens.shape
         self.is_plain = _is_plain(self.tower, tokens.cpu(), num_start + self.lengths)
-        self.blocks: Any = self.tower.transformer.resblocks if self.is_plain else ()
+        self.blocks: Any = freeze(self.tower.transformer.resblocks) if self.is_plain else ()
         weight = self.embedding.weight
         self.width: int = weight.shape[1]
         self.tokens: Tensor
