@@ -234,7 +234,7 @@ class WholeTower(nn.Module):
             block, width = self.blocks[-1], x.shape[2]
             q = in_projection(block, chosen, slice(0, width))
             kv = in_projection(block, x, slice(width, None)).chunk(2, dim=2)
-            chosen = finish(block, chosen, attend(block, q, *kv, None, is_causal=False))
+            chosen = finish(block, chosen, attend(block, q, kv, None, is_causal=False))
         if not hasattr(self.tower, "ln_final"):
             return self.tower.proj(chosen)  # type: ignore[no-any-return]
         return project(self.tower.ln_final, self.tower.text_projection, chosen)
