@@ -72,6 +72,21 @@ def test_frozen_matrices_are_kept_in_the_precision_of_products(deep):
     assert clip.fingerprint == before
 
 
+def test_trained_weights_cast_together_are_those_that_autocast_casts(deep):
+    clip, store = deep
+    trainer = prepare(store, clip, load(overrides=["precision=bfloat16", "lr=0.01"]))
+    for step in range(3):
+        trainer.step(step)
+    index, batch = trainer.batches.at(3)
+    categories = index.labels.unique()
+    found = [trainer.score(batch, categories).logits]
+    with torch.autocast("cpu", torch.bfloat16):
+        found.append(trainer.model(batch.frames, trainer.text, categories=categories).logits)
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    got, want = ([x, *torch.autograd.grad(x.square().sum(), weights)] for x in found)
+    assert all(map(torch.equal, got, want))
+
+
 def test_names_are_laid_out_before_their_step(deep):
     """By the thread that gathers the batch; the step itself finds the tree."""
     clip, store = deep
