@@ -35,15 +35,16 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
-        unit = x / length
-        ctx.save_for_backward(unit, length)
-        return unit
+        found: Tensor = x / length
+        ctx.save_for_backward(found, length)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        unit, length = ctx.saved_tensors
-        along = (gradients[0] * unit).sum(dim=-1, keepdim=True)
-        return torch.addcmul(gradients[0], unit, along, value=-1) / length
+        found, length = ctx.saved_tensors
+        along = (gradients[0] * found).sum(dim=-1, keepdim=True)
+        across: Tensor = torch.addcmul(gradients[0], found, along, value=-1) / length
+        return across
 
 
 def positive_pairs(

@@ -56,7 +56,8 @@ def mix(
         else torch.cat([part.expand(count, -1, -1) for part in every], dim=1)
         for every in (parts, [in_projection(block, part) for part in parts])
     )
-    attended = attend(block, *qkv.chunk(3, dim=2), None, is_causal=is_causal)
+    q, *kv = qkv.chunk(3, dim=2)
+    attended = attend(block, q, kv, None, is_causal=is_causal)
     return x + block.ls_1(block.attn.out_proj(attended))  # type: ignore[no-any-return]
 
 
@@ -94,8 +95,7 @@ def in_projection(
 def attend_in_groups(
     block: Any,
     queries: Sequence[Float[Tensor, "B _ W"]],
-    k: Float[Tensor, "B A W"],
-    v: Float[Tensor, "B A W"],
+    kv: Sequence[Float[Tensor, "B A W"]],
     tree: Tree,
 ) -> Float[Tensor, "B n W"]:
     """Let the last rows of each group attend to the prefix, the video's rows and the group's.
@@ -106,18 +106,17 @@ def attend_in_groups(
     Args:
         block: Whose attention it is.
         queries: Of each group; all its rows, or those at its end.
-        k: Keys of all rows of each video.
-        v: Their values.
+        kv: Keys of all rows of each video, and their values.
         tree: Which rows are a group, and what each may see.
     """
-    keys, values = divide(k, tree.sizes), divide(v, tree.sizes)
+    parts = list(zip(*(divide(rows, tree.sizes) for rows in kv), strict=True))
+    shared = [first[:, : tree.num_shared] for first in parts[0]]
     attended = []
-    for index, (q, group) in enumerate(zip(queries, tree.groups, strict=True)):
-        seen = keys[index], values[index]
-        if index:  # the first group holds the rows that all names follow already
-            shared = (first[0][:, : tree.num_shared] for first in (keys, values))
-            seen = tuple(torch.cat(pair, dim=1) for pair in zip(shared, seen, strict=True))
-        attended.append(attend(block, q, *seen, group.mask[-q.shape[1] :]))
+    for q, own, group in zip(queries, parts, tree.groups, strict=True):
+        seen: Sequence[Tensor] = own
+        if group.start:  # the first group holds the rows that all names follow already
+            seen = [torch.cat(pair, dim=1) for pair in zip(shared, own, strict=True)]
+        attended.append(attend(block, q, seen, group.mask[-q.shape[1] :]))
     return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
 
 
@@ -129,15 +128,14 @@ def divide(rows: Float[Tensor, "B n width"], sizes: Sequence[int]) -> Sequence[T
 def attend(
     block: Any,
     q: Float[Tensor, "B rows W"],
-    k: Float[Tensor, "B keys W"],
-    v: Float[Tensor, "B keys W"],
+    kv: Sequence[Float[Tensor, "B keys W"]],
     mask: Float[Tensor, "rows keys"] | None,
     *,
     is_causal: bool = True,
 ) -> Float[Tensor, "B rows W"]:
     """Multi-head attention before its output projection; without a mask causal, or over all."""
     q, k, v = (
-        part.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for part in (q, k, v)
+        part.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for part in (q, *kv)
     )
     mask = None if mask is None else mask.to(q.dtype)
     is_causal = is_causal and mask is None

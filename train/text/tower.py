@@ -33,7 +33,7 @@ from bieff.train.text.block import (
     run_whole,
     unpack,
 )
-from bieff.train.text.tree import Names, Tree
+from bieff.train.text.tree import Names, Tree, bring
 
 
 class TextTower(nn.Module):
@@ -157,10 +157,10 @@ class TextTower(nn.Module):
         x = torch.cat([prefix, own.flatten(0, 1)])
         for index, block in enumerate(self.blocks[:-1]):
             if index == 0:  # before any attention, the names' rows are the same for all videos
-                q, k, v = join(*(in_projection(block, part) for part in parts)).chunk(3, dim=2)
+                q, *kv = join(*(in_projection(block, part) for part in parts)).chunk(3, dim=2)
             else:
-                q, k, v = unpack(in_projection(block, x), tree, 3)
-            attended = attend_in_groups(block, divide(q, tree.sizes), k, v, tree)
+                q, *kv = unpack(in_projection(block, x), tree, 3)
+            attended = attend_in_groups(block, divide(q, tree.sizes), kv, tree)
             x = finish(block, x, pack(attended, tree))
         return Prompted(self, tree, x, beginning=(prefix, video), categories=categories)
 
@@ -242,7 +242,7 @@ class Prompted:
         ends = self._x.split([size for pair in sizes for size in pair], dim=1)[1::2]
         x = ends[0] if len(ends) == 1 else torch.cat(ends, dim=1)
         queries = divide(self._queries(x), [num_names for _, num_names in sizes])
-        attended = attend_in_groups(self._block, queries, *self._kv.chunk(2, dim=2), tree)
+        attended = attend_in_groups(self._block, queries, self._kv.chunk(2, dim=2), tree)
         classes = self._project(x, attended)
         return classes if tree.order is None else classes[:, tree.order]
 
@@ -264,7 +264,7 @@ class Prompted:
         x = x.gather(1, rows.expand(-1, -1, x.shape[2]))
         own = kv.gather(1, (rows + tree.num_prefix).expand(-1, -1, kv.shape[2]))
         kv = torch.cat([kv[:, : tree.num_shared], own], dim=1)
-        attended = attend(self._block, self._queries(x), *kv.chunk(2, dim=2), tree.path_mask)
+        attended = attend(self._block, self._queries(x), kv.chunk(2, dim=2), tree.path_mask)
         return self._project(x, attended), tree.word_mask[picked]
 
     def positions(
@@ -284,7 +284,7 @@ class Prompted:
         tower, count = self._tower, len(picked)
         beginning = torch.cat([rows.expand(count, -1, -1) for rows in self._beginning], dim=1)
         if self._categories is not None:
-            picked = self._categories.to(picked.device)[picked]
+            picked = bring(self._categories, picked.device)[picked]
         left = tower.names.context_length - beginning.shape[1]
         rows = tower.token_rows[tower.padded[picked, :left]]
         rows = rows + tower.position_rows[beginning.shape[1] :]
@@ -298,7 +298,7 @@ class Prompted:
         """
         tree = self._tree
         queries = divide(self._queries(self._x), [group.num_rows for group in tree.groups])
-        attended = attend_in_groups(self._block, queries, *self._kv.chunk(2, dim=2), tree)
+        attended = attend_in_groups(self._block, queries, self._kv.chunk(2, dim=2), tree)
         rows = F.normalize(self._project(self._x, attended), dim=-1)
         cosine = (rows @ F.normalize(pooled, dim=-1)[:, :, None]).squeeze(2)  # (B, L)
         return (cosine[:, tree.words] * tree.word_mask).sum(dim=2)

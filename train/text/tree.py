@@ -178,7 +178,7 @@ class Names:
 
         def bring_mask(mask: Tensor, *, is_first: bool) -> Tensor:
             full = _with_shared(mask, num_prefix + video, is_first=is_first)
-            return _bring(full.to(dtype), device)
+            return bring(full.to(dtype), device)
 
         order, sizes = self._divide(categories, lengths)
         groups, tokens, depths, words = [], [], [], []
@@ -207,12 +207,12 @@ class Names:
         return Tree(
             num_prefix=num_prefix,
             num_video_rows=video,
-            tokens=_bring(torch.cat(tokens), device),
-            positions=_bring(torch.cat(depths) + num_prefix + video, device),
+            tokens=bring(torch.cat(tokens), device),
+            positions=bring(torch.cat(depths) + num_prefix + video, device),
             groups=tuple(groups),
-            order=_bring(place, device) if len(groups) > 1 else None,
-            words=_bring(torch.cat(words)[place].where(word_mask, 0), device),
-            word_mask=_bring(word_mask, device),
+            order=bring(place, device) if len(groups) > 1 else None,
+            words=bring(torch.cat(words)[place].where(word_mask, 0), device),
+            word_mask=bring(word_mask, device),
             path_mask=bring_mask(column[:, None] >= column, is_first=False),
         )
 
@@ -291,7 +291,7 @@ def _with_shared(
     return torch.zeros(full.shape).masked_fill(~full, float("-inf"))
 
 
-def _bring(tensor: Tensor, device: torch.device) -> Tensor:
+def bring(tensor: Tensor, device: torch.device) -> Tensor:
     """As `train.data.bring`, which stands on the same floor."""
     held = tensor.pin_memory() if device.type == "cuda" else tensor
     return held.to(device, non_blocking=True)

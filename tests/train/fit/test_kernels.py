@@ -4,11 +4,16 @@ The tower here is as deep as ViT-B/16's, and narrow: how many operators run does
 widths.  The few names stand under one mask, as 32 names of Kinetics mostly do.
 """
 
+import copy
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import fake_store as fake
 from helpers.kernels import Kernels
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bieff.train.config import load
 from bieff.train.fit.step import prepare
@@ -67,6 +72,21 @@ def test_frozen_matrices_are_kept_in_the_precision_of_products(deep):
     assert clip.fingerprint == before
 
 
+def test_trained_weights_cast_together_are_those_that_autocast_casts(deep):
+    clip, store = deep
+    trainer = prepare(store, clip, load(overrides=["precision=bfloat16", "lr=0.01"]))
+    for step in range(3):
+        trainer.step(step)
+    index, batch = trainer.batches.at(3)
+    categories = index.labels.unique()
+    found = [trainer.score(batch, categories).logits]
+    with torch.autocast("cpu", torch.bfloat16):
+        found.append(trainer.model(batch.frames, trainer.text, categories=categories).logits)
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    got, want = ([x, *torch.autograd.grad(x.square().sum(), weights)] for x in found)
+    assert all(map(torch.equal, got, want))
+
+
 def test_names_are_laid_out_before_their_step(deep):
     """By the thread that gathers the batch; the step itself finds the tree."""
     clip, store = deep
@@ -81,3 +101,73 @@ def test_names_are_laid_out_before_their_step(deep):
             made = trainer.text.names._remembered.cache_info().misses
             trainer.update(step, batch, index.labels)
             assert trainer.text.names._remembered.cache_info().misses == made
+
+
+class NoWait(TorchDispatchMode):
+    """Refuses a copy to a device that the processor waits for, and indices from outside it.
+
+    The device is torch's meta device, whose tensors have no values: whatever reads one (item,
+    tolist, nonzero, a mask as an index, a copy back) fails by itself.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        if name == "_to_copy" and out.device != args[0].device:
+            assert kwargs.get("non_blocking"), "a copy to the device is waited for"
+        if name == "index" and args[0].is_meta:
+            assert all(index is None or index.is_meta for index in args[1]), "indices wait"
+        return out
+
+
+def step_on_meta(deep, monkeypatch, settings=(), spy=None):
+    """Take a step there; `spy` sees what the temporal transformer returns."""
+    monkeypatch.setattr("torch.autocast", lambda *args, **options: nullcontext())
+    monkeypatch.setattr("torch.is_autocast_enabled", lambda *args: False)
+    clip, store = deep
+    trainer = prepare(store, clip, load(overrides=["precision=float32", *settings]))
+    index, batch = trainer.batches.at(0)
+    there, frozen = torch.device("meta"), trainer.frozen_classes
+    model, text = (copy.deepcopy(part).to(there) for part in (trainer.model, trainer.text))
+    if spy is not None:
+        model.temporal.register_forward_hook(lambda module, given, out: spy(out) and None)
+    trainer = replace(
+        trainer,
+        model=model,
+        text=text,
+        device=there,
+        frozen_classes=None if frozen is None else frozen.to(there),
+        optimizer=torch.optim.SGD(model.parameters()),  # fused AdamW takes no such tensors
+    )
+    batch = batch.to(there)
+    with NoWait():
+        assert trainer.update(0, batch, index.labels).is_meta
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("clip_grad=1", "accumulate=2", "distill=0.5", "targets=multi-hot"),
+        ("word_source=words", "word_rows=prompt", "learn_temperature=true"),
+    ],
+)
+def test_a_step_never_waits_for_the_device(deep, monkeypatch, settings):
+    step_on_meta(deep, monkeypatch, settings)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[:, 0, 0].tolist(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.cpu(),
+        lambda x: torch.zeros(3).to(x.device),
+        lambda x: x[torch.tensor([1, 0])],
+    ],
+)
+def test_a_step_that_waits_would_be_noticed(deep, monkeypatch, wait):
+    with pytest.raises((RuntimeError, NotImplementedError, AssertionError)):
+        step_on_meta(deep, monkeypatch, spy=wait)

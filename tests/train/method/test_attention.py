@@ -28,6 +28,12 @@ def make(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def test_quick_gelu_and_its_gradient():
+    x = (3 * make(B, D)).double().requires_grad_()
+    torch.testing.assert_close(quick_gelu(x), x * torch.sigmoid(1.702 * x))
+    assert torch.autograd.gradcheck(quick_gelu, x)
+
+
 def reference_attention(query, key, value, heads, scale):
     """Softmax of scaled dot products a head at a time, on projected rows, in Python floats."""
     width = len(query[0]) // heads

@@ -3,7 +3,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from bieff.train.method.loss import cosine, positive_pairs, symmetric_loss
+from bieff.train.method.loss import cosine, positive_pairs, symmetric_loss, unit
 
 B, D = 5, 7
 TAU = 0.1
@@ -97,6 +97,13 @@ def test_it_pulls_pairs_together_and_others_apart():
     symmetric_loss(logits, positives).backward()
     assert (logits.grad[positives] < 0).all()
     assert (logits.grad[~positives] > 0).all()
+
+
+def test_unit_vectors_and_their_gradient():
+    x = torch.randn(2, 3, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(unit(x), F.normalize(x, dim=-1))
+    assert torch.autograd.gradcheck(unit, x.requires_grad_())
+    assert not unit(torch.zeros(2, D)).any()
 
 
 def test_cosine_by_hand():
