@@ -92,7 +92,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             options = {"protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
             container = av.open(str(name), metadata_errors="replace", options=options)
         except FileNotFoundError:
-            raise MissingVideoError(f"no video at {str(path)!r}; check the path") from None
+            todo = "rename it to UTF-8" if "\\x" in name.name else "check the path"
+            raise MissingVideoError(f"no video at {str(path)!r}; {todo}") from None
         except (av.FFmpegError, OSError) as error:
             raise DecodeError(f"cannot open video {str(path)!r}: {reason(error)}") from None
         opened.enter_context(container)
