@@ -155,6 +155,7 @@ def test_the_same_frames_are_sound_however_many_are_asked_for(tmp_path):
         ("c.ts", H264),
         ("d.avi", MPEG4),
         ("d.mp4", MPEG4),
+        ("e.avi", replace(MPEG4, codec="msmpeg4")),
     ],
 )
 @pytest.mark.parametrize("hit", [5, 17, 25])
