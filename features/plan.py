@@ -50,7 +50,7 @@ Plans = Mapping[str, PartitionPlan]
 
 Subsets = Mapping[str, Sequence[int]]
 
-_NAME = re.compile(r"[a-z0-9_]+")
+_NAME = re.compile(r"[a-z0-9_]{1,64}")
 _MOST = 2**28
 """Largest count that the attributes of a store may hold."""
 

@@ -121,9 +121,11 @@ def _is_sound(video: Video) -> bool:
     return (
         isinstance(video.id, str)
         and is_local(video.path)
+        and 0 < len(video.path) <= _LONGEST
         and type(video.label) is int
         and video.label >= UNLABELLED
         and type(video.size) is int
+        and video.size >= 0
         and isinstance(video.splits, dict)
         and all(isinstance(text, str) for pair in video.splits.items() for text in pair)
         and (
@@ -131,6 +133,10 @@ def _is_sound(video: Video) -> bool:
             or all(type(time) is float and isfinite(time) for time in (video.start, video.end))
         )
     )
+
+
+_LONGEST = 4096
+"""Characters of a path that a system can open."""
 
 
 def first_difference(stored: VideoTable, num_stored: int, asked: Sequence[Video]) -> str:

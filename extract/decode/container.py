@@ -92,7 +92,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             options = {"protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
             container = av.open(str(name), metadata_errors="replace", options=options)
         except FileNotFoundError:
-            raise MissingVideoError(f"no video at {str(path)!r}; check the path") from None
+            todo = "rename it to UTF-8" if "\\x" in name.name else "check the path"
+            raise MissingVideoError(f"no video at {str(path)!r}; {todo}") from None
         except (av.FFmpegError, OSError) as error:
             raise DecodeError(f"cannot open video {str(path)!r}: {reason(error)}") from None
         opened.enter_context(container)
@@ -272,11 +273,17 @@ def _refuse_slender(path: Path, width: int, height: int) -> None:
         )
 
 
-def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+def display_matrix(
+    frame: av.VideoFrame, before: tuple[int, int, int, int] = IDENTITY
+) -> tuple[int, int, int, int]:
     """Turn that players give a frame: (a, b, c, d) of x' = a x + c y, y' = b x + d y.
 
     One of the eight turns and mirrorings by right angles; the identity for any other angle,
     which players show unturned too.
+
+    Args:
+        frame: The frame as decoded.
+        before: Turn of the one before: a message in H.264 is of all pictures up to the next.
     """
     # not `frame.side_data`: the frame would keep that, and that the frame, until both are
     # collected as garbage, some videos later
@@ -285,9 +292,8 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
         if data.type == SideDataType.DISPLAYMATRIX:
             values = struct.unpack("=5i", bytes(data)[:20])
             a, b, _, c, d = ((value > 0) - (value < 0) for value in values)
-            if abs(a) == abs(d) != abs(b) == abs(c):
-                return a, b, c, d
-    return IDENTITY
+            return (a, b, c, d) if abs(a) == abs(d) != abs(b) == abs(c) else IDENTITY
+    return before
 
 
 def _name_unknown(kind: type[Any], value: object) -> Any:

@@ -317,12 +317,12 @@ def decode_pass(
     reformatter = VideoReformatter()
     with av.logging.Capture(), open_video(path) as (container, stream):
         result.unit, result.rate = stream.time_base, stream.average_rate or stream.guessed_rate
-        # the decoder of VP9 is not told how players turn its frames, nor can that change
-        matrix = contents.matrix if codec_of(stream) == "vp9" else None
+        matrix = contents.matrix  # of all frames in VP9, whose decoder is not told
         for frame, packet in _frames(container, stream, result, is_watched=not again):
             position = len(result.origins)
             result.origins.append(packet)
             result.is_interlaced = result.is_interlaced or frame.interlaced_frame
+            matrix = display_matrix(frame, matrix)
             if position in left:
                 left.discard(position)
                 result.kept[position] = _to_rgb(frame, size, path, reformatter, matrix)
@@ -505,7 +505,7 @@ def _to_rgb(
     size: tuple[int, int],
     path: Path,
     reformatter: VideoReformatter,
-    matrix: tuple[int, int, int, int] | None,
+    matrix: tuple[int, int, int, int],
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Convert a frame to RGB by the matrix and range it states, and turn it as players do.
 
@@ -518,9 +518,9 @@ def _to_rgb(
         size: Height and width of what comes back; a frame of another size is scaled to it.
         path: The file, for the error.
         reformatter: The same for all frames, whose tables it keeps.
-        matrix: How to turn it; None asks the frame.
+        matrix: How to turn it, see `display_matrix`.
     """
-    a, b, c, d = matrix or display_matrix(frame)
+    a, b, c, d = matrix
     height, width = size if a else size[::-1]
     is_smaller = height * width < frame.height * frame.width
     try:

@@ -22,7 +22,14 @@ from jaxtyping import Int64, UInt8
 
 from bieff.extract.decode import reader
 from bieff.extract.decode.bitstream import can_begin_at, codec_of, nal_units
-from bieff.extract.decode.container import ENDS_EARLY, Contents, DecodeError, open_video, scan
+from bieff.extract.decode.container import (
+    ENDS_EARLY,
+    Contents,
+    DecodeError,
+    display_matrix,
+    open_video,
+    scan,
+)
 from bieff.extract.decode.reader import Choose, Decoded, Pass
 
 _SETS = {"h264": (0, 31, (7, 8)), "hevc": (1, 63, (32, 33, 34))}
@@ -225,7 +232,7 @@ class _Run:
         if not spans:
             return
         size = reader._bounded(self.contents.height, self.contents.width)
-        matrix = self.contents.matrix if self.index.codec == "vp9" else None
+        matrix = self.contents.matrix
         order, found, reformatter = self.index.order, self.found, VideoReformatter()
         rank_of = {} if order is None else {k: rank for rank, k in enumerate(order.tolist())}
         with av.logging.Capture(), open_video(self.path) as (container, stream):
@@ -238,6 +245,7 @@ class _Run:
                 self.ranks.append(rank)
                 found.origins.append(packet)
                 found.is_interlaced = found.is_interlaced or frame.interlaced_frame
+                matrix = display_matrix(frame, matrix)
                 if rank in wanted:
                     self.kept[rank] = reader._to_rgb(
                         frame, size, self.path, reformatter, matrix

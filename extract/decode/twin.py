@@ -7,7 +7,7 @@ what came of it.  A twin gets the same packets, changed in a way that tells.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import av
 import av.logging
@@ -58,6 +58,8 @@ def twins_of(stream: VideoStream) -> list[Twin]:
         return [Lacking(codec, header)]
     if codec == "hevc" or (codec == "vp8" and "libvpx" in av.codecs_available):
         return [Noisy(codec, header), Lacking(codec, header)]
+    if codec.startswith(("wmv", "msmpeg4")):
+        return [Strict(codec, header, stream)]
     return []
 
 
@@ -91,6 +93,37 @@ class Taller(Twin):
         if all(unit[0] & 31 != 7 for unit in units):
             return packet
         return _like(packet, pack((taller(u, self._rows) for u in units), "h264", self._header))
+
+
+class Strict(Twin):
+    """WMV 1 and 2 and what came before, told to look at how much is left of the data.
+
+    FFmpeg then conceals the whole picture, which the first decoder must not do to a sound one.
+    """
+
+    def __init__(self, codec: str, header: bytes | None, stream: VideoStream) -> None:
+        super().__init__(codec, header)
+        self._decoder = cast("Any", av.CodecContext.create(codec, "r"))
+        set_up(self._decoder)
+        self._decoder.extradata = header
+        self._decoder.width, self._decoder.height = stream.width, stream.height
+        self._decoder.options = self._decoder.options | {"err_detect": "crccheck+buffer"}
+        self._num_taken = 0
+
+    def take(self, packet: Any, frames: list[av.VideoFrame]) -> None:
+        """See `Twin`."""
+        if packet is None:
+            return
+        self._num_taken += 1
+        logs: list[Any]
+        with av.logging.Capture() as logs, suppress(av.FFmpegError):
+            self._decoder.decode(packet)
+        if any(text.startswith("discarding") for _, _, text in logs):
+            self._garbled.add(packet.opaque.number)
+
+    def garbled(self) -> set[int]:
+        """See `Twin`; where more is left of every picture, that is padding."""
+        return set() if 1 < self._num_taken == len(self._garbled) else self._garbled
 
 
 class Noisy(Twin):

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from helpers import stamped
 from helpers.browser import PHONE
 from helpers.processes import BIEFF, wait_for
@@ -26,6 +27,7 @@ from helpers.processes import BIEFF, wait_for
 from bieff.apps.connections import Connection
 from bieff.apps.predictor import Predictor
 from bieff.apps.serve import Limits, make_app, make_server, typed_labels
+from bieff.cli import main
 from bieff.clip import ClipName
 from bieff.features.class_names import readable
 from bieff.features.errors import InputError
@@ -462,6 +464,13 @@ class Command:
         psutil.wait_procs(family, 5)
         assert not [child for child in family if child.is_running()]
         return self.process.returncode, said
+
+
+@pytest.mark.parametrize("deadline", ["inf", "nan", "0", "1e9"])
+def test_an_upload_has_a_day_at_most(deadline):
+    result = CliRunner().invoke(main, ["serve", "--model", "tinyclip", "--deadline", deadline])
+    assert result.exit_code == 1
+    assert "--deadline of at most 86400 seconds, got 200 and " in result.output
 
 
 @pytest.mark.slow

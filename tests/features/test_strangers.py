@@ -87,7 +87,8 @@ def test_a_sound_file_is_taken(world):
 
 
 @pytest.mark.parametrize(
-    "name", ["{world}/mine/train", "../mine", "a/b", "..", ".", "", "ledger", "Train", "a\n"]
+    "name",
+    ["{world}/mine/train", "../mine", "a/b", "..", ".", "", "ledger", "Train", "a\n", 65 * "a"],
 )
 def test_a_partition_is_a_folder_of_the_store(world, name):
     name = name.format(world=world)
@@ -146,6 +147,9 @@ def test_a_recipe_with_its_own_hash_may_still_not_be_one(world):
         {"path": "https://host/a.mp4"},
         {"path": 3},
         {"path": "a\0b"},
+        {"path": ""},
+        {"path": 5000 * "a"},
+        {"size": -1},
         {"label": 2},
         {"label": -2},
         {"label": True},

@@ -354,6 +354,8 @@ def test_titles_in_another_encoding_do_not_matter(make, tmp_path):
 def test_what_is_no_video_is_said_in_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^no video at '.*gone.mp4'; check the path$"):
         read_frames(tmp_path / "gone.mp4", [0])
+    with pytest.raises(FileNotFoundError, match=r"; rename it to UTF-8$"):  # as lists escape it
+        read_frames(tmp_path / r"caf\xe9.mp4", [0])
     empty = tmp_path / "empty.mp4"
     empty.touch()
     with pytest.raises(InputError, match=r"is empty; copy or download it again$"):

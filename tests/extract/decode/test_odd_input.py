@@ -112,6 +112,16 @@ def test_turned_half_way_all_frames_have_the_first_shape(name):
     assert (salvaged, seen[:20], len(seen)) == (False, upright(20), 40)
 
 
+def test_a_turn_said_once_is_of_all_frames(tmp_path):
+    """The message stands before the first picture alone, and is of all up to the next."""
+    whole = stamped.write(tmp_path / "whole.mp4", stamped.Clip(num_frames=24))
+    filters = "h264_metadata=display_orientation=insert:rotate=90"
+    path = stamped.remux(whole, tmp_path / "a.mp4", lambda _, data: data, filtered=filters)
+    frames = read_frames(path, range(24))
+    right = read_frames(whole, range(24))
+    np.testing.assert_array_equal(frames, np.rot90(right, axes=(1, 2)))
+
+
 @case_files
 def test_one_stream_always_the_same():
     for ending in ("mp4", "mkv"):
@@ -155,6 +165,7 @@ def test_the_same_frames_are_sound_however_many_are_asked_for(tmp_path):
         ("c.ts", H264),
         ("d.avi", MPEG4),
         ("d.mp4", MPEG4),
+        ("e.avi", replace(MPEG4, codec="msmpeg4")),
     ],
 )
 @pytest.mark.parametrize("hit", [5, 17, 25])
