@@ -331,6 +331,7 @@ def test_slow_heads_lock_nobody_out(site, clip):
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_head_has_some_seconds(predictor):
     class Quick(Connection):
         head_seconds = 0.3
@@ -346,6 +347,7 @@ def test_a_head_has_some_seconds(predictor):
             assert b"Not Found" in dripped(again)
 
 
+@pytest.mark.slow
 def test_slow_uploads_give_way(predictor, clip):
     """Two of one address, which may have no more, and one of another: all places there are."""
     with Site(make_app(predictor, PATIENT)) as patient:

@@ -45,7 +45,17 @@ def store(clip, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("row", ROWS)
+ALIKE = {
+    *("4 + pre-prompt", "5 none", "5 pre", "5 post", "9 alpha 1", "9 alpha 0.01"),
+    *("10 beta 1", "10 beta 0.01", "context 5", "word temperature", "post layers"),
+    *("prompts see temporal", "no temporal residual", "8 words", "word norms"),
+}
+"""Rows that differ by a number, or combine what others have: slow tests."""
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, marks=pytest.mark.slow) if r in ALIKE else r for r in ROWS]
+)
 def test_every_row_of_the_tables_trains(clip, store, tmp_path, row):
     config = load(overrides=[*SHORT, *ROWS[row]])
     before = prepare(store, clip, config).model.state_dict()
@@ -264,10 +274,14 @@ def test_the_same_seed_gives_the_same_run(clip, store, tmp_path):
     assert (runs[0].path / METRICS).read_text() == (runs[1].path / METRICS).read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
-    ["RN50-quickgelu", "ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu"],
+    [
+        pytest.param("RN50-quickgelu", marks=pytest.mark.slow),
+        pytest.param("ViT-B-32-quickgelu", marks=pytest.mark.long),
+        pytest.param("ViT-B-16-quickgelu", marks=pytest.mark.slow),
+        pytest.param("ViT-L-14-quickgelu", marks=pytest.mark.long),
+    ],
 )
 def test_the_sizes_of_clip_train(tmp_path, model):
     """Real sizes with random weights; RN50's text width is 512, its joint width 1024."""
