@@ -237,6 +237,7 @@ def test_a_video_that_does_not_say_its_size_is_counted(site):
     assert (status, "larger than" in found["error"]) == (413, True)
 
 
+@pytest.mark.slow
 def test_a_slow_upload_is_given_up(site):
     with site.begin(1000) as connection:
         assert connection.recv(100) == CONTINUE

@@ -83,6 +83,7 @@ def test_the_loss_has_the_distance_in_it(store, parts, settings):
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_distillation_keeps_closer_to_frozen_clip(clip, store, tmp_path):
     """The stronger it is, the less videos and classes move."""
     distances = []

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from helpers import fake_store as fake
-from helpers.training import DESIGNS, quiet
+from helpers.training import DESIGNS, few_of, quiet
 from safetensors.torch import load_file
 
 from bieff.clip import ClipName
@@ -45,17 +45,7 @@ def store(clip, tmp_path_factory):
     )
 
 
-ALIKE = {
-    *("4 + pre-prompt", "5 none", "5 pre", "5 post", "9 alpha 1", "9 alpha 0.01"),
-    *("10 beta 1", "10 beta 0.01", "context 5", "word temperature", "post layers"),
-    *("prompts see temporal", "no temporal residual", "8 words", "word norms"),
-}
-"""Rows that differ by a number, or combine what others have: slow tests."""
-
-
-@pytest.mark.parametrize(
-    "row", [pytest.param(r, marks=pytest.mark.slow) if r in ALIKE else r for r in ROWS]
-)
+@pytest.mark.parametrize("row", few_of(ROWS))
 def test_every_row_of_the_tables_trains(clip, store, tmp_path, row):
     config = load(overrides=[*SHORT, *ROWS[row]])
     before = prepare(store, clip, config).model.state_dict()
@@ -124,7 +114,7 @@ class Double:
 
 
 @pytest.mark.parametrize("options", [[], ["targets=multi-hot", "learn_temperature=true"]])
-@pytest.mark.parametrize("parts", [1, 2, 4, 11])
+@pytest.mark.parametrize("parts", [1, 4, 11])
 def test_the_loss_of_parts_is_that_of_the_whole_batch(store, tmp_path, parts, options):
     double = Double(store, tmp_path, [f"accumulate={parts}", *options])
     loss, gradients, batch, index = double.gradients(2)
