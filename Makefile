@@ -24,7 +24,7 @@ test: $(READY)  ## the fast tests, on all cores (pytest-xdist)
 slow: $(READY)  ## the slow tests: killed processes, Dask over TCP, large lists, full-size CLIP
 	$(BIN)/python -m pytest -n auto --maxprocesses 2 -m "slow and not long and not gpu"
 
-long: $(READY)  ## large evaluation, every visual tower of open_clip, the wheel: some 40 minutes
+long: $(READY)  ## whole matrices (every tower of open_clip), full size, the wheel: most of an hour
 	$(BIN)/python -m pytest -m long
 
 LOWEST = av==17.1.0 zarr==3.1.6 open_clip_torch==3.0.0

@@ -162,6 +162,7 @@ def test_a_dry_run_counts_parameters_and_writes_nothing(run_in_world, tmp_path):
     assert sorted(p.name for p in (tmp_path / "copy" / "runs").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_train_eval_zeroshot(run_in_world, tmp_path):
     trained = run_in_world(
         "train",
@@ -213,6 +214,7 @@ def test_weights_that_cannot_be_downloaded(tmp_path, world):
     assert not (tmp_path / "features").exists()
 
 
+@pytest.mark.slow
 def test_real_clips(run, real_videos, tmp_path):
     result = run(
         *("extract", "--dataset", "folder", "--videos", real_videos),

@@ -136,6 +136,7 @@ def test_all_of_a_file_of_scores_has_a_checksum(world, name):
     assert "do not have the checksum that they were written with" in said
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_one_sentence_and_the_old_file_stays(world, made):
     named = fake.named(made / "store").words
     before = (world / "run" / "results.json").read_bytes()

@@ -338,6 +338,7 @@ def test_too_many_strips_for_one_picture(clip_path, tmp_path):
 # --- real videos
 
 
+@pytest.mark.slow
 def test_real_videos_with_the_tiny_model(real_videos, tmp_path):
     result = run(
         *("predict", real_videos, "--model", "tinyclip", "--json"),

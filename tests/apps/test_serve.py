@@ -267,6 +267,7 @@ def test_a_video_that_does_not_say_its_size_is_counted(site):
     assert (status, "larger than" in found["error"]) == (413, True)
 
 
+@pytest.mark.slow
 def test_a_slow_upload_is_given_up(site):
     with site.begin(1000) as connection:
         assert connection.recv(100) == CONTINUE
@@ -361,6 +362,7 @@ def test_slow_heads_lock_nobody_out(site, clip):
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_head_has_some_seconds(predictor):
     class Quick(Connection):
         head_seconds = 0.3
@@ -376,6 +378,7 @@ def test_a_head_has_some_seconds(predictor):
             assert b"Not Found" in dripped(again)
 
 
+@pytest.mark.slow
 def test_slow_uploads_give_way(predictor, clip):
     """Two of one address, which may have no more, and one of another: all places there are."""
     with Site(make_app(predictor, PATIENT)) as patient:

@@ -172,6 +172,7 @@ def test_odd_bytes_and_a_locale_of_ascii(tmp_path, clip, locale):
     assert (tmp_path / "strips.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_tables_in_a_locale_of_ascii(tmp_path):
     done = subprocess.run(
         [*BIEFF, "datasets"],

@@ -27,6 +27,7 @@ def faults(how):
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.slow
 def test_a_block_is_not_faulted_in_again():
     """64 MiB twenty times: 16,384 pages each where they are given back."""
     if not keep_freed_memory():

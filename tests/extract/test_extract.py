@@ -88,8 +88,8 @@ def test_rows_hold_what_their_videos_show(whole):
 
 
 def test_training_views_and_patches_too(tmp_path):
-    folder = extracting.write_clips(tmp_path / "clips", "shapes")
-    data = load_shapes("shapes", folder)
+    folder = extracting.write_clips(tmp_path / "clips", "shapes", most=5)
+    data = load_shapes("shapes", folder, make=False)
     parts = {name: videos[:5] for name, videos in data.partitions.items()}
     config = replace(CONFIG, context="patches", train_views=2, crops=3)
     store = extracting.plan_data(replace(data, partitions=parts), tmp_path / "s", config=config)

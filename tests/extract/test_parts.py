@@ -338,6 +338,7 @@ def test_lengths_are_those_of_the_frames(tmp_path, name):
     assert abs(seconds_of(tmp_path / name) - 7) <= 0.5 or name == "a.h264"
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_costs_its_own_length(tmp_path, monkeypatch):
     """Opening a pipe that nobody writes to never ends."""
     monkeypatch.setattr(lengths, "PATIENCE", 2.0)

@@ -173,7 +173,7 @@ def test_a_clip_survives_encoding(tmp_path):
 
 
 def test_the_same_pixels_give_the_same_bytes(tmp_path):
-    clips = clips_of(Edition())["shapes"][:60]
+    clips = clips_of(Edition())["shapes"][:20]
     rng = np.random.default_rng(0)
 
     def encoded() -> list[bytes]:
@@ -193,6 +193,7 @@ def test_the_same_pixels_give_the_same_bytes(tmp_path):
     assert not differing
 
 
+@pytest.mark.slow
 def test_a_data_set_is_made_once_and_goes_on_after_an_interruption(tmp_path):
     folder = tmp_path / "shapes-combinations"
     total = len(clips_of(SMALL)["shapes-combinations"])

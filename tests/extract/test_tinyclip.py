@@ -28,6 +28,7 @@ def trained(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_what_it_writes_loads_and_has_a_log(trained):
     clip = load(ClipName(model=f"local-dir:{trained}", pretrained=None))
     assert clip.dim == 128

@@ -147,6 +147,7 @@ def test_damage_is_not_imported(tmp_path):
     assert FeatureStore.open(tmp_path / "again").partitions["all"].pending() == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_file_that_hdf5_never_returns_from_is_a_sentence(tmp_path, monkeypatch):
     """An export with random holes: h5py 3.16 does not come back from its first attribute."""
     packed = (Path(__file__).parent / "never_returns.h5.gz").read_bytes()

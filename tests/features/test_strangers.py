@@ -12,7 +12,8 @@ from helpers.places import SHARED
 from helpers.stores import content, write_all
 
 from bieff.cli import main
-from bieff.features.hdf5 import export_hdf5
+from bieff.features.errors import BieffError
+from bieff.features.hdf5 import export_hdf5, look
 from bieff.features.plan import recipe_hash
 from bieff.features.store import FeatureStore
 
@@ -78,6 +79,16 @@ def refused(world, *arguments):
     return result.output
 
 
+def damage_of(file):
+    """The sentence that an import's first look at a file ends with.
+
+    In this process; the tests say for one of each kind that the command says the same.
+    """
+    with pytest.raises(BieffError) as caught:
+        look(str(file))
+    return str(caught.value)
+
+
 def test_a_sound_file_is_taken(world):
     result = CliRunner().invoke(
         main, ["store", "import", str(world / "got.h5"), "--to", str(world / "new")]
@@ -97,9 +108,11 @@ def test_a_partition_is_a_folder_of_the_store(world, name):
         attributes["partitions"][name] = attributes["partitions"].pop("train")
 
     edit_attributes(world / "got.h5", rename)
-    said = refused(world, "import", world / "got.h5", "--to", world / "new")
+    said = damage_of(world / "got.h5")
     assert "expected partition names of small letters and digits, got " in said
-    assert not (world / "new").exists()
+    if name == "../mine":
+        assert said in refused(world, "import", world / "got.h5", "--to", world / "new")
+        assert not (world / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -119,8 +132,11 @@ def test_a_partition_is_a_folder_of_the_store(world, name):
 )
 def test_attributes_that_no_store_can_have(world, change, expected):
     edit_attributes(world / "got.h5", change)
-    assert expected in refused(world, "import", world / "got.h5", "--to", world / "new")
-    assert not (world / "new").exists()
+    said = damage_of(world / "got.h5")
+    assert expected in said
+    if change is dict.clear:
+        assert said in refused(world, "import", world / "got.h5", "--to", world / "new")
+        assert not (world / "new").exists()
     # the same where they lie in a folder
     file = world / "mine" / "zarr.json"
     metadata = json.loads(file.read_text())
@@ -136,8 +152,7 @@ def test_a_recipe_with_its_own_hash_may_still_not_be_one(world):
         held["recipe_hash"] = recipe_hash(held["recipe"])
 
     edit_attributes(world / "got.h5", change)
-    said = refused(world, "import", world / "got.h5", "--to", world / "new")
-    assert "expected counts of frames, dim and patches" in said
+    assert "expected counts of frames, dim and patches" in damage_of(world / "got.h5")
 
 
 @pytest.mark.parametrize(
@@ -159,13 +174,17 @@ def test_a_recipe_with_its_own_hash_may_still_not_be_one(world):
 )
 def test_a_video_is_a_file_and_a_class(world, change):
     edit_videos(world / "got.h5", lambda videos: videos[3].update(change))
-    said = refused(world, "import", world / "got.h5", "--to", world / "new")
+    said = damage_of(world / "got.h5")
     assert "train.jsonl" in said
-    assert not (world / "new").exists()
+    if change == {"path": 3}:
+        assert said in refused(world, "import", world / "got.h5", "--to", world / "new")
+        assert not (world / "new").exists()
 
 
 @pytest.mark.parametrize("kind", ["soft", "external", "virtual", "stored elsewhere", "type"])
-@pytest.mark.parametrize("name", ["files/zarr.json", "train/embeddings"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("files/zarr.json", marks=pytest.mark.slow), "train/embeddings"]
+)
 def test_links_in_a_file_are_not_followed(world, kind, name):
     with h5py.File(world / "got.h5", "r+") as file:
         held = file[name]
@@ -240,7 +259,7 @@ def test_every_damaged_byte_is_a_sentence_or_harmless(world):
     whole = (world / "got.h5").read_bytes()
     expected = content(world / "mine")
     rng = np.random.default_rng(5)
-    for start in rng.integers(0, len(whole) - 16, 30).tolist():
+    for start in rng.integers(0, len(whole) - 16, 12).tolist():
         damaged = bytearray(whole)
         damaged[start : start + 16] = rng.bytes(16)
         (world / "got.h5").write_bytes(damaged)

@@ -11,6 +11,7 @@ import json
 import sys
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +49,17 @@ def tinyclip():
     return clips.load(ClipName(model=TINYCLIP, pretrained=None))
 
 
-def write_clips(folder, name=SET, **counts):
-    """The clips of a small edition of a built-in set: by default 24, one a class."""
+def write_clips(folder, name=SET, most=None, **counts):
+    """The clips of a small edition of a built-in set: by default 24, one a class.
+
+    With `most` the first so many of each partition.
+    """
     edition = Edition(**{"train_clips": 1, "val_clips": 1, "zero_shot_clips": 1} | counts)
     folder.mkdir(parents=True)
     (folder / MARKER).write_text(json.dumps(asdict(edition)))
-    for clip in clips_of(edition)[name]:
-        write_mp4(folder / clip.path, draw_clip(clip, edition.seed))
+    for _, part in groupby(clips_of(edition)[name], lambda clip: clip.partition):
+        for clip in islice(part, most):
+            write_mp4(folder / clip.path, draw_clip(clip, edition.seed))
     return folder
 
 

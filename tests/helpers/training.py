@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 DESIGNS = {
     "4 baseline": ["prompt=none", "post_prompt=false", "word_guided=false"],
     "4 + pre-prompt": ["post_prompt=false", "word_guided=false"],
@@ -39,6 +41,18 @@ DESIGNS = {
     "multi-hot": ["targets=multi-hot"],
 }
 """Each row of Tables 4 to 10 out of the default, and every other option of the model once."""
+
+ALIKE = {
+    *("4 + pre-prompt", "5 none", "5 pre", "5 post", "9 alpha 1", "9 alpha 0.01"),
+    *("10 beta 1", "10 beta 0.01", "context 5", "word temperature", "post layers"),
+    *("prompts see temporal", "no temporal residual", "8 words", "word norms"),
+}
+"""Rows that differ from others by a number, or combine what others have."""
+
+
+def few_of(rows):
+    """All rows as parameters of a test; those that are alike are slow."""
+    return [pytest.param(row, marks=pytest.mark.slow) if row in ALIKE else row for row in rows]
 
 
 def quiet(*progress):

@@ -697,7 +697,7 @@ def test_260_000_videos_are_matched_in_little_memory():
     assert json.loads(printed.stdout)["match MB"] < 400  # 150 here, in 3 s on one quiet core
 
 
-@pytest.mark.slow
+@pytest.mark.long  # as many files to make, and to remove
 def test_260_000_files_on_disk(tmp_path):
     raw = [name for name, _ in official.class_names("k400")]
     for name in raw:

@@ -301,8 +301,8 @@ def test_colours_are_those_that_went_in(tmp_path, options):
 
 
 def test_a_long_video_keeps_only_what_is_wanted(tmp_path):
-    """1,000 frames of 64 x 48 take 9.2 MB together; 8 of them take 0.07 MB."""
-    clip = stamped.Clip(num_frames=1000, size=(64, 48), options={"preset": "ultrafast"})
+    """400 frames of 64 x 48 take 3.7 MB together; 8 of them take 0.07 MB."""
+    clip = stamped.Clip(num_frames=400, size=(64, 48), options={"preset": "ultrafast"})
     path = stamped.write(tmp_path / "long.mp4", clip)
     tracemalloc.start()
     try:
@@ -310,7 +310,7 @@ def test_a_long_video_keeps_only_what_is_wanted(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert stamped.read_numbers(decoded.frames) == [0, 125, 250, 375, 500, 625, 750, 875]
+    assert stamped.read_numbers(decoded.frames) == [0, 50, 100, 150, 200, 250, 300, 350]
     assert peak < 2**20
 
 
@@ -413,12 +413,11 @@ def test_real_clips_are_frame_exact(name):
     with av.open(str(path)) as container:
         truth = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     assert stamped.count_frames(path) == len(truth)
-    for seed in range(3):
-        numbers = np.random.default_rng(seed).integers(0, len(truth), 16)
-        frames = read_frames(path, numbers)
-        np.testing.assert_array_equal(frames, np.stack([truth[number] for number in numbers]))
-        decoded = decode_video(path, lambda _, numbers=numbers: numbers, decoder="decord")
-        np.testing.assert_array_equal(decoded.frames[decoded.places(numbers)], frames)
+    numbers = np.random.default_rng(0).integers(0, len(truth), 32)
+    frames = read_frames(path, numbers)
+    np.testing.assert_array_equal(frames, np.stack([truth[number] for number in numbers]))
+    decoded = decode_video(path, lambda _: numbers, decoder="decord")
+    np.testing.assert_array_equal(decoded.frames[decoded.places(numbers)], frames)
     assert (examine(path)[0] is None) == (path.suffix != ".avi")
 
 

@@ -94,15 +94,21 @@ def test_sound_cases_are_whole(name):
 
 @case_files
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_costs_itself(name):
-    """One sentence, from the decoding process too, which goes on with the next."""
+def test_what_cannot_be_read_is_refused(name):
     with pytest.raises(InputError, match=REFUSED[name]):
         read_frames(CASES / name, [0])
-    sound = CASES / "hevc_sound.mkv"
-    jobs = [Job(row=i, path=p, choose=Grid(4)) for i, p in enumerate((CASES / name, sound))]
+
+
+@case_files
+def test_what_is_refused_costs_itself():
+    """The decoding process goes on with the next."""
+    names = [name for refused in REFUSED for name in (refused, "hevc_sound.mkv")]
+    jobs = [Job(row=i, path=CASES / p, choose=Grid(4)) for i, p in enumerate(names)]
     with DecodePool(1) as pool:
-        refused, fine = sorted(pool.decode(jobs), key=lambda outcome: outcome.row)
-    assert (refused.status, refused.attempt, fine.status) == (Status.CORRUPT, 1, Status.OK)
+        outcomes = {outcome.row: outcome for outcome in pool.decode(jobs)}
+        for row, name in enumerate(names):
+            status = Status.CORRUPT if name in REFUSED else Status.OK
+            assert (outcomes[row].status, outcomes[row].attempt) == (status, 1), name
 
 
 @case_files
@@ -142,7 +148,7 @@ def test_the_same_frames_are_sound_however_many_are_asked_for(tmp_path):
     seen: list[int] = []
 
     def decode() -> None:
-        seen.extend(decode_video(path, Grid(4)).num_frames for _ in range(5))
+        seen.extend(decode_video(path, Grid(4)).num_frames for _ in range(2))
 
     threads = [threading.Thread(target=decode) for _ in range(4)]
     for thread in threads:
@@ -168,21 +174,21 @@ def test_the_same_frames_are_sound_however_many_are_asked_for(tmp_path):
         ("e.avi", replace(MPEG4, codec="msmpeg4")),
     ],
 )
-@pytest.mark.parametrize("hit", [5, 17, 25])
-def test_noise_in_a_packet_is_left_out(tmp_path, name, clip, hit):
+def test_noise_in_a_packet_is_left_out(tmp_path, name, clip):
     """From the damage to the next picture at which decoding can begin, and no further."""
     whole = stamped.write(tmp_path / f"whole{Path(name).suffix}", clip)
     right = read_frames(whole, range(48))
+    for hit in (5, 17, 25):
 
-    def change(number: int, data: bytes) -> bytes:
-        return stamped.with_noise(data, seed=hit) if number == hit else data
+        def change(number: int, data: bytes, hit: int = hit) -> bytes:
+            return stamped.with_noise(data, seed=hit) if number == hit else data
 
-    path = stamped.remux(whole, tmp_path / name, change)
-    decoded = decode_video(path, range)
-    assert decoded.is_salvaged
-    seen = stamped.read_numbers(decoded.frames)
-    np.testing.assert_array_equal(decoded.frames, right[seen])
-    assert 48 - 12 - 4 <= len(seen) < 48
+        path = stamped.remux(whole, tmp_path / name, change)
+        decoded = decode_video(path, range)
+        assert decoded.is_salvaged, hit
+        seen = stamped.read_numbers(decoded.frames)
+        np.testing.assert_array_equal(decoded.frames, right[seen])
+        assert 48 - 12 - 4 <= len(seen) < 48, hit
 
 
 @pytest.mark.parametrize(
@@ -489,13 +495,13 @@ def test_empty_chunks_of_an_avi_are_no_frames(tmp_path):
 
 
 def test_large_frames_come_back_smaller_and_ordinary_ones_untouched(tmp_path):
-    clip = stamped.Clip(num_frames=3, size=(3840, 2160), options={"preset": "ultrafast"})
+    clip = stamped.Clip(num_frames=2, size=(3840, 2160), options={"preset": "ultrafast"})
     large = decode_video(stamped.write(tmp_path / "large.mp4", clip), range)
-    assert large.frames.shape == (3, 768, 1365, 3)
-    assert stamped.read_numbers(large.frames) == [0, 1, 2]
-    upright_hd = stamped.Clip(num_frames=2, size=(1080, 1920), options={"preset": "ultrafast"})
+    assert large.frames.shape == (2, 768, 1365, 3)
+    assert stamped.read_numbers(large.frames) == [0, 1]
+    upright_hd = stamped.Clip(num_frames=1, size=(1080, 1920), options={"preset": "ultrafast"})
     ordinary = decode_video(stamped.write(tmp_path / "ordinary.mp4", upright_hd), range)
-    assert ordinary.frames.shape == (2, 1920, 1080, 3)
+    assert ordinary.frames.shape == (1, 1920, 1080, 3)
 
 
 def test_pictures_beyond_8k_are_refused(tmp_path):
@@ -510,6 +516,7 @@ def test_pictures_beyond_8k_are_refused(tmp_path):
         read_frames(path, [0])
 
 
+@pytest.mark.slow
 def test_a_decoding_process_does_not_grow(tmp_path):
     """Twelve videos of 1080p took 600 MB more, until garbage was collected."""
     clip = stamped.Clip(num_frames=20, size=(1920, 1080), options={"preset": "ultrafast"})

@@ -117,10 +117,11 @@ def test_frames_come_back_as_decoded(clip, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "status", "message"),
     [
-        (
+        pytest.param(
             "hang",
             Status.TIMEOUT,
             r"^decoding took longer than 1.5 s; then decoding took longer",
+            marks=pytest.mark.slow,
         ),
         ("segfault", Status.CRASHED, r"^decoding crashed \(SIGSEGV\); then decoding crashed"),
         ("abort", Status.CRASHED, r"^decoding crashed \(SIGABRT: free\(\): invalid pointer\)"),

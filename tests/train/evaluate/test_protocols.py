@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -215,9 +216,16 @@ def test_the_command_counts_what_the_brute_force_counts(made, expected, protocol
     check(load_results(run.path / "results.json"), expected[protocol])  # in the others' place
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+FEW = {("closed", 2), ("splits3", 3)}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "processes"),
+    [
+        pytest.param(*one, marks=pytest.mark.slow if one in FEW else pytest.mark.long)
+        for one in product(PROTOCOLS, (2, 3))
+    ],
+)
 def test_several_processes_count_the_same(made, expected, protocol, processes):
     """To the bit: what is in a batch does not depend on them."""
     _, run = made

@@ -325,6 +325,7 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_trained(stores, tmp
     assert list(out.glob("table-*")) == []
 
 
+@pytest.mark.slow
 def test_figures_on_a_store_that_was_replaced_are_not_averaged(stores, tmp_path):
     """A set of another recipe under the old name: its runs are evaluated again."""
     shutil.copytree(stores / "closed", tmp_path / "closed")

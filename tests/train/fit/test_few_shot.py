@@ -299,7 +299,7 @@ def test_the_harmonic_mean_by_hand():
     assert figures.harmonic == pytest.approx(40.0)
 
 
-@pytest.mark.parametrize("kind", ["splits", "parts"])
+@pytest.mark.parametrize("kind", ["splits", pytest.param("parts", marks=pytest.mark.slow)])
 def test_base_to_novel(splits, parts, tmp_path, kind):
     """Against the run's own scores, one video at a time among the classes of its half."""
     store = splits if kind == "splits" else parts

@@ -1,10 +1,10 @@
-"""Ways to keep what frozen CLIP knows while training: each by itself, off, and stopped."""
+"""Ways to keep what frozen CLIP knows while training: each by itself, and off."""
 
 import math
 
 import pytest
 import torch
-from helpers.training import interrupt_at, quiet
+from helpers.training import quiet
 from safetensors.torch import load_file
 
 from bieff.clip import ClipName
@@ -18,9 +18,8 @@ from bieff.train.evaluate.scoring import evaluate
 from bieff.train.fit.loop import TrainingLoop, train
 from bieff.train.fit.step import prepare
 from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_loss
-from bieff.train.runs.checkpoint import BEST, LAST, Progress, StoppedError
+from bieff.train.runs.checkpoint import BEST, LAST, Progress
 from bieff.train.runs.metrics import METRICS, read_metrics
-from bieff.train.runs.run import open_run
 from bieff.train.text.wording import HAND_CRAFTED
 
 SHORT = ["epochs=4", "warmup_epochs=1", "batch_size=11", "eval_every=0", "temporal_layers=1"]
@@ -84,6 +83,7 @@ def test_the_loss_has_the_distance_in_it(store, parts, settings):
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_distillation_keeps_closer_to_frozen_clip(clip, store, tmp_path):
     """The stronger it is, the less videos and classes move."""
     distances = []
@@ -165,36 +165,6 @@ def test_the_average_of_one_epoch_changes_nothing(clip, store, tmp_path):
         off, one = (load_file(tmp_path / name / file) for name in ("off", "one"))
         assert all(torch.equal(off[key], one[key]) for key in off)
     assert (tmp_path / "off" / METRICS).read_text() == (tmp_path / "one" / METRICS).read_text()
-
-
-# --- all of them, stopped
-
-
-def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path):
-    more = ["average_epochs=3", "distill=0.3", "eval_every=1"]
-    config = load(overrides=[*SHORT, *more])
-    train(store, clip, config, tmp_path / "straight", watch=quiet)
-    out = tmp_path / "stopped"
-    for resume, step in ((False, 7), (True, 9), (True, 12), (True, 14)):
-        with pytest.raises(StoppedError):
-            train(
-                store,
-                clip,
-                config,
-                out,
-                watch=interrupt_at(step),
-                resume=open_run(out) if resume else None,
-            )
-        if step == 9:  # one epoch is averaged: what lies there is the average so far
-            assert not torch.equal(
-                load_file(out / LAST)["temporal.positions"],
-                load_file(out / "resume.safetensors")["model/temporal.positions"],
-            )
-    train(store, clip, config, out, watch=quiet, resume=open_run(out))
-    for file in (LAST, BEST):
-        first, second = (load_file(path / file) for path in (tmp_path / "straight", out))
-        assert all(torch.equal(first[key], second[key]) for key in first)
-    assert (out / METRICS).read_text() == (tmp_path / "straight" / METRICS).read_text()
 
 
 def test_the_best_is_the_average_too(clip, store, tmp_path):

@@ -76,8 +76,11 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(clip, store, stra
 @pytest.mark.parametrize(
     "options",
     [
-        ["accumulate=3", "learn_temperature=true", "clip_grad=1.0"],
-        ["feature_memory=1e-9", "precision=bfloat16"],
+        ["accumulate=3", "learn_temperature=true", "average_epochs=3", "distill=0.3"],
+        pytest.param(
+            ["feature_memory=1e-9", "precision=bfloat16", "clip_grad=1.0"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path, options):
@@ -99,6 +102,9 @@ def test_stopping_and_going_on_changes_nothing(clip, store, tmp_path, options):
             f"`bieff train --resume --out {out}` goes on"
         )
         assert open_run(out).record["finished"] is None
+    if "average_epochs=3" in options:  # LAST holds the mean of two epochs
+        last, resume = load_file(out / LAST), load_file(out / RESUME)
+        assert not torch.equal(last["temporal.positions"], resume["model/temporal.positions"])
     said = []
     run = train(store, clip, config, out, watch=quiet, resume=open_run(out), say=said.append)
     assert said[1] == "going on after 13 of 16 steps"

@@ -105,9 +105,27 @@ def check_step(clip: Clip, prompt: str) -> None:
         assert (ours[key] - want).abs().max() < 1e-6 * size, key
 
 
-@pytest.mark.slow
+def of_each_kind() -> list[Any]:
+    """The first of those that differ in sizes alone is slow, the others are long tests."""
+    seen, found = set(), []
+    for name in import_open_clip().list_models():
+        config = import_open_clip().get_model_config(name)
+        text = config["text_cfg"]
+        form = form_of(text.pop("hf_tokenizer_name", None))
+        model = text.pop("hf_model_name", "")
+        family = [part for part in SMALL if part in model]
+        own = sorted((key, str(value)) for key, value in text.items() if key not in CUT)
+        extra = (config.get("quick_gelu"), "multimodal_cfg" in config)
+        kind = str((told(name), form, family, own, extra))
+        found.append(
+            pytest.param(name, marks=pytest.mark.long if kind in seen else pytest.mark.slow)
+        )
+        seen.add(kind)
+    return found
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", import_open_clip().list_models())
+@pytest.mark.parametrize("name", of_each_kind())
 def test_the_text_tower_of_every_model(name, monkeypatch, request):
     clip = build(name, monkeypatch)
     tokens = clip.tokenize([f"This is a video about {name}" for name in NAMES])

@@ -196,7 +196,7 @@ def test_any_tree_agrees_with_full_prompts(tree, kind):
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(tree=trees(), kind=st.sampled_from(sorted(KINDS)))
 def test_many_trees_agree_with_full_prompts(tree, kind):
     tokens, categories, M, B, Q = tree
