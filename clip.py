@@ -700,6 +700,8 @@ def _reason(error: Exception, file: Path | None) -> str:
     said = str(error) or type(error).__name__
     if file and "TorchScript" in said:
         return f"{file} is a program of TorchScript and not one that OpenAI published"
+    if file and "weights_only" in said:  # torch's advice would be to run the file's code
+        return f"{file} holds something else than tensors"
     if file and '"vision_model.' in said:
         return f"the weights in {file} have transformers' names, expected open_clip's"
     return textwrap.shorten(said, 300, placeholder=" ...")

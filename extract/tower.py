@@ -41,14 +41,13 @@ def keep_freed_memory() -> bool:
 
 
 def cut(
-    frames: UInt8[Tensor, "n H W 3"], crop: Crop, looks: Preprocessing | None = None
+    frames: UInt8[Tensor, "n H W 3"], crop: Crop, looks: Preprocessing
 ) -> UInt8[Tensor, "n 3 size size"]:
     """Cut the box, resize it (antialiased), cut the square or add the bars, mirror.
 
     Rounded to 8 bits between resizing and normalising, as images on disk and PIL are: resized
     as Pillow does it, bit for bit, or in torch's floats where `looks` says so.
     """
-    looks = looks or _FIRST
     top, left, height, width = crop.box
     pixels = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
     # what is seen of the resized box; all of a side that has bars
@@ -78,7 +77,6 @@ def cut(
     return pixels.flip(-1) if crop.mirrored else pixels.contiguous()
 
 
-_FIRST = Preprocessing(size=224, mean=(0, 0, 0), std=(1, 1, 1))
 _BITS = 22
 """Binary places of Pillow's weights (`PRECISION_BITS` of its Resample.c)."""
 

@@ -196,6 +196,13 @@ def test_known_weights_of_another_model_are_not_taken(small, tags, tmp_path):
             load(ClipName(model=model, pretrained=str(file)))
 
 
+def test_a_file_of_something_else_is_a_sentence_without_torchs_advice(small, tmp_path):
+    file = tmp_path / "notes.pt"
+    file.write_bytes(b"not weights at all")
+    with pytest.raises(InputError, match=r"notes\.pt holds something else than tensors; take"):
+        read_file(file)
+
+
 def test_weights_of_transformers_are_a_sentence(small, tmp_path):
     file = tmp_path / "pytorch_model.bin"
     torch.save({"vision_model.embeddings.class_embedding": torch.zeros(3)}, file)

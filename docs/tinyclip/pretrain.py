@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bieff.clip import import_open_clip
+from bieff.clip import Preprocessing, import_open_clip
 from bieff.extract.shapes.render import render
 from bieff.extract.shapes.world import (
     COLOURS,
@@ -280,8 +280,9 @@ def accuracy(
 
 def _pixels(stills: np.ndarray) -> Tensor:
     config = CONFIG["preprocess_cfg"]
-    squares = cut(torch.from_numpy(stills), crop_of(View(), STILL, STILL, SIZE))
-    return normalise(squares, mean=config["mean"], std=config["std"])
+    looks = Preprocessing(SIZE, tuple(config["mean"]), tuple(config["std"]), resize="torch")
+    squares = cut(torch.from_numpy(stills), crop_of(View(), STILL, STILL, SIZE), looks)
+    return normalise(squares, mean=looks.mean, std=looks.std)
 
 
 def pretrain(out: Path, recipe: Recipe, start: Path | None = None) -> None:

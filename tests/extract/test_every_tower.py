@@ -95,7 +95,7 @@ def test_a_clip_is_encoded_as_open_clip_encodes_it(shallow_clip, videos, tmp_pat
     [numbers] = part.frames(slice(0, 1))[0]
     frames = read_frames(videos.root / part.shard_videos(0)[0].path, numbers.tolist())
     crop = crop_of(View(), *frames.shape[1:3], looks.size)
-    crops = cut(torch.from_numpy(frames), crop)
+    crops = cut(torch.from_numpy(frames), crop, looks)
     with torch.no_grad():
         pixels = normalise(crops, mean=looks.mean, std=looks.std)
         want = clip.model.encode_image(pixels, normalize=False)

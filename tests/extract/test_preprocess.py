@@ -40,7 +40,7 @@ def picture(height, width, seed=0):
 def ours(clip, image):
     height, width = image.shape[:2]
     crop = crop_of(View(), height, width, clip.preprocessing.size)
-    crops = cut(torch.from_numpy(image)[None], crop)
+    crops = cut(torch.from_numpy(image)[None], crop, clip.preprocessing)
     return normalise(crops, mean=clip.preprocessing.mean, std=clip.preprocessing.std)
 
 
@@ -64,7 +64,9 @@ def test_a_crop_of_the_right_size_moves_no_pixel():
     image = torch.arange(5 * 7 * 3, dtype=torch.uint8).reshape(1, 5, 7, 3)
     crop = Crop(box=(1, 2, 3, 4), resized=(3, 4), corner=(0, 1), size=3, mirrored=True)
     expected = image[:, 1:4, 3:6].flip(2).permute(0, 3, 1, 2)
-    assert torch.equal(cut(image, crop), expected)
+    for resize in ("pillow", "torch"):
+        looks = Preprocessing(3, MEAN, STD, resize=resize)
+        assert torch.equal(cut(image, crop, looks), expected)
 
 
 def published():
