@@ -27,15 +27,15 @@ slow: $(READY)  ## the slow tests: killed processes, Dask over TCP, large lists,
 long: $(READY)  ## whole matrices (every tower of open_clip), full size, the wheel: most of an hour
 	$(BIN)/python -m pytest -m long
 
-LOWEST = av==17.1.0 zarr==3.1.6 open_clip_torch==3.0.0
+LOWEST = av==17.1.0 zarr==3.1.6 open_clip_torch==3.1.0
 LOWEST_TORCH = torch==2.6.0 torchvision==0.21.0
 
-lowest: $(READY)  ## the tests of decoding, stores and CLIPs with the lowest av, zarr, open_clip, torch
+lowest: $(READY)  ## decoding, stores, CLIPs and training with the lowest av, zarr, open_clip and torch
 	rm -rf .lowest
 	$(BIN)/python -m pip install --quiet --target .lowest $(LOWEST_TORCH)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .lowest $(LOWEST)
 	PYTHONPATH=$(CURDIR)/.lowest $(BIN)/python -m pytest -m "not slow and not long and not gpu" \
-	  tests/extract/decode tests/features tests/test_clip.py
+	  tests/extract/decode tests/features tests/train/fit tests/train/method tests/train/text tests/test_clip.py
 
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 GPU_VERSION ?= 3.12

@@ -237,7 +237,7 @@ def _from_table(
             f"{above}: expected a column of one class, such as label, got {min(several)!r}; "
             "write a line for each class and the part that shows it: id,class,start,end"
         )
-    listed = []
+    listed: list[Listed] = []
     for number, line in lines[1:]:
         where = f"list {source}, line {number}"
         fields = split_line(line, delimiter)
