@@ -66,6 +66,7 @@ def is_dead(process):
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_a_hang_and_a_crash_cost_only_themselves(whole, clips, tmp_path):
     """Native code that never returns, twice, and an access of address 0, twice."""
     data = renamed(clips, tmp_path / "clips", {3: "hang", 14: "segfault", 20: "segfault once"})
@@ -128,6 +129,7 @@ def test_another_recipe_is_refused_with_the_difference(whole, clips):
     assert "\n  frames: store has 3, asked for 5\n" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_second_extraction_of_a_store_is_refused(clips, tmp_path):
     first = start(clips, tmp_path / "store", "helpers.extracting_slow:slow")
     try:
@@ -156,6 +158,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_clearly_and_the_rerun_completes(clips, tmp_path, small_disk):
     config = replace(CONFIG, frames=8, clips=8)  # 16 kB a video
     want = extracting.plan_small(clips, tmp_path / "store", config=config)
@@ -172,7 +175,7 @@ def test_a_full_disk_is_said_clearly_and_the_rerun_completes(clips, tmp_path, sm
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_it_becomes_the_same_store(whole, clips, tmp_path):
+def test_killed_at_four_moments_it_becomes_the_same_store(whole, clips, tmp_path):
     """SIGKILL: no handler, no clean-up; decoders must go by themselves."""
     straight = start(clips, tmp_path / "straight")
     assert "24 ok" in straight.communicate()[0]
@@ -181,7 +184,7 @@ def test_killed_at_ten_moments_it_becomes_the_same_store(whole, clips, tmp_path)
 
     moments = random.Random(7)
     finished = 0
-    for _ in range(10):
+    for _ in range(4):
         process = start(clips, tmp_path / "store")
         moment = moments.randrange(num_files)
         come = lambda: count_files(tmp_path / "store") >= moment  # noqa: B023, E731
