@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from bieff.features.store import FeatureStore
 from bieff.train.data import Batch
@@ -105,22 +104,6 @@ def slow_text(trainer: Trainer) -> str | None:
     )
 
 
-class Products(TorchDispatchMode):
-    """Counts the FLOPs that torch's FlopCounterMode counts; not by module, so twice as fast."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
-            self.flops += count(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def flops(
     trainer: Trainer, one: Batch, count: int, categories: Int[Tensor, " k"]
 ) -> tuple[int, int]:
@@ -132,11 +115,11 @@ def flops(
     batch = one.each(lambda part: part.expand(count, *part.shape[1:]))
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     with sdpa_kernel(SDPBackend.MATH):
-        with Products() as forward:
+        with FlopCounterMode(display=False) as forward:
             logits = trainer.score(batch, categories).logits
-        with Products() as backward:
+        with FlopCounterMode(display=False) as backward:
             torch.autograd.grad(logits.sum(), weights, allow_unused=True)
-    return forward.flops, backward.flops
+    return forward.get_total_flops(), backward.get_total_flops()
 
 
 def forget_peak(device: torch.device) -> None:
