@@ -14,6 +14,7 @@ def test_by_hand():
     assert factors == pytest.approx(want)
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch 2.6 warns of its own call
 def test_it_is_torchs_linear_then_cosine():
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)

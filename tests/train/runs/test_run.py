@@ -43,7 +43,8 @@ def test_the_record_says_where_the_numbers_come_from(clip, store, run):
     assert record["clip"]["fingerprint"] == clip.fingerprint
     assert record["clip"]["name"]["model"] == clip.name.model
     assert record["commit"] == commit()
-    assert record["versions"]["torch"] == torch.__version__
+    # wheels of CUDA call themselves 2.6.0, and torch in them 2.6.0+cu124
+    assert torch.__version__.startswith(record["versions"]["torch"])
     assert set(record["versions"]) >= {"python", "bieff", "open_clip_torch", "numpy", "zarr"}
     assert record["device"].startswith("cpu, ")
     assert (record["precision"], record["processes"]) == ("float32", 1)

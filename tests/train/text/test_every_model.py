@@ -4,6 +4,7 @@ import importlib.util
 import re
 from collections import Counter
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -138,6 +139,7 @@ def test_the_text_tower_of_every_model(name, monkeypatch, request):
     assert kind_of(clip) == told(name)
 
 
+@pytest.mark.skipif(not version("open_clip_torch").startswith("3.3."), reason="it is of 3.3")
 def test_the_table_of_towers_counts_right():
     counts = Counter(map(told, import_open_clip().list_models()))
     assert {kind: int(count) for kind, count, _ in TABLE if int(count)} == counts
