@@ -184,7 +184,8 @@ def _describe(text: bytes) -> str:
     try:
         holder = json.loads(text)
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError, TypeError):  # it is about to write who it is, or just left
+    except (ValueError, KeyError, TypeError, RecursionError):
+        # it is about to write who it is, or just left
         return "another process"
 
 

@@ -31,7 +31,7 @@ def read_curves(folder: Path) -> dict[str, Series]:
         try:
             record = json.loads(line)
             step = record.pop("step")
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # the last line of a run that was killed
         for name, value in record.items():
             if isinstance(value, int | float) and math.isfinite(value):
@@ -68,7 +68,7 @@ def damage(run: Run) -> str:
         json.loads((run.path / RESULTS).read_text())
     except FileNotFoundError:
         return ""
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{RESULTS} cannot be read ({error}); evaluate again"
     return ""
 
@@ -76,7 +76,7 @@ def damage(run: Run) -> str:
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     try:
         content = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return
     if isinstance(content, dict):
         content = content.get("results", [])

@@ -339,7 +339,7 @@ def _skipped_by_index(path: Path, stream: int, places: Sequence[int | None]) -> 
                 wrong.append(place)
             if kind == b"RIFF" or (kind == b"LIST" and form in (b"movi", b"rec ")):
                 place += 12
-            elif kind.isalnum() or kind in (b"LIST", b"JUNK"):
+            elif kind.isalnum():
                 place += 8 + size + size % 2
             else:
                 break  # from here on the index alone tells

@@ -88,6 +88,15 @@ def test_a_record_of_another_version_is_named(world, change, message):
     assert message in said
 
 
+def test_a_report_is_made_whatever_the_metrics_hold(world):
+    file = world / "run" / "metrics.jsonl"
+    whole = file.read_bytes()
+    for content in (*torn(whole), b"7\n", whole.replace(b"0.", b"NaN", 1)):
+        file.write_bytes(content)
+        result = CliRunner().invoke(main, ["report", "run"])
+        assert result.exit_code == 0, result.output
+
+
 def test_results_are_checked(world, made):
     file = world / "run" / "results.json"
     whole = file.read_bytes()

@@ -229,7 +229,7 @@ def _share_trained(folder: Path) -> float:
         steps = int(open_run(folder).record["steps"])
         last = json.loads((folder / METRICS).read_text().rsplit("\n", 2)[-2])
         return min(1.0, (int(last["step"]) + 1) / steps)
-    except (InputError, OSError, IndexError, ValueError):
+    except (InputError, OSError, LookupError, TypeError, ValueError, RecursionError):
         return 0.0  # it has not begun
 
 
