@@ -16,7 +16,6 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from bieff.clip import TINYCLIP
 from bieff.extract.datasets.dataset import DataSet
 from bieff.extract.shapes.render import render
 from bieff.extract.shapes.world import (
@@ -27,7 +26,7 @@ from bieff.extract.shapes.world import (
     draw_scenes,
 )
 from bieff.features.errors import InputError
-from bieff.features.files import write_atomically
+from bieff.features.files import keep_freed_memory, write_atomically
 from bieff.features.schema import Video
 
 COMPANIONS = ("shapes-combinations", "shapes-unseen")
@@ -184,6 +183,8 @@ def load_shapes(
     Raises:
         InputError: If the folder holds another edition or version, or files that are not ours.
     """
+    from bieff.clip import TINYCLIP  # torch, which the processes that draw need not load
+
     edition = edition or edition_of(folder) or Edition()
     _require_edition(folder, name, edition)
     clips = clips_of(edition)[name]
@@ -238,7 +239,8 @@ def _make(
     missing = [job for job in jobs if not job[0].is_file()]
     if not missing:
         return
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn, initializer=keep_freed_memory) as pool:
         for done, _ in enumerate(pool.map(_write_one, missing, chunksize=4), start=1):
             watch(done, len(missing))
 
