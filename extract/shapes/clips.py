@@ -26,7 +26,7 @@ from bieff.extract.shapes.world import (
     draw_scenes,
 )
 from bieff.features.errors import InputError
-from bieff.features.files import write_atomically
+from bieff.features.files import keep_freed_memory, write_atomically
 from bieff.features.schema import Video
 
 COMPANIONS = ("shapes-combinations", "shapes-unseen")
@@ -183,7 +183,7 @@ def load_shapes(
     Raises:
         InputError: If the folder holds another edition or version, or files that are not ours.
     """
-    from bieff.clip import TINYCLIP  # not above: brings torch, which takes seconds in `_make`
+    from bieff.clip import TINYCLIP  # torch, which the processes that draw need not load
 
     edition = edition or edition_of(folder) or Edition()
     _require_edition(folder, name, edition)
@@ -239,7 +239,8 @@ def _make(
     missing = [job for job in jobs if not job[0].is_file()]
     if not missing:
         return
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn, initializer=keep_freed_memory) as pool:
         for done, _ in enumerate(pool.map(_write_one, missing, chunksize=4), start=1):
             watch(done, len(missing))
 

@@ -1,6 +1,8 @@
 """The built-in data set: its world, its pixels, its files."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -191,6 +193,13 @@ def test_the_same_pixels_give_the_same_bytes(tmp_path):
     first, second = encoded(), encoded()
     differing = [c.path for c, a, b in zip(clips, first, second, strict=True) if a != b]
     assert not differing
+
+
+def test_the_processes_that_draw_load_no_torch():
+    """Six of them start in a demo, and torch takes over a second each."""
+    code = "import sys, bieff.extract.shapes.clips; print('torch' in sys.modules)"
+    command = [sys.executable, "-P", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from helpers.training import DESIGNS, few_of, quiet
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bieff.extract.tower import keep_freed_memory
+from bieff.features.files import keep_freed_memory
 from bieff.features.schema import PartitionPlan, ShardData, Status, Video
 from bieff.features.store import FeatureStore
 from bieff.train.config import load

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from bieff.extract.tower import keep_freed_memory
+from bieff.features.files import keep_freed_memory
 
 FAULTS = """
 import resource, sys
-from bieff.extract.tower import keep_freed_memory
+from bieff.features.files import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def faults():
