@@ -29,10 +29,10 @@ from bieff.train.runs.run import Run, write_record
 
 SETS = {"shapes": "closed", "shapes-combinations": "splits3", "shapes-unseen": "splits3"}
 EPOCHS = (0, 1, 2, 4, 8, 12)
-RUNS = (("words", 0), ("words", 1), ("words", 2), ("paper", 0))
+RUNS = (("words", 0), ("words", 1), ("words", 2))
 """Preset of the start, and seed."""
 
-COLOURS = {"words": "#1b7f5f", "paper": "#b4532a"}
+COLOURS = {"words": "#1b7f5f"}
 
 
 def measure(demo: Path, config: TrainConfig) -> dict[str, list[float]]:
