@@ -28,8 +28,8 @@ CLIPS = 24
 """Training clips of a class."""
 
 RECIPE = replace(preset("words"), epochs=12, warmup_epochs=3, batch_size=8, lr=1e-3)
-"""Two minutes in all on two cores.  A step costs as many prompts as it has videos times
-categories, so that four steps of 8 videos are cheaper than one of 32: docs/LOG.md."""
+"""A step costs as many prompts as it has videos times categories: one of 32 videos costs what
+four of 8 do, and these learn more (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
