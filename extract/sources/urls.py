@@ -96,8 +96,10 @@ def objects_at(url: str) -> tuple[dict[str, int], list[str]]:
     """
     files = file_system(url)
     base = url.rstrip("/")
+    # left alone, fsspec's walk over web pages passes over folders whose server does not answer
+    careful = {"on_error": _unless_missing} if _is_web(url) else {}
     try:
-        found = files.find(address(base) + "/", detail=True)
+        found = files.find(address(base) + "/", detail=True, **careful)
     except Exception as error:  # each file system has errors of its own
         raise InputError(
             f"cannot list {url}: {said(error)}; check address and credentials, which are "
@@ -119,6 +121,11 @@ def objects_at(url: str) -> tuple[dict[str, int], list[str]]:
         asked = pool.map(lambda place: _size(files, place), unknown.values())
         sizes |= dict(zip(unknown, asked, strict=True))
     return sizes, odd
+
+
+def _unless_missing(error: Exception) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _size(files: Any, place: str) -> int:
