@@ -109,9 +109,9 @@ def model_card(run: Run, results: Sequence[Result], *, name: str) -> str:
     }
     if not results:
         del head["model-index"]  # Hugging Face refuses one without figures
-    of = "of all videos" if shots is None else shots.text()
+    drawn = "" if shots is None else f"; {shots.text()}"
     facts = [
-        ("data set", f"{data_set}, {record['videos']:,} videos {of}"),
+        ("data set", f"{data_set}, {record['videos']:,} videos{drawn}"),
         ("classes", f"{len(record['class_names']):,}"),
         ("frames of a video", str(record["frames"])),
         ("frozen CLIP", f"{clip}, fingerprint {run.clip.fingerprint[:12]}"),

@@ -76,7 +76,10 @@ def file_system(url: str) -> Any:
             '`pip install "bieff[cloud]"`'
         ) from None
     except ValueError as error:
-        raise InputError(f"cannot read {name}:// here: {said(error)}") from None
+        raise InputError(
+            f"cannot read {name}:// here: {said(error)}; name a folder, a tar file, or an "
+            "address of a kind that fsspec knows, such as s3://BUCKET/FOLDER"
+        ) from None
 
 
 def address(url: str) -> str:

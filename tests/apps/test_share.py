@@ -93,6 +93,8 @@ def test_the_card_is_one_that_the_hub_reads(trained, tmp_path):
     figures = [round(value, 2) for r in results for value in (r.top1, r.top5)]
     assert [found.metric_value for found in card.data.eval_results] == figures
     assert card.data.eval_results[0].dataset_name == "fake, protocol closed"
+    counted = open_run(trained).record["videos"]
+    assert f"| data set | fake, {counted} videos |" in card.text
     for words in ("closed", "frozen CLIP", "tunable parameters", "peak memory", "temporal"):
         assert words in card.text, words
 

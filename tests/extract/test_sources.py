@@ -248,7 +248,7 @@ def test_secrets_of_an_address_are_refused_and_not_told(given, tmp_path, monkeyp
 
 
 def test_an_unknown_kind_of_address_is_one_sentence():
-    with pytest.raises(InputError, match=r"^cannot read nonsense:// here: "):
+    with pytest.raises(InputError, match=r"^cannot read nonsense:// here: .+; name a folder"):
         scan(Path("nonsense://bucket/a"), layout="videos")
 
 
