@@ -264,7 +264,7 @@ def models(part: str | None) -> None:
 )
 @_many(
     "--list lists",
-    "Of --dataset list, ssv2, jester, diving48 and mit: train=FILE, val=FILE or all=FILE.",
+    "Of --dataset list and those with lists of yours: train=FILE, val=FILE or all=FILE.",
     metavar="PART=FILE",
 )
 @_option("--labels", "Class names, of --dataset folder and those with lists of yours.", _FILE)

@@ -45,7 +45,7 @@ class Prediction:
     labels: tuple[str, ...]
     status: Status
     window: tuple[float, float] | None = None
-    """Where the window begins and ends, seconds; None: the whole video."""
+    """Where the window begins and ends, seconds, the last with the video; None: all of it."""
 
     place: tuple[int, int] = (0, 1)
     """Number of the window among the video's, from 0, and how many there are."""
@@ -281,7 +281,8 @@ class Predictor(contextlib.AbstractContextManager["Predictor"]):
                 row += 1
                 continue
             over = windows.over(seconds)
-            for k, window in enumerate(over):
+            for k, (start, end) in enumerate(over):
+                window = (start, min(end, round(seconds, 6)))
                 asked[row + k] = replace(whole, window=window, place=(k, len(over)))
             segments = [Segment(start=a, end=b, choose=self._plan) for a, b in over]
             yield Job(row=row, path=path, segments=tuple(segments))

@@ -142,7 +142,8 @@ _LONGEST = 4096
 def first_difference(stored: VideoTable, num_stored: int, asked: Sequence[Video]) -> str:
     """The place where two lists of videos part, in words."""
     if num_stored != len(asked):
-        return f"store has {num_stored} videos, asked for {len(asked)}"
+        what = "videos" if all(video.start is None for video in asked) else "videos and parts"
+        return f"store has {num_stored} {what}, asked for {len(asked)}"
     for row, (old, new) in enumerate(zip(stored.read(0, num_stored), asked, strict=True)):
         for name in ("id", "label", "splits", "start", "end"):
             if getattr(old, name) != getattr(new, name):

@@ -24,6 +24,7 @@ from bieff.train.config import TrainConfig
 from bieff.train.evaluate.results import Result, load_results
 from bieff.train.evaluate.tables import paper_lines, result_table
 from bieff.train.fit.few_shot import FewShotDraw
+from bieff.train.runs.ancestor import after
 from bieff.train.runs.checkpoint import BEST, LAST
 from bieff.train.runs.hub import PREFIX, parse_name, upload
 from bieff.train.runs.run import RESULTS, Run, open_run, write_record
@@ -84,6 +85,10 @@ def without_paths(record: Mapping[str, Any]) -> dict[str, Any]:
         **record,
         "store": str(Path("features") / Path(record["store"]).name),
         "clip": {**clip, "name": names},
+        "ancestors": [
+            {**one, "file": "/".join(Path(one["file"]).parts[-2:])}
+            for one in record.get("ancestors", [])
+        ],
         "command": [],
         "resumed": [],
     }
@@ -109,9 +114,11 @@ def model_card(run: Run, results: Sequence[Result], *, name: str) -> str:
     }
     if not results:
         del head["model-index"]  # Hugging Face refuses one without figures
-    of = "of all videos" if shots is None else shots.text()
+    before = after(run.ancestors)
+    drawn = "" if shots is None else f"; {shots.text()}"
     facts = [
-        ("data set", f"{data_set}, {record['videos']:,} videos {of}"),
+        ("data set", f"{data_set}, {record['videos']:,} videos{drawn}"),
+        *([("started after", before)] if before else []),
         ("classes", f"{len(record['class_names']):,}"),
         ("frames of a video", str(record["frames"])),
         ("frozen CLIP", f"{clip}, fingerprint {run.clip.fingerprint[:12]}"),

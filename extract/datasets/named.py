@@ -94,10 +94,10 @@ def load_named(
         found = {part: _find(videos, names) for part, names in wanted.items()}
         lists = {part: path for part, path in found.items() if path is not None}
     if not lists:
+        either = " or ".join(dict.fromkeys([*files.train, *files.val]))
         raise InputError(
-            f"data set {name!r}: expected {files.train[0]} or {files.val[0]} in {videos} or a "
-            "folder of it, got neither; put the official lists there, or name them with "
-            "--list train=FILE and --list val=FILE"
+            f"data set {name!r}: expected {either} in {videos} or a folder of it; put "
+            "the official lists there, or name them with --list train=FILE and --list val=FILE"
         )
     labels = labels or _find(videos, files.labels)
     if labels is None and files.shipped is not None:

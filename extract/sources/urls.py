@@ -76,7 +76,10 @@ def file_system(url: str) -> Any:
             '`pip install "bieff[cloud]"`'
         ) from None
     except ValueError as error:
-        raise InputError(f"cannot read {name}:// here: {said(error)}") from None
+        raise InputError(
+            f"cannot read {name}:// here: {said(error)}; name a folder, a tar file, or an "
+            "address of a kind that fsspec knows, such as s3://BUCKET/FOLDER"
+        ) from None
 
 
 def address(url: str) -> str:
@@ -96,8 +99,10 @@ def objects_at(url: str) -> tuple[dict[str, int], list[str]]:
     """
     files = file_system(url)
     base = url.rstrip("/")
+    # left alone, fsspec's walk over web pages passes over folders whose server does not answer
+    careful = {"on_error": _unless_missing} if _is_web(url) else {}
     try:
-        found = files.find(address(base) + "/", detail=True)
+        found = files.find(address(base) + "/", detail=True, **careful)
     except Exception as error:  # each file system has errors of its own
         raise InputError(
             f"cannot list {url}: {said(error)}; check address and credentials, which are "
@@ -119,6 +124,11 @@ def objects_at(url: str) -> tuple[dict[str, int], list[str]]:
         asked = pool.map(lambda place: _size(files, place), unknown.values())
         sizes |= dict(zip(unknown, asked, strict=True))
     return sizes, odd
+
+
+def _unless_missing(error: Exception) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _size(files: Any, place: str) -> int:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -93,6 +94,8 @@ def test_the_card_is_one_that_the_hub_reads(trained, tmp_path):
     figures = [round(value, 2) for r in results for value in (r.top1, r.top5)]
     assert [found.metric_value for found in card.data.eval_results] == figures
     assert card.data.eval_results[0].dataset_name == "fake, protocol closed"
+    counted = open_run(trained).record["videos"]
+    assert f"| data set | fake, {counted} videos |" in card.text
     for words in ("closed", "frozen CLIP", "tunable parameters", "peak memory", "temporal"):
         assert words in card.text, words
 
@@ -106,6 +109,17 @@ def test_words_of_a_run_are_words_in_the_card(trained):
     assert "a\\|b\\\\n&lt;script&gt; \\*\\*x\\*\\* \\[y\\](z) \\\\x1b\\[31m" in text
     assert "None were measured yet." in text
     assert "bieff predict clip.mp4 --run hf-hub:org/name" in text
+
+
+def test_a_run_that_started_from_another_says_so_without_its_folder(trained, tmp_path):
+    record = json.loads((trained / RECORD).read_text())
+    old = {"run": "old", "sha256": "0" * 64, "data_set": "k400", "store": "1", "shots": None}
+    record["ancestors"] = [old | {"file": "/home/somebody/runs/old/last.safetensors"}]
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / RECORD).write_text(json.dumps(record))
+    shared = open_run(Path(share_run(tmp_path / "run", str(tmp_path / "out"))))
+    assert [one.file for one in shared.ancestors] == ["old/last.safetensors"]
+    assert "| started after | k400 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_is_not_finished_is_not_shared(trained, tmp_path):

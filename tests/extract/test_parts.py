@@ -218,6 +218,8 @@ def test_other_times_are_another_store(listed):
     result = run(*other)
     assert result.exit_code == 1
     assert "store has 'b@3.0-4.25', asked for 'b@3.0-4.5'" in result.output
+    (folder / "other.csv").write_text(text.replace("b.mp4,3,4.25,y\n", ""))
+    assert "store has 5 videos and parts, asked for 4" in run(*other).output
 
 
 @pytest.mark.slow

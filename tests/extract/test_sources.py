@@ -248,7 +248,7 @@ def test_secrets_of_an_address_are_refused_and_not_told(given, tmp_path, monkeyp
 
 
 def test_an_unknown_kind_of_address_is_one_sentence():
-    with pytest.raises(InputError, match=r"^cannot read nonsense:// here: "):
+    with pytest.raises(InputError, match=r"^cannot read nonsense:// here: .+; name a folder"):
         scan(Path("nonsense://bucket/a"), layout="videos")
 
 
@@ -263,6 +263,8 @@ def serving(folder):
         def do_GET(self):
             if "forbidden" in self.path:
                 self.send_error(403)
+            elif "hung-up" in self.path:
+                self.close_connection = True
             else:
                 super().do_GET()
 
@@ -288,6 +290,20 @@ def test_a_folder_of_a_web_server(clip, tmp_path):
     assert all(o.frames.tobytes() == plain.frames.tobytes() for o in found[:2])
     assert found[2].message.startswith(f"cannot fetch '{url}/run/forbidden.mp4': 403, ")
     assert found[3].message == f"no video at '{url}/no.mp4'; check the address"
+
+
+def test_a_listing_that_breaks_off_is_no_smaller_folder(tmp_path):
+    pytest.importorskip("aiohttp")
+    for name in ("kick", "hung-up"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").write_bytes(b"a")
+    with (
+        serving(tmp_path) as url,
+        pytest.raises(InputError, match=f"^cannot list {url}: .+; check address"),
+    ):
+        objects_at(url)
+    with pytest.raises(InputError, match=f"^cannot list {url}: .+; check address"):
+        objects_at(url)  # nobody serves there any more
 
 
 @pytest.fixture(scope="module")

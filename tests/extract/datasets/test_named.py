@@ -84,6 +84,10 @@ def test_the_owners_older_names_and_lists_elsewhere(tmp_path):
     put(tmp_path / "videos", **{"3_dot_webm": "", "4_dot_webm": ""})
     with pytest.raises(InputError, match="expected something-something-v2-train"):
         load("ssv2", videos=tmp_path / "videos")
+    with pytest.raises(
+        InputError, match=r"expected activity_net\.v1-3\.min\.json in .*; put the "
+    ):
+        load("activitynet", videos=tmp_path / "videos")
     lists = {"train": tmp_path / "lists" / "labels" / "train.json"}
     assert list(load("ssv2", videos=tmp_path / "videos", lists=lists).partitions) == ["train"]
     for part in ("train", "validation"):
