@@ -189,6 +189,24 @@ def text_tower(clip: Clip, tokens: Int[Tensor, "K length"]) -> TextTower | Whole
     return tower.to(clip.device)
 
 
+def fitting_tower(
+    clip: Clip, names: Sequence[str], num_context: int, num_video_rows: int
+) -> TextTower | WholeTower:
+    """The text tower for class names that are to be trained on.
+
+    Raises:
+        InputError: If two names are the same to the CLIP, or a prompt is too long for it.
+    """
+    tokens = clip.tokenize_names(names)
+    text = text_tower(clip, tokens)
+    try:
+        text.require_fit(num_context, num_video_rows)
+    except InputError as error:
+        longest = names[max(range(len(names)), key=lambda i: len(clip.form.words(tokens[i])))]
+        raise InputError(f"{error}; the longest is {longest!r}") from None
+    return text
+
+
 def build_model(
     config: TrainConfig,
     clip: Clip,
