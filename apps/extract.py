@@ -194,7 +194,9 @@ def dry_run(data: DataOptions, model: ModelOptions, config: ExtractConfig, say: 
         for line in estimate_lines(videos, config, clip, out, device=device):
             say(line)
         try:
-            fitting_tower(clip, videos.class_names, TrainConfig().num_context, 1)
+            tokens = clip.tokenize_names(videos.class_names)
+            rows_before = TrainConfig().num_context, 1
+            fitting_tower(clip, videos.class_names, tokens, rows_before)
         except InputError as error:
             say(f"features can be extracted, but not trained on as the paper does: {error}")
 

@@ -132,7 +132,7 @@ def test_dry_run_says_what_the_text_tower_cannot_read(clips, tmp_path):
         "features can be extracted, but not trained on as the paper does: a prompt of 16 "
         "context tokens, 1 of the video and a name of "
     )
-    assert result.stdout.endswith("shorter names; the longest is 'hexagon growing'\n")
+    assert result.stdout.endswith("shorter names; the longest is 'heart moving left'\n")
     assert not (tmp_path / "store").exists()
 
 

@@ -266,7 +266,7 @@ def prepare(
     frame_groups(int(store.recipe["frames"]), num_frames)
     model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
     rows_before = model.prompt_rows
-    text = fitting_tower(clip, class_names, *rows_before)
+    text = fitting_tower(clip, class_names, clip.tokenize_names(class_names), rows_before)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError(
             "these settings leave nothing to train; set temporal_layers=1 or more, or another "
