@@ -245,7 +245,9 @@ def datasets() -> None:
 def models(part: str | None) -> None:
     """List the CLIPs that open_clip names, with width, input and kinds of tower.
 
-    docs/models.md says which are for what, and what each kind of text tower allows.
+    With --filter all tags of weights are shown.  Text towers with (hf), and those of
+    transformers, read texts after `pip install "bieff[hf]"`.  docs/models.md says which are
+    for what, and what each kind of text tower allows.
 
     Example: bieff models --filter siglip2
     """

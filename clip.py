@@ -70,11 +70,13 @@ class ClipName:
                 "leave --pretrained out"
             )
         if not brings_weights and pretrained is None:
-            near = difflib.get_close_matches(model, [TINYCLIP], n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            open_clip = import_open_clip()
+            _require_known(open_clip, model)
+            tags = open_clip.list_pretrained_tags_by_model(model)
+            choice = f"one of {', '.join(tags)}, or " if tags else ""
             raise InputError(
-                f"model {model!r}{hint} needs weights; add --pretrained with an open_clip tag "
-                "such as 'openai', TAG=FILE, the path of a weights file, or 'random'"
+                f"model {model!r} needs weights; add --pretrained with {choice}TAG=FILE, "
+                "the path of a weights file, or 'random'"
             )
         return cls(model=model, pretrained=pretrained)
 
@@ -532,13 +534,7 @@ def _check_name(open_clip: Any, name: ClipName) -> tuple[str | None, bool]:
     """
     if not _is_of_open_clip(name):
         return None, False
-    known = open_clip.list_models()
-    if name.model not in known:
-        close = _closest(name.model, known)
-        raise InputError(
-            f"unknown CLIP model {name.model!r}; did you mean {close!r}?  "
-            "`bieff models` names them all"
-        )
+    _require_known(open_clip, name.model)
     tag, file = name.tag_and_file
     is_known = False
     if file is not None:
@@ -618,8 +614,16 @@ def _require_transformers(name: ClipName) -> None:
         )
 
 
-def _closest(name: str, known: Sequence[str]) -> str:
-    return (difflib.get_close_matches(name, known, n=1, cutoff=0.0) or [known[0]])[0]
+def _require_known(open_clip: Any, model: str) -> None:
+    """Refuse a name that open_clip does not know, with the closest that it does."""
+    known = {name.lower(): name for name in [*open_clip.list_models(), TINYCLIP]}
+    if model not in known.values():
+        parts = [name for name in known if model.lower() in name]
+        (close,) = difflib.get_close_matches(model.lower(), parts or known, n=1, cutoff=0.0)
+        raise InputError(
+            f"unknown CLIP model {model!r}; did you mean {known[close]!r}?  `bieff models` "
+            "names them all"
+        )
 
 
 def _random_seed(pretrained: str | None) -> int:

@@ -24,7 +24,7 @@ from bieff.features.errors import ConfigError, InputError
 from bieff.features.settings import with_settings
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
-from bieff.train.runs.run import text_tower
+from bieff.train.runs.run import fitting_tower
 
 FEATURES = Path("features")
 
@@ -195,7 +195,8 @@ def dry_run(data: DataOptions, model: ModelOptions, config: ExtractConfig, say: 
             say(line)
         try:
             tokens = clip.tokenize_names(videos.class_names)
-            text_tower(clip, tokens).require_fit(TrainConfig().num_context, 1)
+            rows_before = TrainConfig().num_context, 1
+            fitting_tower(clip, videos.class_names, tokens, rows_before)
         except InputError as error:
             say(f"features can be extracted, but not trained on as the paper does: {error}")
 

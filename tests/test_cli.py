@@ -62,6 +62,11 @@ def test_models_are_listed(run):
     for model, kind in (("coca_ViT-B-32", "CoCa"), ("ViT-B-16-SigLIP2-256", "bidirectional")):
         assert kind in run("models", "--filter", model).output
     assert "convnext_base_w " in run("models", "--filter", "laion2b_s13b_b82k_augreg").output
+    assert " more" in run("models").output
+    chosen = run("models", "--filter", "ViT-B-16").output  # with all of its tags, folded
+    assert "datacomp_xl_s13b_b90k" in chosen
+    assert " more" not in chosen
+    assert "causal (hf)" in run("models", "--filter", "worldwide").output
     wrong = run("models", "--filter", "nothing like it")
     assert wrong.exit_code == 1
     assert "Error: --filter nothing like it: no model's name, towers or weights" in wrong.output

@@ -216,6 +216,8 @@ def test_weights_of_transformers_are_a_sentence(small, tmp_path):
     ("model", "pretrained", "message"),
     [
         ("ViT-B-61", "openai", r"unknown CLIP model 'ViT-B-61'; did you mean 'ViT-B-16'\?"),
+        ("siglip2", "webli", "did you mean 'ViT-B-16-SigLIP2'"),
+        ("pe-core-b/16", "meta", "did you mean 'PE-Core-B-16'"),
         (
             "ViT-B-16",
             "openai",
@@ -424,8 +426,12 @@ def test_names_are_completed():
     assert ClipName.of(TINYCLIP, None) == ClipName(model=TINYCLIP, pretrained=None)
     with pytest.raises(InputError, match="brings its own weights, got pretrained='openai'"):
         ClipName.of(TINYCLIP, "openai")
-    with pytest.raises(InputError, match="needs weights; add --pretrained"):
-        ClipName.of("ViT-B-16", None)
+    with pytest.raises(InputError, match="needs weights; add --pretrained with one of webli, "):
+        ClipName.of("ViT-B-16-SigLIP2", None)
+    with pytest.raises(
+        InputError, match="unknown CLIP model 'tinclip'; did you mean 'tinyclip'"
+    ):
+        ClipName.of("tinclip", None)
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ def table(part: str = "") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of the models whose name, towers or tags contain `part`.
 
     D is the joint width; pixels, the side of the square input; patches, whether `--context
-    patches` is possible; tokens, the rows of a prompt with start and end.
+    patches` is possible; tokens, the rows of a prompt with start and end.  All tags are shown
+    where `part` chooses, else two.
 
     Raises:
         InputError: If there is none.
@@ -25,7 +26,7 @@ def table(part: str = "") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows = []
     for name in open_clip.list_models():
         tags = open_clip.list_pretrained_tags_by_model(name)
-        row = _row(name, open_clip.get_model_config(name), tags)
+        row = _row(name, open_clip.get_model_config(name), tags, len(tags) if part else 2)
         if any(part.lower() in text.lower() for text in (*row, *tags)):
             rows.append(row)
     if not rows:
@@ -36,11 +37,11 @@ def table(part: str = "") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return HEADER, rows
 
 
-def _row(name: str, config: Mapping[str, Any], tags: list[str]) -> tuple[str, ...]:
+def _row(name: str, config: Mapping[str, Any], tags: list[str], most: int) -> tuple[str, ...]:
     vision, text = config["vision_cfg"], config["text_cfg"]
     layers, timm = vision.get("layers", 0), vision.get("timm_model_name", "")
     has_patches = timm.startswith(PLAIN) if timm else isinstance(layers, int)
-    shown = ", ".join(tags[:2]) + (f", {len(tags) - 2} more" if len(tags) > 2 else "")
+    more = [f"{len(tags) - most} more"] if len(tags) > most else []
     return (
         name,
         str(config["embed_dim"]),
@@ -49,7 +50,7 @@ def _row(name: str, config: Mapping[str, Any], tags: list[str]) -> tuple[str, ..
         "yes" if has_patches and not vision.get("attentional_pool") else "no",
         _text_tower(config, text),
         str(text.get("context_length", 77)),
-        shown,
+        ", ".join(tags[:most] + more),
     )
 
 
@@ -58,4 +59,5 @@ def _text_tower(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
         return f"transformers' {text['hf_model_name']}"
     if "multimodal_cfg" in config:
         return "CoCa"
-    return "bidirectional" if text.get("no_causal_mask") else "causal"
+    kind = "bidirectional" if text.get("no_causal_mask") else "causal"
+    return kind + " (hf)" * ("hf_tokenizer_name" in text)

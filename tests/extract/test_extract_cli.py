@@ -130,8 +130,9 @@ def test_dry_run_says_what_the_text_tower_cannot_read(clips, tmp_path):
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1].startswith(
         "features can be extracted, but not trained on as the paper does: a prompt of 16 "
-        "context tokens, 1 video rows and a name of "
+        "context tokens, 1 of the video and a name of "
     )
+    assert result.stdout.endswith("shorter names; the longest is 'heart moving left'\n")
     assert not (tmp_path / "store").exists()
 
 

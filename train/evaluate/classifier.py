@@ -23,7 +23,7 @@ from bieff.train.evaluate.scores import About
 from bieff.train.method.loss import cosine
 from bieff.train.method.model import BiEfficient, Scores
 from bieff.train.runs.ancestor import after
-from bieff.train.runs.run import Run, load_model, text_tower
+from bieff.train.runs.run import Run, fitting_tower, load_model, text_tower
 from bieff.train.text.tower import TextTower
 from bieff.train.text.whole import WholeTower
 from bieff.train.text.wording import HAND_CRAFTED, Descriptions, Templates, find_templates
@@ -101,7 +101,8 @@ class Trained:
         self.wants_patches = run.config.prompts_see == "patches"
         self._run, self._clip, self._described = run, clip, described
         self._model = model or load_model(run, clip, weights=weights, blend=blend)
-        self._text = text_tower(clip, clip.tokenize(described.flat))
+        tokens = clip.tokenize(described.flat)
+        self._text = fitting_tower(clip, described.flat, tokens, self._model.prompt_rows)
 
     @property
     def batch_size(self) -> int:

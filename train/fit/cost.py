@@ -96,10 +96,11 @@ def slow_text(trainer: Trainer) -> str | None:
         taken = time.perf_counter() - begin
     times = len(labels) * len(names) / len(few)
     hours = times * taken * trainer.num_steps / trainer.group.size / 3600
+    took = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
     return (
         f"this CLIP's prompts share no rows: a step encodes {len(labels)} x {len(names)} whole "
         f"prompts, {times * counter.get_total_flops() / 1e12:,.2f} TFLOP, and all "
-        f"{trainer.num_steps:,} steps take about {hours:,.1f} h here; with prompt=learnable a "
+        f"{trainer.num_steps:,} steps take about {took} here; with prompt=learnable a "
         f"step encodes {len(names)}"
     )
 

@@ -44,7 +44,7 @@ from bieff.train.method.loss import frozen_distance, positive_pairs, symmetric_l
 from bieff.train.method.model import BiEfficient, Scores
 from bieff.train.runs.ancestor import Ancestor
 from bieff.train.runs.checkpoint import RESUME
-from bieff.train.runs.run import Run, build_model, text_tower
+from bieff.train.runs.run import Run, build_model, fitting_tower
 from bieff.train.text.tower import TextTower
 from bieff.train.text.whole import WholeTower
 from bieff.train.text.wording import HAND_CRAFTED
@@ -264,10 +264,9 @@ def prepare(
     device, group = clip.device, current()
     num_frames = config.frames or int(store.recipe["frames"])
     frame_groups(int(store.recipe["frames"]), num_frames)
-    text = text_tower(clip, clip.tokenize_names(class_names))
     model = build_model(config, clip, num_frames=num_frames, patches=patches_of(store))
     rows_before = model.prompt_rows
-    text.require_fit(*rows_before)
+    text = fitting_tower(clip, class_names, clip.tokenize_names(class_names), rows_before)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError(
             "these settings leave nothing to train; set temporal_layers=1 or more, or another "

@@ -189,6 +189,32 @@ def text_tower(clip: Clip, tokens: Int[Tensor, "K length"]) -> TextTower | Whole
     return tower.to(clip.device)
 
 
+def fitting_tower(
+    clip: Clip,
+    names: Sequence[str],
+    tokens: Int[Tensor, "K length"],
+    rows_before: tuple[int, int],
+) -> TextTower | WholeTower:
+    """The text tower for names whose prompts it has positions for.
+
+    Args:
+        clip: Where the tower comes from.
+        names: Of classes, for people.
+        tokens: Theirs.
+        rows_before: Of the context and of the video; see `BiEfficient.prompt_rows`.
+
+    Raises:
+        InputError: If the prompt of the longest name is too long.
+    """
+    text = text_tower(clip, tokens)
+    try:
+        text.require_fit(*rows_before)
+    except InputError as error:
+        longest = names[max(range(len(names)), key=lambda i: len(clip.form.words(tokens[i])))]
+        raise InputError(f"{error}; the longest is {longest!r}") from None
+    return text
+
+
 def build_model(
     config: TrainConfig,
     clip: Clip,

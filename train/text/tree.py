@@ -236,10 +236,10 @@ def require_fit(
     needed = num_start + num_context + num_video_rows + longest + 1
     if needed > context_length:
         raise InputError(
-            f"a prompt of {num_context} context tokens, {num_video_rows} video rows and a name "
-            f"of {longest} tokens with start and end: expected at most {context_length} "
-            f"tokens, got {needed}; use a smaller context, fewer frames in the prompt, or "
-            "shorter names"
+            f"a prompt of {num_context} context tokens, {num_video_rows} of the video and a "
+            f"name of {longest} tokens with start and end: expected at most {context_length} "
+            f"tokens, got {needed}; use a smaller context (num_context), fewer frames in the "
+            "prompt, or shorter names"
         )
 
 

@@ -1,5 +1,6 @@
 """What a run finds out before its first step, and a run on a text tower that is no tree."""
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -47,6 +48,12 @@ def test_a_run_on_a_tower_of_whole_prompts(clip, store, tmp_path, prompt):
     assert all("a step encodes 26 x 5 whole prompts, 0." in note for note in notes)
     assert isinstance(Trained(run, clip, store.class_names)._text, WholeTower)
     evaluate_run(run, clip, store, "closed", watch=lambda *_: None)
+    long = "a" + " b" * 13  # all that fits without a context
+    if prompt == "none":
+        Trained(run, clip, ["archery", long])
+    else:
+        with pytest.raises(BieffError, match=f"or shorter names; the longest is '{long}'$"):
+            Trained(run, clip, ["archery", long])
 
 
 def refused(store, clip, message, *overrides):
@@ -82,7 +89,9 @@ def test_a_name_too_long_for_the_prompt_is_told_before_a_batch_draws_it(clip, st
 
 
 def test_a_dry_run_says_what_whole_prompts_take(store):
-    assert "\nthis CLIP's prompts share no rows: a step encodes 26 x 5 " in planned(store)
+    said = planned(store)
+    assert "\nthis CLIP's prompts share no rows: a step encodes 26 x 5 " in said
+    assert re.search(r"all \d+ steps take about \d+\.\d min here; with prompt=learnable", said)
     assert "share no rows" not in planned(store, "prompt=learnable")
 
 
