@@ -196,11 +196,11 @@ def _open(path: Path, run: Run, name: str) -> FeatureStore:
     with contextlib.suppress(StoreMissingError):
         return FeatureStore.open(path)
     clip, is_shapes = run.clip.name, name.startswith("shapes")
-    command = f"bieff extract --dataset {name} --frames {run.record['frames']}"
+    command = f"bieff extract --dataset {shlex.quote(name)} --frames {run.record['frames']}"
     if not is_shapes and not (Path("data") / name).is_dir():
         command += " --videos DIR"
     if path != FEATURES / name:
-        command += f" --out {path}"
+        command += f" --out {shlex.quote(str(path))}"
     if clip != ClipName() and not (is_shapes and clip.model == TINYCLIP):
-        command += f" {' '.join(clip.words)}"
+        command += f" {shlex.join(clip.words)}"
     raise StoreMissingError(f"no feature store at {path}; make it with `{command}`")

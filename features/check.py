@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -89,14 +89,33 @@ def describe(store: FeatureStore) -> list[str]:
     """The lines of `bieff store info`."""
     recipe = [f"  {key}: {value}" for key, value in leaves(store.recipe)]
     versions = ", ".join(f"{name} {version}" for name, version in store.versions.items())
-    return [
+    lines = [
         f"{store.path}: schema version {store.attributes['schema_version']}, recipe "
         f"{store.recipe_hash[:12]}, {len(store.class_names)} classes",
         *recipe,
         f"  written with {versions or 'versions unknown'}",
+        *_other_versions(store),
         f"  videos below {store.root or '.'}",
         *(str(summarise(partition)) for partition in store.partitions.values()),
     ]
+    # whoever made the store may have put ends of lines into its words
+    return [line if line.isprintable() else repr(line)[1:-1] for line in lines]
+
+
+def _other_versions(store: FeatureStore) -> Iterator[str]:
+    """What shards say of their libraries that differs from what the store says."""
+    known, counts = dict(store.versions), Counter[str]()
+    for part in store.partitions.values():
+        for marker in filter(None, map(part.marker, range(part.num_shards))):
+            others = (
+                f"{name} {version}"
+                for name, version in marker.versions.items()
+                if known.setdefault(name, version) != version
+            )
+            counts[", ".join(others)] += 1
+    for others, count in counts.items():
+        if others:
+            yield f"  {counted(count, 'shard')} of them with {others}"
 
 
 def size(num_bytes: float) -> str:

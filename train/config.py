@@ -21,6 +21,9 @@ _NOT_NEGATIVE = (
     *("distill", "average_epochs"),
 )
 
+_AT_MOST = {"temporal_layers": 100, "post_layers": 100, "num_context": 1000}
+"""Bounds of what is made before any weights are read: a record may be somebody else's."""
+
 CHANGE_NOTHING = ("save_seconds", "feature_memory")
 """Settings that no number depends on; a run may go on with others."""
 
@@ -168,6 +171,9 @@ class TrainConfig:
                 raise ConfigError(f"{field.name} must be positive, got {value}")
             if field.name in _NOT_NEGATIVE and not value >= 0:
                 raise ConfigError(f"{field.name} must not be negative, got {value}")
+        for name, limit in _AT_MOST.items():
+            if getattr(self, name) > limit:
+                raise ConfigError(f"{name} must be at most {limit}, got {getattr(self, name)}")
         if self.context_start.strip() in ("", "none"):
             raise ConfigError(
                 f"context_start must be words or random, got {self.context_start!r}"

@@ -74,6 +74,7 @@ def test_a_record_is_checked(world, made):
     [
         ({"config": {"wizardry": 3}}, "unknown setting 'wizardry'"),
         ({"config": {"lr": None}}, "lr must be a number, got None"),
+        ({"config": {"temporal_layers": 300000}}, "temporal_layers must be at most 100"),
         ({"clip": {"name": 3}}, "does not say which CLIP it was made with"),
         ({"clip": None}, "it has no 'clip' of type dict"),
         ({"frames": "8"}, "it has no 'frames' of type int"),

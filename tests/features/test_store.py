@@ -274,6 +274,27 @@ def test_dropping_a_marker_makes_the_shard_pending(train):
         train.read([5])
 
 
+def test_shards_of_other_libraries_are_told(store, train):
+    fill(train, shards=[0])
+    for shard, av in ((1, "18.1.0"), (2, "17.0.1")):
+        train.write_shard(
+            shard,
+            shard_data(train, shard),
+            errors=[],
+            seconds={},
+            versions={"zarr": zarr.__version__, "av": av},
+        )
+    said = describe(store)
+    assert "  1 shard of them with av 17.0.1" in said
+    assert not any("18.1.0" in line for line in said)
+
+
+def test_words_of_a_recipe_stay_on_their_line(tmp_path):
+    recipe = {**RECIPE, "data_set": "x\ntrain: 9 videos: 9 ok\x1b[31m"}
+    store = plan_store(tmp_path / "store", recipe=recipe)
+    assert r"  data_set: x\ntrain: 9 videos: 9 ok\x1b[31m" in describe(store)
+
+
 def test_what_a_store_holds_fits_on_a_screen(store, train):
     fill(train, shards=[0], status={1: Status.CORRUPT, 2: Status.SALVAGED})
     fill(train, shards=[2])

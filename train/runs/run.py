@@ -152,7 +152,8 @@ def claim_of(store: FeatureStore) -> Claim:
     Raises:
         StoreMismatchError: If it does not say that, or not of which data set they are.
     """
-    if not isinstance(store.recipe.get("data_set"), str):
+    name = store.recipe.get("data_set")
+    if not (isinstance(name, str) and name.isprintable()):
         raise StoreMismatchError(f"{store.path} does not say of which data set it is")
     return Claim.of(store.recipe.get("clip"), source=store.path)
 

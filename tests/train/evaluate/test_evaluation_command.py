@@ -294,6 +294,10 @@ def test_a_store_that_is_not_there_says_what_makes_it(bieff, made):
     write_record(Path("runs/a"), record)
     own = bieff("eval")
     assert "make it with `bieff extract --dataset k400 --frames 6 --videos DIR`" in own.output
+    record["clip"]["name"] = {"model": "hf-hub:x;id", "pretrained": None}
+    write_record(Path("runs/a"), record)
+    quoted = bieff("zeroshot", "hmdb51", "--features", "a b")
+    assert "--out 'a b' --model 'hf-hub:x;id'`" in quoted.output
     record["clip"]["name"] = {"model": "tinyclip", "pretrained": None}
     write_record(Path("runs/a"), record)
     shapes = bieff("zeroshot", "shapes-unseen")
