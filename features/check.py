@@ -113,9 +113,9 @@ def _other_versions(store: FeatureStore) -> Iterator[str]:
                 if known.setdefault(name, version) != version
             )
             counts[", ".join(others)] += 1
-    for others, count in counts.items():
-        if others:
-            yield f"  {counted(count, 'shard')} of them with {others}"
+    for told, count in counts.items():
+        if told:
+            yield f"  {counted(count, 'shard')} of them with {told}"
 
 
 def size(num_bytes: float) -> str:

@@ -157,7 +157,7 @@ def test_a_strangers_model_runs_no_code(world, tmp_path):
     [
         (lambda recipe: recipe["views"].update(val=[{"clips": "3"}]), "of partition 'val' in"),
         (lambda recipe: recipe.pop("data_set"), "does not say of which data set it is"),
-        (lambda recipe: recipe.update(data_set="x\nEr"), "does not say of which data set it is"),
+        (lambda recipe: recipe.update(data_set="\n"), "does not say of which data set it is"),
     ],
 )
 def test_a_recipe_that_is_none_is_one_sentence(world, change, expected):
