@@ -17,7 +17,7 @@ import shlex
 import textwrap
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -477,11 +477,16 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of all weights, in the order of names."""
+    """SHA-256 of all weights of a model; see `digest_of`."""
+    return digest_of(model.state_dict())
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of weights, in the order of names."""
     digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
+    for key, value in sorted(weights.items()):
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

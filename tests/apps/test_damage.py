@@ -112,10 +112,13 @@ def test_weights_are_checked(world, made):
     file = world / "run" / "last.safetensors"
     shutil.rmtree(world / "run" / "scores")
     named = fake.named(made / "store").words
-    for content in torn(file.read_bytes()):
+    turned = bytearray(file.read_bytes())
+    turned[-3] ^= 1  # of a weight, which safetensors has no checksum for
+    for content in (*torn(file.read_bytes()), bytes(turned)):
         file.write_bytes(content)
         said = refused("eval", "run", "--batch-size", "3", *named)
         assert "cannot read the weights run/last.safetensors" in said
+    assert "its bytes are not those that were written" in said
 
 
 def test_scores_with_holes_are_a_sentence_and_never_a_traceback(world):

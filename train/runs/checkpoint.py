@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from bieff.clip import digest_of
 from bieff.features.errors import BieffError, InputError, StoreError
 from bieff.features.files import write_atomically
 
@@ -78,7 +79,7 @@ def save_checkpoint(
     kept = weights if average is None else weights_of(average)
     if average is not None:
         tensors.update({_AVERAGE + name: value for name, value in kept.items()})
-    metadata = {"progress": json.dumps(asdict(progress))}
+    metadata = {"progress": json.dumps(asdict(progress) | {"sha256": digest_of(tensors)})}
     _write(folder / RESUME, save(tensors, metadata))
     save_weights(folder / LAST, kept)
 
@@ -101,8 +102,10 @@ def load_checkpoint(
         return None
     try:
         with safe_open(file, framework="pt") as stored:
-            progress = Progress(**json.loads(stored.metadata()["progress"]))
+            held = json.loads(stored.metadata()["progress"])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        _require_digest(tensors, held.pop("sha256", None))
+        progress = Progress(**held)
         model.load_state_dict(_under(tensors, _WEIGHT))
         described = optimizer.state_dict()
         state: dict[int, dict[str, Tensor]] = {}
@@ -121,7 +124,25 @@ def load_checkpoint(
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write tunable weights, whole or not at all."""
-    _write(path, save(dict(weights)))
+    _write(path, save(dict(weights), {"sha256": digest_of(weights)}))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a file, on the CPU.
+
+    Raises:
+        OSError, SafetensorError: If there is none, or it is no such file.
+        ValueError: If they are not those that were written.
+    """
+    with safe_open(path, framework="pt") as stored:
+        weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        _require_digest(weights, (stored.metadata() or {}).get("sha256"))
+    return weights
+
+
+def _require_digest(tensors: Mapping[str, Tensor], wanted: str | None) -> None:
+    if wanted not in (None, digest_of(tensors)):  # safetensors has no checksum
+        raise ValueError("its bytes are not those that were written")
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

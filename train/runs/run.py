@@ -31,7 +31,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bieff.clip import Claim, Clip, ClipName, fingerprint
@@ -42,7 +41,7 @@ from bieff.train.config import TrainConfig
 from bieff.train.method.model import BiEfficient
 from bieff.train.method.pre_prompt import embedded_words
 from bieff.train.runs.ancestor import Ancestor, read_ancestors, read_weights
-from bieff.train.runs.checkpoint import BEST, LAST
+from bieff.train.runs.checkpoint import BEST, LAST, load_weights
 from bieff.train.runs.hub import fetch, is_on_hub
 from bieff.train.text.tower import TextTower, not_a_tree
 from bieff.train.text.whole import WholeTower, token_embedding
@@ -330,9 +329,9 @@ def load_model(
     start = {} if blend is None else _start(run, model)
     file = run.path / (LAST if weights == "last" else BEST)
     try:
-        tuned = load_file(file)
+        tuned = load_weights(file)
         model.load_state_dict(tuned)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise InputError(f"cannot read the weights {file}: {error}; train again") from None
     if blend is not None:
         blended = {name: first.lerp(tuned[name], blend) for name, first in start.items()}

@@ -224,9 +224,12 @@ def test_a_damaged_checkpoint_is_refused(clip, store, tmp_path):
     with pytest.raises(StoppedError):
         train(store, clip, load(overrides=SHORT), out, watch=interrupt_at(2))
     data = (out / RESUME).read_bytes()
-    (out / RESUME).write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"cannot go on from .*resume.safetensors: .*again"):
-        train(store, clip, load(overrides=SHORT), out, watch=quiet, resume=open_run(out))
+    for damaged in (data[: len(data) // 2], data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]):
+        (out / RESUME).write_bytes(damaged)
+        with pytest.raises(
+            InputError, match=r"cannot go on from .*resume.safetensors: .*again"
+        ):
+            train(store, clip, load(overrides=SHORT), out, watch=quiet, resume=open_run(out))
 
 
 def test_all_of_the_optimiser_comes_back(clip, store, tmp_path):
