@@ -232,11 +232,7 @@ def _from_table(
     edges = _edge_columns(columns, above)
     label = _label_column(columns)
     is_charades = {"id", "actions", "length"} <= set(columns)
-    if label is None and not is_charades and (several := _SEVERAL & set(columns)):
-        raise InputError(
-            f"{above}: expected a column of one class, such as label, got {min(several)!r}; "
-            "write a line for each class and the part that shows it: id,class,start,end"
-        )
+    several = next((column for column in columns if column in _SEVERAL), None)
     listed: list[Listed] = []
     for number, line in lines[1:]:
         where = f"list {source}, line {number}"
@@ -249,6 +245,12 @@ def _from_table(
             )
         # of two columns of one name the first counts, as it names the label
         values = dict(zip(reversed(columns), reversed(fields), strict=True))
+        is_one = label and (label != several or not re.search("[;|]", values[label]))
+        if several and not is_one and not is_charades:
+            raise InputError(
+                f"{above}: expected a column of one class, such as label, got {several!r}; "
+                "write a line for each class and the part that shows it: id,class,start,end"
+            )
         if is_charades:
             listed += _from_charades(number, values, where)
         else:
@@ -490,9 +492,8 @@ def load_lists(
         )
     unlabelled = sum(v.label == UNLABELLED for part in partitions.values() for v in part)
     if unlabelled:
-        notes.append(f"videos without a label: {unlabelled:,}")
-    elif unlabelled:
-        notes.append("no video has a label, as neither a column nor the folders say one")
+        why = "" if names.names else ", as neither a column nor the folders say one"
+        notes.append(f"videos without a label: {unlabelled:,}{why}")
     if {"train", "val"} <= set(partitions):
         both = {v.path for v in partitions["train"]} & {v.path for v in partitions["val"]}
         if both:

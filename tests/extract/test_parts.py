@@ -135,7 +135,9 @@ def test_a_list_that_names_no_class_says_so(tmp_path):
     (tmp_path / "l.csv").write_text("video_id,start_timestamp,stop_timestamp,verb\na,1,2,cut\n")
     (tmp_path / "a.mp4").write_bytes(b"x")
     data = load("list", videos=tmp_path, lists={"all": tmp_path / "l.csv"})
-    assert data.notes == ("no video has a label, as neither a column nor the folders say one",)
+    assert data.notes == (
+        "videos without a label: 1, as neither a column nor the folders say one",
+    )
 
 
 def test_json_of_activitynet(tmp_path):
