@@ -97,6 +97,7 @@ def test_a_hang_and_a_crash_cost_only_themselves(whole, clips, tmp_path):
     assert summary.is_whole
 
 
+@pytest.mark.slow
 def test_torn_empty_and_flipped_shards_are_found_and_redone(whole, clips, tmp_path):
     store = extracting.plan_small(clips, tmp_path / "store")
     extracting.extract_small(store)

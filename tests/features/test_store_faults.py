@@ -121,6 +121,7 @@ def test_a_shard_written_anew_is_read_anew(tmp_path):
     assert (partition.frames([2]) == 3).all()
 
 
+@pytest.mark.slow
 def test_more_shards_than_files_may_be_open_are_read(tmp_path):
     partition = small_store(tmp_path / "store", num=150, rows=1)
     for shard in range(150):

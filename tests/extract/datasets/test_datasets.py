@@ -496,6 +496,7 @@ def test_lists_of_ones_own(tmp_path, clips, text, labels, note):
     assert data.notes == note
 
 
+@pytest.mark.slow
 def test_the_wrong_order_of_hmdb51_is_found(tmp_path):
     """The error of well-known repositories: 120 of 1,530 test videos under the wrong name."""
     raw = [name for name, _ in official.class_names("hmdb51")]

@@ -494,6 +494,7 @@ def test_empty_chunks_of_an_avi_are_no_frames(tmp_path):
     assert numbers(path) == (False, upright(24))
 
 
+@pytest.mark.slow
 def test_large_frames_come_back_smaller_and_ordinary_ones_untouched(tmp_path):
     clip = stamped.Clip(num_frames=2, size=(3840, 2160), options={"preset": "ultrafast"})
     large = decode_video(stamped.write(tmp_path / "large.mp4", clip), range)

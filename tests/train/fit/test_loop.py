@@ -89,6 +89,7 @@ def test_validation_scores_as_many_videos_at_a_time_as_the_evaluation(clip, stor
     assert max(seen) < 15
 
 
+@pytest.mark.slow
 def test_released_trains_too(clip, store, tmp_path):
     for see in ("frames", "patches"):
         config = load(overrides=[*SHORT, f"prompts_see={see}"], base="released")
@@ -208,6 +209,7 @@ def test_evaluation_while_training_is_that_of_the_protocol(clip, store, tmp_path
     assert record["best"] == {"steps": best["step"] + 1, "val_top1": best["val_top1"]}
 
 
+@pytest.mark.slow
 def test_best_and_last_are_told_apart(clip, store, tmp_path):
     config = load(overrides=[*SHORT, "eval_every=1", "epochs=9", "lr=0.02"])
     run = train(store, clip, config, tmp_path / "run", watch=quiet)

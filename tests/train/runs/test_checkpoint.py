@@ -170,6 +170,7 @@ def test_a_run_goes_on_with_its_settings_and_others_that_change_nothing(clip, st
     assert_same_run(tmp_path / "straight", out)
 
 
+@pytest.mark.slow
 def test_order_stays_when_features_move(clip, tmp_path):
     """A run that began from the disk goes on in memory, in the order it began with."""
     store = fake.write_store(tmp_path / "store", clip, counts={"train": 131})
