@@ -370,7 +370,8 @@ class _Site:
                         "begin further apart"
                     )
                 found.append(prediction if windows is None else light(prediction))
-                self._far[watch] = len(found), count
+                if watch:  # or everybody without a word would share one count
+                    self._far[watch] = len(found), count
         return found
 
 

@@ -7,7 +7,6 @@ first.  Folders, lists and label files spell one class in many ways (`riding_a_b
 
 import csv
 import difflib
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bieff.features.errors import InputError
+from bieff.features.files import parse_json
 
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -328,15 +328,15 @@ def _from_json(text: str, path: Path) -> list[_Pair]:
 
 def _is_json(text: str) -> bool:
     """True for what an ending such as .txt does not say; a class may begin with a bracket."""
-    with suppress(ValueError, RecursionError):
-        return text.lstrip()[:1] in ("{", "[") and isinstance(json.loads(text), (dict, list))
+    with suppress(ValueError):
+        return text.lstrip()[:1] in ("{", "[") and isinstance(parse_json(text), (dict, list))
     return False
 
 
 def _parse_json(text: str, path: Path, **options: Any) -> Any:
     try:
-        return json.loads(text, **options)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text, **options)
+    except ValueError as error:
         raise InputError(f"label file {path}: not json: {error}") from None
 
 

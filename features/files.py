@@ -46,6 +46,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """What JSON of anybody's says; `options` as for `json.loads`.
+
+    Raises:
+        ValueError: If it is none, or nests deeper than Python reads.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+
+
 def read_json(path: Path, kinds: Mapping[str, type], *, then: str) -> dict[str, Any]:
     """A JSON object with values of these kinds, by key; it may hold others.
 
@@ -53,8 +65,8 @@ def read_json(path: Path, kinds: Mapping[str, type], *, then: str) -> dict[str, 
         InputError: If the file is torn, or of another version; ends with what to do then.
     """
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {path}: {reason}; {then}") from None
     held = found if isinstance(found, dict) else {}
@@ -183,9 +195,9 @@ def _holder() -> dict[str, str | int]:
 
 def _describe(text: bytes) -> str:
     try:
-        holder = json.loads(text)
+        holder = parse_json(text)
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         # it is about to write who it is, or just left
         return "another process"
 

@@ -19,6 +19,7 @@ from bieff.features.files import (
     PARTIAL,
     disk_errors,
     exclusive,
+    parse_json,
     sync,
     write_atomically,
 )
@@ -261,8 +262,8 @@ def parse_attributes(file: Path, content: bytes) -> dict[str, Any]:
         StoreMismatchError: If a store cannot have them; names the first that cannot be.
     """
     try:
-        metadata = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        metadata = parse_json(content)
+    except ValueError as error:
         raise StoreMismatchError(f"{file} is not JSON: {error}") from None
     attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
     if not isinstance(attributes, dict):

@@ -14,7 +14,7 @@ from google_crc32c import value as crc32c
 from jaxtyping import Shaped, UInt8
 
 from bieff.features.errors import StoreError
-from bieff.features.files import PARTIAL, sync, write_atomically
+from bieff.features.files import PARTIAL, parse_json, sync, write_atomically
 from bieff.features.rows import map_shard
 from bieff.features.schema import (
     CRC_BYTES,
@@ -80,7 +80,7 @@ class Marker:
 def parse_marker(content: bytes, partition: str, shard: int) -> Marker | None:
     """The marker of that shard; None if it is torn, of another one, or of another version."""
     try:
-        values = json.loads(content)
+        values = parse_json(content)
         if values.pop("schema_version") != SCHEMA_VERSION:
             return None
         files = {name: FileSum(**file) for name, file in values.pop("files").items()}
@@ -92,7 +92,7 @@ def parse_marker(content: bytes, partition: str, shard: int) -> Marker | None:
             and all(type(took) in (int, float) for took in marker.seconds.values())
             and all(isinstance(version, str) for version in marker.versions.values())
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return marker if is_sound else None
 
@@ -164,7 +164,7 @@ def parse_errors(content: bytes) -> list[VideoError]:
     """
     try:
         return [_parse(line) for line in content.splitlines()]
-    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -191,7 +191,7 @@ def _line(error: VideoError) -> str:
 
 
 def _parse(line: bytes) -> VideoError:
-    values = json.loads(line)
+    values = parse_json(line)
     values["status"] = Status[values["status"].upper()]
     return VideoError(**values)
 

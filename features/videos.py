@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from bieff.features.errors import StoreError
-from bieff.features.files import writing
+from bieff.features.files import parse_json, writing
 from bieff.features.schema import UNLABELLED, Video
 
 _BLOCK = 2**22
@@ -102,12 +102,12 @@ class VideoTable:
             StoreError: If there is none, or its path is no path.
         """
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             splits = values["splits"]
             # a data set has a handful of different splits: hold each once
             values["splits"] = self._splits.setdefault(str(splits), splits)
             video = Video(**values)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             video = None
         if video is None or not _is_sound(video):
             raise StoreError(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bieff.features.files import parse_json
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
 from bieff.train.evaluate.results import QUESTION
@@ -29,9 +30,9 @@ def read_curves(folder: Path) -> dict[str, Series]:
         return {}
     for line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             step = record.pop("step")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             continue  # the last line of a run that was killed
         for name, value in record.items():
             if isinstance(value, int | float) and math.isfinite(value):
@@ -65,18 +66,18 @@ def read_results(run: Run) -> list[dict[str, Any]]:
 def damage(run: Run) -> str:
     """Reason why results.json cannot be read; empty where it can, or is not there."""
     try:
-        json.loads((run.path / RESULTS).read_text())
+        parse_json((run.path / RESULTS).read_text())
     except FileNotFoundError:
         return ""
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return f"{RESULTS} cannot be read ({error}); evaluate again"
     return ""
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(file.read_text())
+    except (OSError, ValueError):
         return
     if isinstance(content, dict):
         content = content.get("results", [])

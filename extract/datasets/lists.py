@@ -5,7 +5,6 @@ pair lists of HMDB-51 with a label file in another order, and score 120 of 1,530
 against the wrong name: that is found here.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from bieff.features.class_names import (
     split_line,
 )
 from bieff.features.errors import InputError
+from bieff.features.files import parse_json
 from bieff.features.schema import UNLABELLED, Video
 
 _SUFFIXES = "|".join(re.escape(suffix[1:]) for suffix in sorted(VIDEO_SUFFIXES))
@@ -277,8 +277,8 @@ def _from_json(
     """Records with a path and a label, in a list or one a line; or labels by path."""
     is_one = source.suffix.lower() == ".json"
     try:
-        value: Any = json.loads(text) if is_one else [json.loads(line) for _, line in lines]
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text) if is_one else [parse_json(line) for _, line in lines]
+    except ValueError as error:
         raise InputError(f"list {source}: not json: {error}") from None
     if isinstance(value, dict) and all(isinstance(v, str | int) for v in value.values()):
         value = [{"path": path, "label": label} for path, label in value.items()]

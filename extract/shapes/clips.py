@@ -26,7 +26,7 @@ from bieff.extract.shapes.world import (
     draw_scenes,
 )
 from bieff.features.errors import InputError
-from bieff.features.files import keep_freed_memory, write_atomically
+from bieff.features.files import keep_freed_memory, parse_json, write_atomically
 from bieff.features.schema import Video
 
 COMPANIONS = ("shapes-combinations", "shapes-unseen")
@@ -150,7 +150,7 @@ def edition_of(folder: Path) -> Edition | None:
     marker = folder / MARKER
     if marker.is_file():
         try:
-            return Edition(**json.loads(marker.read_text()))
+            return Edition(**parse_json(marker.read_text()))
         except (ValueError, TypeError) as error:
             raise InputError(f"cannot read {marker}: {error}; remove {folder}") from None
     if folder.is_dir() and any(folder.iterdir()):

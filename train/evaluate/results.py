@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import InputError
-from bieff.features.files import waiting_for, write_atomically
+from bieff.features.files import parse_json, waiting_for, write_atomically
 from bieff.train.evaluate.lists import BASE, FEW_SHOT, NOVEL, EvalList
 from bieff.train.evaluate.scores import About, ModelScores, ScoreTable
 
@@ -175,8 +175,8 @@ def load_results(path: Path) -> list[Result]:
     if not path.is_file():
         raise InputError(f"no results at {path}")
     try:
-        return [Result.from_dict(record) for record in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return [Result.from_dict(record) for record in parse_json(path.read_text())]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the results at {path}: {error}") from None
 
 

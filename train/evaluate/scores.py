@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import ConfigError, InputError, StoreError
-from bieff.features.files import PARTIAL, disk_errors, write_atomically
+from bieff.features.files import PARTIAL, disk_errors, parse_json, write_atomically
 from bieff.features.hdf5 import require_own
 from bieff.train.evaluate.lists import EvalList
 
@@ -260,7 +260,7 @@ def _write(table: ScoreTable, out: h5py.File) -> None:
 def _read(opened: h5py.File) -> ScoreTable:
     videos, asked = opened["videos"], _numbered(opened["examinees"])
     return ScoreTable(
-        head=Head(**json.loads(opened.attrs["head"])),
+        head=Head(**parse_json(opened.attrs["head"])),
         class_names=tuple(opened["classes"].asstr()[:].tolist()),
         lists=tuple(
             EvalList(
@@ -274,7 +274,7 @@ def _read(opened: h5py.File) -> ScoreTable:
         ids=tuple(videos["id"].asstr()[:].tolist()),
         labels=np.asarray(videos["label"][:]),
         usable=np.asarray(videos["usable"][:]),
-        models=tuple(About(**json.loads(group.attrs["record"])) for group in asked),
+        models=tuple(About(**parse_json(group.attrs["record"])) for group in asked),
         scores=tuple(
             [np.asarray(part["scores"][:]) for part in _numbered(group)] for group in asked
         ),

@@ -26,7 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from bieff.clip import ClipName
 from bieff.features.errors import ConfigError, InputError, StoreMismatchError
-from bieff.features.files import exclusive, read_json, write_atomically
+from bieff.features.files import exclusive, parse_json, read_json, write_atomically
 from bieff.features.store import FeatureStore
 from bieff.train import config as settings
 from bieff.train.config import CHANGE_NOTHING, TrainConfig
@@ -227,9 +227,9 @@ def _stop_with_parent() -> None:
 def _share_trained(folder: Path) -> float:
     try:
         steps = int(open_run(folder).record["steps"])
-        last = json.loads((folder / METRICS).read_text().rsplit("\n", 2)[-2])
+        last = parse_json((folder / METRICS).read_text().rsplit("\n", 2)[-2])
         return min(1.0, (int(last["step"]) + 1) / steps)
-    except (InputError, OSError, LookupError, TypeError, ValueError, RecursionError):
+    except (InputError, OSError, LookupError, TypeError, ValueError):
         return 0.0  # it has not begun
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bieff.clip import digest_of
 from bieff.features.errors import BieffError, InputError, StoreError
-from bieff.features.files import write_atomically
+from bieff.features.files import parse_json, write_atomically
 
 RESUME = "resume.safetensors"
 LAST = "last.safetensors"
@@ -101,9 +101,8 @@ def load_checkpoint(
     if not file.exists():
         return None
     try:
-        with safe_open(file, framework="pt") as stored:
-            held = json.loads(stored.metadata()["progress"])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        tensors, metadata = _read(file)
+        held = parse_json(metadata["progress"])
         _require_digest(tensors, held.pop("sha256", None))
         progress = Progress(**held)
         model.load_state_dict(_under(tensors, _WEIGHT))
@@ -134,10 +133,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         OSError, SafetensorError: If there is none, or it is no such file.
         ValueError: If they are not those that were written.
     """
-    with safe_open(path, framework="pt") as stored:
-        weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        _require_digest(weights, (stored.metadata() or {}).get("sha256"))
+    weights, metadata = _read(path)
+    _require_digest(weights, metadata.get("sha256"))
     return weights
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as stored:
+        names = stored.keys()
+        return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
 
 
 def _require_digest(tensors: Mapping[str, Tensor], wanted: str | None) -> None:
