@@ -232,7 +232,7 @@ def test_a_data_set_is_made_once_and_goes_on_after_an_interruption(tmp_path):
 @pytest.mark.parametrize("torn", ["", "{", "[]", '{"seed": 0, "more": 1}', "[" * 100_000])
 def test_a_torn_edition_is_refused(tmp_path, torn):
     (tmp_path / "edition.json").write_text(torn)
-    with pytest.raises(InputError, match="cannot read .*edition.json: .*; remove "):
+    with pytest.raises(InputError, match=r"cannot read .*edition.json: .*; remove "):
         edition_of(tmp_path)
 
 
