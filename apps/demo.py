@@ -27,7 +27,7 @@ FRAMES = 8
 CLIPS = 24
 """Training clips of a class."""
 
-RECIPE = replace(preset("words"), epochs=12, warmup_epochs=3, batch_size=8, lr=1e-3)
+RECIPE = replace(preset("words"), epochs=10, warmup_epochs=2, batch_size=8, lr=1e-3)
 """A step costs as many prompts as it has videos times categories: one of 32 videos costs what
 four of 8 do, and these learn more (docs/LOG.md)."""
 

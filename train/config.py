@@ -102,12 +102,13 @@ class TrainConfig:
     vector_gates: bool = False
     """Let alpha and beta be D-vectors (authors' release) instead of numbers."""
 
-    normalise: Literal["video", "frames"] = "video"
+    normalise: Literal["video", "frames", "both"] = "video"
     """Vectors scaled to length 1: the video, as the cosine of Eq. 10 says, or each frame
-    before pooling and the video not again (authors' release)."""
+    before pooling and the video not again (authors' release), or first frames and then the
+    video, as for frozen CLIP."""
 
-    temperature: float = 0.01
-    """tau of Eq. 10."""
+    temperature: float | None = 0.01
+    """tau of Eq. 10; none takes CLIP's own, which is 0.01 for OpenAI's."""
 
     learn_temperature: bool = False
     """Train log(1 / tau), from `temperature` on (authors' release)."""
@@ -217,7 +218,11 @@ class TrainConfig:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "words": {"context_start": "This is a video about"},
+    "words": {
+        "context_start": "This is a video about",
+        "normalise": "both",
+        "temperature": None,
+    },
     "paper": {},
     "baseline": {"prompt": "none", "post_prompt": False, "word_guided": False},
     "released": {
@@ -246,8 +251,9 @@ DEFAULT_PRESET = "words"
 def preset(name: str) -> TrainConfig:
     """One of the named starting points.
 
-    `words` is what the commands take: the paper's method and settings, its tokens started
-    from the hand-crafted template.  `paper` starts them random; the paper itself is silent.
+    `words` is what the commands take: the paper's method and settings, but started at frozen
+    CLIP: its tokens from the hand-crafted template, and frames averaged and compared as CLIP
+    does.  `paper` starts the tokens random; the paper itself is silent.
     `baseline` is Table 4's first row: temporal transformer and nothing else.  `released` is
     what the authors' code does where it differs from the paper, on the stored frames; the
     release itself takes the patch tokens, which is `prompts_see = "patches"` on a store that

@@ -81,7 +81,7 @@ def test_file_goes_over_preset_and_override_over_file(tmp_path):
         ("lr=fast", "lr must be a number, got 'fast'"),
         ("lr=nan", "lr must be a number, got nan"),
         ("lr=0", "lr must be positive, got 0.0"),
-        ("temperature=inf", "temperature must be a number, got inf"),
+        ("temperature=inf", "temperature must be a number or none, got inf"),
         ("weight_decay=-0.1", "weight_decay must not be negative, got -0.1"),
         ("temporal_layers=300000", "temporal_layers must be at most 100, got 300000"),
         ("post_layers=101", "post_layers must be at most 100, got 101"),
@@ -144,9 +144,11 @@ def test_a_whole_number_longer_than_any_float_is_refused():
         load(overrides=["lr=1" + 400 * "0"])
 
 
-def test_words_start_from_the_hand_crafted_template_and_change_nothing_else():
+def test_words_start_at_frozen_clip_and_change_nothing_else():
     words = preset("words")
-    assert words == TrainConfig(context_start="This is a video about")
+    assert words == TrainConfig(
+        context_start="This is a video about", normalise="both", temperature=None
+    )
     assert words.context_start + " {}" == HAND_CRAFTED
 
 

@@ -119,8 +119,8 @@ class BiEfficient(nn.Module):
         words: What the prompt starts from; see `pre_prompt.embedded_words`.
 
     Raises:
-        ConfigError: If the config wants patches and there are none, or words where the design
-            cannot start from them.
+        ConfigError: If the config wants patches and there are none, words where the design
+            cannot start from them, or CLIP's temperature, which is not known here.
     """
 
     def __init__(
@@ -176,7 +176,10 @@ class BiEfficient(nn.Module):
                 temperature=config.word_temperature,
                 norms=config.word_norms,
             )
+        if config.temperature is None:
+            raise ConfigError("temperature: none is CLIP's own; put its number in its place")
         log_scale = torch.tensor(-math.log(config.temperature))
+        self.temperature = config.temperature
         self.log_scale = nn.Parameter(log_scale) if config.learn_temperature else None
 
     def forward(
@@ -206,7 +209,7 @@ class BiEfficient(nn.Module):
         if self.post_prompt is not None:
             classes = self.post_prompt(classes, visual)
 
-        if self.config.normalise == "frames":
+        if self.config.normalise != "video":
             temporal = F.normalize(temporal, dim=-1)
         video, picked, weights = temporal.mean(dim=1), None, None
         if self.word_guided is not None:
@@ -241,7 +244,7 @@ class BiEfficient(nn.Module):
 
     def scale(self) -> Tensor | float:
         """1 / tau of Eq. 10."""
-        return 1 / self.config.temperature if self.log_scale is None else self.log_scale.exp()
+        return 1 / self.temperature if self.log_scale is None else self.log_scale.exp()
 
     def _visual_context(
         self, frames: Tensor, temporal: Tensor, patches: Tensor | None

@@ -223,6 +223,8 @@ def build_model(
     patches: Sequence[int] | None,
 ) -> BiEfficient:
     """The tunable parts for this CLIP, untrained."""
+    if config.temperature is None:
+        config = replace(config, temperature=clip.temperature)
     return BiEfficient(
         config,
         dim=clip.dim,

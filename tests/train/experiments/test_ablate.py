@@ -120,7 +120,11 @@ def made(stores, tmp_path_factory):
 
 NOTHING = {"prompt": "none", "post_prompt": False, "word_guided": False}
 PROMPTS = {"post_prompt": False, "word_guided": False}
-WORDS = {"context_start": "This is a video about"}
+WORDS = {
+    "context_start": "This is a video about",
+    "normalise": "both",
+    "temperature": None,
+}
 WANT = {
     (4, "baseline"): (80.4, NOTHING),
     (4, "+ Pre-Prompt"): (82.0, PROMPTS),
@@ -151,10 +155,10 @@ WANT = {
     (1, "32 frames"): (83.4, {"frames": 32}),
     (3, "16 frames"): (83.1, {"frames": 16}),
     (0, "as the paper"): (None, {}),
-    (0, "started from words"): (None, WORDS),
-    (0, "words, distilled, weight 1"): (None, {**WORDS, "distill": 1.0}),
-    (0, "words, average of 10 epochs"): (None, {**WORDS, "average_epochs": 10}),
-    (0, "words, distilled, averaged"): (
+    (0, "preset words"): (None, WORDS),
+    (0, "preset words, distilled, weight 1"): (None, {**WORDS, "distill": 1.0}),
+    (0, "preset words, average of 10 epochs"): (None, {**WORDS, "average_epochs": 10}),
+    (0, "preset words, distilled, averaged"): (
         None,
         {**WORDS, "distill": 1.0, "average_epochs": 10},
     ),

@@ -237,6 +237,7 @@ MOVES = {
     "word norms": ("weights video", "classes"),
     "vector gates": ("", "classes weights video logits"),
     "normalise frames": ("video", "classes"),
+    "normalise both": ("video", "classes"),
     "learn temperature": ("", "classes weights video logits"),
     "multi-hot": ("", "classes weights video logits"),
 }
@@ -332,7 +333,7 @@ def test_untrained_it_is_close_to_frozen_clip(clip, text, build):
 
 @pytest.fixture(scope="module")
 def started():
-    """Makes the answers of a model started from words on tinyclip, and frozen CLIP's."""
+    """Makes scores of a model started from words on tinyclip, and frozen CLIP's cosines."""
     tinyclip = clips.load(ClipName(model=TINYCLIP, pretrained=None))
     names = ["ring moving left", "star growing", "disk standing still", "square shrinking"]
     text = TextTower(tinyclip.model, tinyclip.tokenize(names))
@@ -340,13 +341,14 @@ def started():
     videos = torch.randn(40, 1, 128, generator=draw)
     frames = videos + 0.3 * torch.randn(40, T, 128, generator=draw)
 
-    def started(*settings, words="This is a video about"):
-        config = load(overrides=[f"context_start={words}", *settings])
+    def started(*settings, words="This is a video about", base="paper"):
+        config = load(overrides=[f"context_start={words}", *settings], base=base)
         model = build_model(config, tinyclip, num_frames=T, patches=None)
         classes = tinyclip.model.encode_text(
             tinyclip.tokenize([f"{words} {name}" for name in names])
         )
-        frozen = F.normalize(frames.mean(1), dim=-1) @ F.normalize(classes, dim=-1).T
+        unit = frames if config.normalise == "video" else F.normalize(frames, dim=-1)
+        frozen = F.normalize(unit.mean(1), dim=-1) @ F.normalize(classes, dim=-1).T
         return model(frames, text), frozen
 
     return started
@@ -367,14 +369,25 @@ def test_other_designs_start_at_frozen_clip_too(started, settings):
     torch.testing.assert_close(scores.cosine, frozen, rtol=0, atol=1e-4)
 
 
-def test_the_preset_starts_within_what_positions_and_eq_9_add(started):
+@pytest.mark.parametrize("base", ["paper", "words"])
+def test_it_starts_within_what_positions_and_eq_9_add(started, base):
     """v_hat = 2 m + beta * sum_t S_t (2 f_t + p_t), m the mean: an angle of at most that sum
     against 2 m; beta is 0.1."""
-    scores, frozen = started()
+    scores, frozen = started(base=base)
     torch.testing.assert_close(scores.cosine, frozen, rtol=0, atol=0.02)
     assert torch.equal(scores.cosine.argmax(1), frozen.argmax(1))
-    alone, _ = started("temporal_layers=0")
+    alone, _ = started("temporal_layers=0", base=base)
     torch.testing.assert_close(alone.cosine, frozen, rtol=0, atol=0.02)
+
+
+def test_the_preset_starts_with_frozen_clips_logits(started):
+    """Without frame positions and Eq. 9: unit frames, their mean, CLIP's own temperature."""
+    scores, frozen = started("temporal_layers=0", "word_guided=false", base="words")
+    tau = clips.load(ClipName(model=TINYCLIP, pretrained=None)).temperature
+    assert abs(tau - 0.01) > 0.02
+    torch.testing.assert_close(scores.logits, frozen / tau, rtol=0, atol=1e-4)
+    raw, _ = started("temporal_layers=0", "word_guided=false", "normalise=video", base="words")
+    assert (raw.logits - frozen / tau).abs().max() > 1e-3
 
 
 def test_a1_does_not_start_at_frozen_clip(started):
@@ -430,13 +443,15 @@ def test_the_pick_by_words_sums_over_the_words(clip, text, build):
     assert torch.equal(model(frames, text).picked, torch.stack(likeness, 1).argmax(1))
 
 
-def test_frames_on_the_sphere_and_a_video_that_is_not(text, build):
+@pytest.mark.parametrize("normalise", ["frames", "both"])
+def test_frames_on_the_sphere_and_a_video_there_or_not(text, build, normalise):
     frames, _ = make()
-    model = build(load(overrides=["normalise=frames"], base="baseline"))
+    model = build(load(overrides=[f"normalise={normalise}"], base="baseline"))
     scores = model(frames, text)
     unit = F.normalize(model.temporal(frames), dim=-1)
     torch.testing.assert_close(scores.video, unit.mean(1))
-    want = unit.mean(1) @ F.normalize(scores.classes[0], dim=-1).T
+    video = unit.mean(1) if normalise == "frames" else F.normalize(unit.mean(1), dim=-1)
+    want = video @ F.normalize(scores.classes[0], dim=-1).T
     torch.testing.assert_close(scores.cosine, want)
 
 
@@ -446,6 +461,14 @@ def test_a_learned_temperature_starts_at_the_setting(text, build):
     learned = build(TrainConfig(temperature=0.07, learn_temperature=True), shaken=False)
     torch.testing.assert_close(learned(frames, text).logits, fixed, rtol=1e-4, atol=1e-4)
     assert learned.parameter_counts()["temperature"] == 1
+
+
+def test_clips_own_temperature_needs_a_clip(build):
+    with pytest.raises(ConfigError) as refused:
+        build(TrainConfig(temperature=None))
+    assert str(refused.value) == (
+        "temperature: none is CLIP's own; put its number in its place"
+    )
 
 
 def test_autocast_changes_little_and_keeps_cosines_float32(text, build):
