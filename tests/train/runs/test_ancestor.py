@@ -352,7 +352,8 @@ def test_base_to_novel_starts_from_a_run(splits, parent, tmp_path):
     assert (kept["after"], kept["blend"]) == ("big", 0.5)
     ours = kept["results"]["novel"][0][0]
     assert (ours["after"], ours["blend"], ours["shots"]) == ("big", 0.5, 2)
-    settings = [*SHORT, "lr=0.01", "epochs=3", "frames=6", "context_start=random"]
+    paper = ["context_start=random", "normalise=video", "temperature=0.01"]
+    settings = [*SHORT, "lr=0.01", "epochs=3", "frames=6", *paper]
     anew = {**ask, "start": None, "overrides": settings}
     with pytest.raises(StoreMismatchError, match="began with the weights of another run, or a"):
         base2novel(splits.path, **anew)
