@@ -70,7 +70,9 @@ def draw(curves: dict[str, dict[str, list[float]]], file: Path) -> None:
         for found in curves.values():
             panel.plot(EPOCHS, found[name], color="#1b7f5f", label="bieff", linewidth=1.2)
         panel.plot(EPOCHS, found[f"frozen {name}"], "--", color="#666666", label="frozen CLIP")
-        panel.set(title=name, xlabel="epochs", ylim=(0, 101), xticks=range(0, EPOCHS[-1] + 1, 2))
+        panel.set(
+            title=name, xlabel="epochs", ylim=(0, 101), xticks=range(0, EPOCHS[-1] + 1, 2)
+        )
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("top-1, percent")
     handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
