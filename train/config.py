@@ -102,10 +102,9 @@ class TrainConfig:
     vector_gates: bool = False
     """Let alpha and beta be D-vectors (authors' release) instead of numbers."""
 
-    normalise: Literal["video", "frames", "both"] = "video"
+    normalise: Literal["video", "frames"] = "video"
     """Vectors scaled to length 1: the video, as the cosine of Eq. 10 says, or each frame
-    before pooling and the video not again (authors' release), or first frames and then the
-    video, as for frozen CLIP."""
+    before pooling and the video not again (authors' release)."""
 
     temperature: float | None = 0.01
     """tau of Eq. 10; none takes CLIP's own, which is 0.01 for OpenAI's."""
@@ -220,7 +219,7 @@ class TrainConfig:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "words": {
         "context_start": "This is a video about",
-        "normalise": "both",
+        "normalise": "frames",
         "temperature": None,
     },
     "paper": {},
@@ -251,9 +250,9 @@ DEFAULT_PRESET = "words"
 def preset(name: str) -> TrainConfig:
     """One of the named starting points.
 
-    `words` is what the commands take: the paper's method and settings, but started at frozen
-    CLIP: its tokens from the hand-crafted template, and frames averaged and compared as CLIP
-    does.  `paper` starts the tokens random; the paper itself is silent.
+    `words` is what the commands take: the paper's method and settings, started at frozen CLIP.
+    Its tokens start from the hand-crafted template (the paper is silent), and a score is the
+    mean of unit frames' cosines over CLIP's own tau.  `paper` starts the tokens random.
     `baseline` is Table 4's first row: temporal transformer and nothing else.  `released` is
     what the authors' code does where it differs from the paper, on the stored frames; the
     release itself takes the patch tokens, which is `prompts_see = "patches"` on a store that

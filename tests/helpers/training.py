@@ -37,7 +37,6 @@ DESIGNS = {
     "word rows": ["word_rows=prompt"],
     "vector gates": ["vector_gates=true"],
     "normalise frames": ["normalise=frames"],
-    "normalise both": ["normalise=both"],
     "learn temperature": ["learn_temperature=true"],
     "multi-hot": ["targets=multi-hot"],
 }

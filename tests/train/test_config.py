@@ -147,7 +147,7 @@ def test_a_whole_number_longer_than_any_float_is_refused():
 def test_words_start_at_frozen_clip_and_change_nothing_else():
     words = preset("words")
     assert words == TrainConfig(
-        context_start="This is a video about", normalise="both", temperature=None
+        context_start="This is a video about", normalise="frames", temperature=None
     )
     assert words.context_start + " {}" == HAND_CRAFTED
 

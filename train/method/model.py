@@ -209,7 +209,7 @@ class BiEfficient(nn.Module):
         if self.post_prompt is not None:
             classes = self.post_prompt(classes, visual)
 
-        if self.config.normalise != "video":
+        if self.config.normalise == "frames":
             temporal = F.normalize(temporal, dim=-1)
         video, picked, weights = temporal.mean(dim=1), None, None
         if self.word_guided is not None:

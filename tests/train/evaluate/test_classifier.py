@@ -27,7 +27,7 @@ DESCRIBED = Descriptions(
 DESIGNS = {
     "paper": [],
     "released": ["normalise=frames", "vector_gates=true", "learn_temperature=true"],
-    "as frozen CLIP": ["normalise=both", "temperature=none"],
+    "as frozen CLIP": ["normalise=frames", "temperature=none"],
     "no word guide": ["word_guided=false"],
     "one prompt for all videos": ["prompt=learnable", "post_prompt=false"],
 }
@@ -63,7 +63,7 @@ def one_by_one(run, clip, frames, described, categories):
             unit = [F.normalize(one.classes[0, 0], dim=0) for one in said]
             of_class[category] = sum(unit) / len(unit)
         temporal = model.temporal(video[None])
-        if model.config.normalise != "video":
+        if model.config.normalise == "frames":
             temporal = F.normalize(temporal, dim=-1)
         mean = temporal[0].mean(dim=0)
         best = max(alone, key=lambda one: F.cosine_similarity(mean, one.classes[0, 0], dim=0))

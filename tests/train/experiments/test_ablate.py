@@ -122,7 +122,7 @@ NOTHING = {"prompt": "none", "post_prompt": False, "word_guided": False}
 PROMPTS = {"post_prompt": False, "word_guided": False}
 WORDS = {
     "context_start": "This is a video about",
-    "normalise": "both",
+    "normalise": "frames",
     "temperature": None,
 }
 WANT = {
