@@ -469,7 +469,7 @@ def import_(file: Path, to: Path | None) -> None:
 @_out("Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]")
 @_shorter("Frames of a video; a divisor of the store's.  [default: all]")
 @_from("A finished run to start from, and to take the settings of.")
-@_option("--preset", "words, paper, baseline or released.  [default: words]")
+@_option("--preset", "words, paper, baseline or released.  [default: words, or that of --from]")
 @_option("--config", "A TOML file of settings.", _FILE)
 @_set("One setting; may be repeated.")
 @_settings("bieff.train.config:TrainConfig")

@@ -317,6 +317,14 @@ def test_the_commands_run_the_same_again(told, world):
     assert same[0] == same[1]
 
 
+def test_a_protocol_that_the_run_brings_is_not_asked_for(told):
+    opened = open_run(told)
+    few = {"model": "bieff", "dataset": "shapes", "protocol": "fewshot", "shots": 4}
+    lines = [line for line, _ in commands(opened, None, [few, {**few, "blend": 0.5}])]
+    assert f"bieff eval {told}" in lines  # as `--protocol fewshot` is no choice
+    assert f"bieff eval {told} --blend 0.5" in lines
+
+
 def test_a_typed_command_is_shown_as_it_was_typed(told):
     record = {
         **open_run(told).record,

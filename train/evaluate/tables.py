@@ -119,7 +119,8 @@ def paper_lines(results: Sequence[Result]) -> list[str]:
 
 def _paper_line(results: list[Result]) -> str:
     first = results[0]
-    what = f"{first.dataset}, {first.protocol} ({_lists(first)})"
+    protocol = protocol_name(first.protocol, first.shots, None)  # `_figures` says after what
+    what = f"{first.dataset}, {protocol} ({_lists(first)})"
     figures = "; ".join(_figures(result) for result in results)
     counted = f"{first.n_evaluated:,} of {first.n_listed:,} videos"
     if first.n_undecodable:

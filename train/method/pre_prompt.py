@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bieff.clip import Clip
-from bieff.features.errors import ConfigError
+from bieff.features.errors import ConfigError, InputError
 from bieff.train.config import TrainConfig
 from bieff.train.method.attention import TOKEN_STD, AttentionBlock, linear, quick_gelu
 from bieff.train.text.whole import token_embedding
@@ -249,7 +249,13 @@ def embedded_words(config: TrainConfig, clip: Clip) -> Float[Tensor, "M W"] | No
                 f"context_start: {clip.name!s} never learned the word {word!r}, its row in "
                 "the token table is zero; use other words, or context_start=random"
             )
-    return rows(words)
+    try:
+        return rows(words)
+    except InputError:
+        raise ConfigError(
+            f"context_start: {len(words.split())} words are more than the text tower has "
+            "positions for; use fewer"
+        ) from None
 
 
 def learned_tokens(

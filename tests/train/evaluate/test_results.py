@@ -122,6 +122,9 @@ def test_a_line_for_a_paper_says_everything():
         "1 crops; class names: the data set's (abc); store 0123456789ab"
     )
     assert len(paper_lines([make(), make(protocol="full")])) == 2
+    (few,) = paper_lines([make(protocol="fewshot", shots=4, after="k400")])
+    assert few.startswith("hmdb51, fewshot 4 (")
+    assert "[run k400, last weights, after k400, pre-prompt]" in few
 
 
 def test_the_worst_class_comes_first():

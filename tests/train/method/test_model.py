@@ -403,6 +403,14 @@ def test_a_word_that_clip_never_learned_is_refused(started):
     )
 
 
+def test_more_words_than_the_tower_has_positions_for_are_refused(started):
+    with pytest.raises(ConfigError) as refused:
+        started(words=" ".join(90 * ["about"]))
+    assert str(refused.value) == (
+        "context_start: 90 words are more than the text tower has positions for; use fewer"
+    )
+
+
 def test_hand_crafted_is_the_template_filled_in(clip, text, build):
     model = build(load(overrides=["prompt=hand-crafted"], base="baseline"))
     got = model(make()[0], text).classes
