@@ -351,7 +351,7 @@ def test_no_worker_outlives_its_parent(folder, end):
         children = [int(child) for task in tasks for child in task.read_text().split()]
         assert len(children) == 2
         os.killpg(parent.pid, end)
-        _, errors = parent.communicate(timeout=10)
+        _, errors = parent.communicate(timeout=60)
     assert parent.returncode != 0
     wait_for_end(children)
     lines = errors.strip().splitlines()
