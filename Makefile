@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up .venv by themselves; nothing outside this folder is touched.
 PYTHON ?= python3
 BIN := .venv/bin
+USABLE := .venv/.usable
 READY := .venv/.ready
 
 .PHONY: help demo test slow long lowest gpu wheels check size dev link clean
@@ -8,14 +9,18 @@ READY := .venv/.ready
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-$(READY): constraints.txt pyproject.toml
+$(USABLE): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "bieff needs Python 3.11 or newer, got " + sys.version'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $(USABLE)
+
+$(READY): $(USABLE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-demo: $(READY)  ## both stages and the zero-shot evaluation on clips made here, no download
+demo: $(USABLE)  ## both stages and the zero-shot evaluation on clips made here, no download
 	$(BIN)/bieff demo
 
 test: $(READY)  ## the fast tests, on all cores (pytest-xdist)
