@@ -13,7 +13,7 @@ from typing import Any
 from bieff.features.files import parse_json
 from bieff.features.store import FeatureStore
 from bieff.train.config import TrainConfig
-from bieff.train.evaluate.lists import BASE, FEW_SHOT, NOVEL
+from bieff.train.evaluate.lists import OF_FEW_VIDEOS
 from bieff.train.evaluate.results import QUESTION
 from bieff.train.runs.metrics import METRICS
 from bieff.train.runs.run import RECORD, RESULTS, Run
@@ -122,7 +122,7 @@ def _evaluations(run: Run, results: Sequence[Mapping[str, Any]]) -> list[str]:
         words = ["bieff", "zeroshot", dataset, "--run", str(run.path)]
         if dataset == run.record["data_set"]:
             words = ["bieff", "eval", str(run.path)]
-        if protocol not in (FEW_SHOT, BASE, NOVEL):  # these go with the run
+        if protocol not in OF_FEW_VIDEOS:
             words += ["--protocol", protocol]
         words += ["--best"] if record.get("weights") == "best" else []
         if record.get("names") is not None:

@@ -22,6 +22,8 @@ from bieff.features.schema import UNLABELLED
 from bieff.features.store import FeatureStore, Partition
 
 FEW_SHOT, BASE, NOVEL = "fewshot", "base2novel-base", "base2novel-novel"
+OF_FEW_VIDEOS = (FEW_SHOT, BASE, NOVEL)
+"""Protocols of a run on few videos; the run decides which of them it is asked."""
 
 PROTOCOLS: Mapping[str, str | None] = {
     "closed": "val",
@@ -29,9 +31,7 @@ PROTOCOLS: Mapping[str, str | None] = {
     "full": "all",
     "half10": "all",
     "k600": "val",
-    FEW_SHOT: None,
-    BASE: None,
-    NOVEL: None,
+    **dict.fromkeys(OF_FEW_VIDEOS),
 }
 """Each protocol by name -> the partition it asks about; None: where `split_lists` has the test
 list."""

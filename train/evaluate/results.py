@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int
 
 from bieff.features.errors import InputError
 from bieff.features.files import parse_json, waiting_for, write_atomically
-from bieff.train.evaluate.lists import BASE, FEW_SHOT, NOVEL, EvalList
+from bieff.train.evaluate.lists import OF_FEW_VIDEOS, EvalList
 from bieff.train.evaluate.scores import About, ModelScores, ScoreTable
 
 QUESTION = (
@@ -153,7 +153,7 @@ class Result:
 
 def protocol_name(protocol: str, shots: object, after: object) -> str:
     """A protocol and what the run had seen: "fewshot 4 after k400"."""
-    few = f" {shots}" if shots and protocol in (FEW_SHOT, BASE, NOVEL) else ""
+    few = f" {shots}" if shots and protocol in OF_FEW_VIDEOS else ""
     return f"{protocol}{few}" + (f" after {after}" if after else "")
 
 
