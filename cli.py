@@ -128,6 +128,9 @@ _blend = _option(
     metavar="WEIGHT",
 )
 _from = partial(_option, "--from start", kind=_FOLDER, metavar="RUN")
+_preset = _option(
+    "--preset", "words, paper, baseline or released.  [default: words, or that of --from]"
+)
 
 
 def _windows(text: str) -> _Decorator:
@@ -469,7 +472,7 @@ def import_(file: Path, to: Path | None) -> None:
 @_out("Folder of the run.  [default: runs/STORE, then runs/STORE-2, ...]")
 @_shorter("Frames of a video; a divisor of the store's.  [default: all]")
 @_from("A finished run to start from, and to take the settings of.")
-@_option("--preset", "words, paper, baseline or released.  [default: words, or that of --from]")
+@_preset
 @_option("--config", "A TOML file of settings.", _FILE)
 @_set("One setting; may be repeated.")
 @_settings("bieff.train.config:TrainConfig")
@@ -777,6 +780,7 @@ def ablate(tables: str, zeroshot: str, **options: Any) -> None:
 @_split
 @_from("A finished run to start from, trained on another set.")
 @_blend
+@_preset
 @_set("A setting of training; may be repeated.")
 @_out("Folder.  [default: runs/STORE-base2novel]")
 @_named

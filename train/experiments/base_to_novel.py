@@ -71,6 +71,7 @@ def base2novel(
     draws: int,
     steps_bar: Bar,
     videos_bar: Bar,
+    preset: str | None = None,
     overrides: Sequence[str] = (),
     out: Path | None = None,
     split: str | None = None,
@@ -90,10 +91,11 @@ def base2novel(
         draws: How many; draw i has the seed of the settings plus i.
         steps_bar: Watches training, and has a method `say` for a line.
         videos_bar: Watches evaluating.
+        preset: Settings to begin with; None takes those of `start`, or the commands' own.
         overrides: `name=value` of settings.
         out: Folder; `runs/STORE-base2novel` by default.
         split: Official split; None takes the first.
-        start: A run to start every draw from; its settings are those of the draws.
+        start: A run to start every draw from.
         blend: Share of the trained weights at evaluation, see `load_model`.
         model: The CLIP, named; None takes the store's if it is here already.
         pretrained: Its weights.
@@ -113,7 +115,7 @@ def base2novel(
         raise ConfigError(f"draws must be positive, got {draws}")
     parent = None if start is None else open_run(start)
     config = settings.load(
-        overrides=overrides, base=settings.DEFAULT_PRESET if parent is None else parent.base
+        overrides=overrides, base=preset or (parent.base if parent else settings.DEFAULT_PRESET)
     )
     store = FeatureStore.open(features)
     out = out or Path("runs") / f"{features.resolve().name}-{PROTOCOL}"
