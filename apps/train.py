@@ -19,7 +19,7 @@ from bieff.train.fit.cost import slow_text
 from bieff.train.fit.few_shot import FewShotDraw, FewShotOptions
 from bieff.train.fit.loop import train
 from bieff.train.fit.step import prepare
-from bieff.train.runs.ancestor import Ancestor
+from bieff.train.runs.ancestor import Ancestor, after
 from bieff.train.runs.run import Run, clip_of, lineage, newest_run, open_run
 
 RUNS = Path("runs")
@@ -187,13 +187,15 @@ def _plan(
 ) -> str:
     trainer = prepare(store, clip, config, shots=shots, ancestors=ancestors)
     with trainer.batches:
-        note = slow_text(trainer)
-        return (
+        lines = [
             f"{len(trainer.features):,} videos, {len(trainer.class_names)} classes, "
-            f"{trainer.num_frames} frames, {trainer.num_steps:,} steps\n"
-            f"{trainer.features.text()}\n{note + chr(10) if note else ''}"
-            f"{describe(trainer.model.parameter_counts(), clip)}"
-        )
+            f"{trainer.num_frames} frames, {trainer.num_steps:,} steps",
+            trainer.features.text(),
+            f"starts from {ancestors[0].run}, after {after(ancestors)}" if ancestors else "",
+            slow_text(trainer) or "",
+            describe(trainer.model.parameter_counts(), clip),
+        ]
+    return "\n".join(filter(None, lines))
 
 
 def _summary(run: Run, clip: Clip) -> str:

@@ -170,6 +170,7 @@ def test_the_command_takes_the_other_runs_settings(splits, parent, tmp_path):
     assert run.id == "a"
     planned = bieff("--dry-run", "--set", "epochs=3")
     assert "10 videos, 5 classes, 6 frames, 3 steps" in planned.output
+    assert "\nstarts from parent, after big\n" in planned.output
     for asked, message in (
         (
             ("--set", "num_context=5", "--set", "alpha=1"),
@@ -352,9 +353,10 @@ def test_base_to_novel_starts_from_a_run(splits, parent, tmp_path):
     assert (kept["after"], kept["blend"]) == ("big", 0.5)
     ours = kept["results"]["novel"][0][0]
     assert (ours["after"], ours["blend"], ours["shots"]) == ("big", 0.5, 2)
-    paper = ["context_start=random", "normalise=video", "temperature=0.01"]
-    settings = [*SHORT, "lr=0.01", "epochs=3", "frames=6", *paper]
-    anew = {**ask, "start": None, "overrides": settings}
+    with pytest.raises(ConfigError, match="prompt: the run has 'pre-prompt', asked for 'none'"):
+        base2novel(splits.path, **{**ask, "overrides": SHORT}, preset="baseline")
+    settings = [*SHORT, "lr=0.01", "epochs=3", "frames=6"]
+    anew = {**ask, "start": None, "preset": "paper", "overrides": settings}
     with pytest.raises(StoreMismatchError, match="began with the weights of another run, or a"):
         base2novel(splits.path, **anew)
 
@@ -469,6 +471,7 @@ def test_figures_of_a_blend_say_so(clip, seen, parent, tmp_path):
     page = report(run=run, with_videos=False).read_text()
     assert "BiEfficient, blend 0.5" in page
     assert "mix of both, 0.25 ours, blend 0.5" in page
+    assert page.count("top-1; frozen CLIP") == 1  # no large figure for a blend
     lines = commands(open_run(run), None, read_results(open_run(run)))
     assert any(line.endswith("--mix 0.25 --blend 0.5") for line, _ in lines)
 
