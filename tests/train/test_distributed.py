@@ -157,7 +157,7 @@ def test_several_processes_stop_together_and_go_on(store, tmp_path):
     out = tmp_path / "run"
     arguments = ["-m", "bieff.cli", "train", "--features", store.path, "--device", "cpu"]
     arguments += fake.named(store).words
-    settings = ("batch_size=11", "epochs=70", "warmup_epochs=1", "save_seconds=0.05")
+    settings = ("batch_size=11", "epochs=30", "warmup_epochs=1", "save_seconds=0.05")
     for setting in settings:
         arguments += ["--set", setting]
     process = torchrun(2, *arguments, "--out", out)
@@ -175,4 +175,4 @@ def test_several_processes_stop_together_and_go_on(store, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
     lines = [(path / "metrics.jsonl").read_text() for path in (tmp_path / "straight", out)]
     assert lines[0] == lines[1]
-    assert json.loads(lines[0].splitlines()[-1])["epoch"] == 70
+    assert json.loads(lines[0].splitlines()[-1])["epoch"] == 30

@@ -271,7 +271,7 @@ def test_a_killed_run_goes_on_without_the_weights_it_started_from(
 def test_a_process_that_is_killed_goes_on(clip, splits, parent, tmp_path):
     named = [*fake.named(splits).words, "--device", "cpu"]
     words = ["train", "--features", splits.path, "--shots", 2, "--from", parent.path, *named]
-    words += ["--set", "epochs=300", "--set", "save_seconds=0.02"]
+    words += ["--set", "epochs=150", "--set", "save_seconds=0.02"]
     bieff = [sys.executable, "-P", "-m", "bieff.cli"]
     out = tmp_path / "killed"
     process = subprocess.Popen([*bieff, *map(str, [*words, "--out", out])])
@@ -284,7 +284,7 @@ def test_a_process_that_is_killed_goes_on(clip, splits, parent, tmp_path):
     resume = ["train", "--resume", "--out", out, *named]
     subprocess.run([*bieff, *map(str, resume)], check=True)
     assert open_run(out).record["resumed"][0]["step"] > 0
-    config = dataclasses.replace(parent.base, epochs=300)
+    config = dataclasses.replace(parent.base, epochs=150)
     more = {"shots": draw_shots(splits, shots=2), "ancestors": lineage(parent, clip, config)}
     whole = train(splits, clip, config, tmp_path / "whole", watch=quiet, **more)
     assert_equal(load_file(whole.path / LAST), load_file(out / LAST))
